@@ -1,0 +1,43 @@
+# The one library that users link, made of the rooms' objects.
+set(rooms ncollapse_host ncollapse_cpu ncollapse_io)
+if(NCOLLAPSE_HAS_CUDA)
+  list(APPEND rooms ncollapse_cuda)
+endif()
+
+add_library(ncollapse_parts INTERFACE)  # for tests: the same objects, with hidden symbols in reach
+foreach(room IN LISTS rooms)
+  target_link_libraries(ncollapse_parts INTERFACE ${room} $<TARGET_OBJECTS:${room}>)
+endforeach()
+target_link_libraries(ncollapse_parts INTERFACE BLAS::BLAS ${LAPACKE_LIBRARY} OpenMP::OpenMP_CXX PkgConfig::libzip)
+if(NCOLLAPSE_HAS_CUDA)
+  target_link_libraries(ncollapse_parts INTERFACE CUDA::cudart CUDA::cublas CUDA::cusolver)
+endif()
+
+add_library(ncollapse SHARED)
+add_library(ncollapse::ncollapse ALIAS ncollapse)
+foreach(room IN LISTS rooms)
+  target_sources(ncollapse PRIVATE $<TARGET_OBJECTS:${room}>)
+endforeach()
+target_link_libraries(ncollapse PRIVATE BLAS::BLAS ${LAPACKE_LIBRARY} OpenMP::OpenMP_CXX PkgConfig::libzip)
+if(NCOLLAPSE_HAS_CUDA)
+  target_link_libraries(ncollapse PRIVATE CUDA::cudart CUDA::cublas CUDA::cusolver)
+endif()
+target_compile_features(ncollapse PUBLIC cxx_std_20)
+set_target_properties(ncollapse PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR} LINKER_LANGUAGE CXX)
+generate_export_header(ncollapse EXPORT_FILE_NAME ${PROJECT_BINARY_DIR}/include/ncollapse/export.hpp)
+configure_file(cmake/version.hpp.in ${PROJECT_BINARY_DIR}/include/ncollapse/version.hpp @ONLY)
+file(GLOB public_headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/include/ncollapse/*.hpp)
+target_sources(ncollapse PUBLIC FILE_SET HEADERS
+  BASE_DIRS ${PROJECT_SOURCE_DIR}/include ${PROJECT_BINARY_DIR}/include
+  FILES ${public_headers} ${PROJECT_BINARY_DIR}/include/ncollapse/export.hpp
+        ${PROJECT_BINARY_DIR}/include/ncollapse/version.hpp)
+
+# --- install: find_package(ncollapse), then ncollapse::ncollapse
+install(TARGETS ncollapse EXPORT ncollapseTargets FILE_SET HEADERS
+        LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+install(EXPORT ncollapseTargets NAMESPACE ncollapse:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/ncollapse)
+configure_package_config_file(cmake/ncollapseConfig.cmake.in ${PROJECT_BINARY_DIR}/ncollapseConfig.cmake
+                              INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/ncollapse)
+write_basic_package_version_file(${PROJECT_BINARY_DIR}/ncollapseConfigVersion.cmake COMPATIBILITY SameMajorVersion)
+install(FILES ${PROJECT_BINARY_DIR}/ncollapseConfig.cmake ${PROJECT_BINARY_DIR}/ncollapseConfigVersion.cmake
+        DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/ncollapse)

@@ -1,0 +1,198 @@
+// The seam between the algorithms (host/) and the devices (host/cpu/, cuda/). A backend is a handful of verbs in the
+// language of the mission; state that grows with N, K d or d^2 stays in its memory, K-sized results come to the host.
+// One virtual call per batch. All arithmetic is double unless a verb says otherwise; every verb is deterministic: same
+// inputs, same device, same thread count, same bits.
+//
+// Symbols: K classes, d feature dimension, n_k class counts, r_k frozen shift, m_k class mean.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "ncollapse/accumulator.hpp"
+#include "ncollapse/context.hpp"
+#include "ncollapse/types.hpp"
+
+namespace ncollapse {
+
+/// A row-major array in a backend's memory. Copies share the memory.
+template <class T>
+struct Array {
+  std::shared_ptr<T> memory;
+  Index rows = 0, cols = 0;
+
+  T* data() const { return memory.get(); }
+  Index size() const { return rows * cols; }
+  Index bytes() const { return size() * static_cast<Index>(sizeof(T)); }
+  explicit operator bool() const { return memory != nullptr; }
+};
+using Matrix = Array<double>;
+using IndexArray = Array<Index>;
+
+/// The streaming state (performance notes: README, "How it stays exact"). With z = x - r_y for every sample x of class
+/// y:  sums_k = sum z,  square_sums_k = sum |z|^2,  scatter = sum a_y z z^T.
+struct MomentState {
+  Index classes = 0, dim = 0;
+  Statistics statistics = Statistics::full;
+  IndexArray counts;    ///< [K x 1] n_k
+  Matrix shifts;        ///< [K x d] r_k: the class's first sample in stream order; 0 before it came
+  Matrix sums;          ///< [K x d]
+  Matrix square_sums;   ///< [K x 1]; null for Statistics::means
+  Matrix scatter;       ///< [d x d], only the lower triangle (column <= row) is kept; null below Statistics::full
+  Matrix scatter_scale; ///< [K x 1] sqrt(a_k); null when every a_k is 1
+};
+
+/// What is wrong with a batch. A verb that reports any fault has changed nothing.
+struct BatchFaults {
+  Index bad_labels = 0;       ///< labels outside 0 .. K-1
+  Index bad_label_row = -1;   ///< the first of them: its row in the batch
+  Index bad_label = 0;        ///< and its value
+  Index nonfinite = 0;        ///< NaN or infinite feature values
+  Index nonfinite_row = -1;   ///< the row of the first of them
+  Index nonfinite_col = -1;
+
+  bool any() const { return bad_labels != 0 || nonfinite != 0; }
+};
+
+/// Centres, classifier and counters for counting decisions.
+struct DecisionState {
+  Index classes = 0, dim = 0;
+  Matrix centres;           ///< [S x d] means of the S classes that have samples
+  IndexArray centre_class;  ///< [S x 1] their class numbers, ascending
+  Matrix weights;           ///< [K x d] W; null without a classifier
+  Matrix bias;              ///< [1 x K] b (zeros when the head has none); null without a classifier
+  IndexArray counters;      ///< [4 x K] rows: samples, correct_centre, correct_classifier, agree
+  std::shared_ptr<void> prepared;  ///< the backend's own derived data (norms, narrower copies); made on first use
+};
+
+/// All pairs j < k of rows of one matrix A [R x d], and the two Gram residuals over all ordered (j, k).
+struct PairQuery {
+  std::vector<double> norms;      ///< |a_k| [R]
+  double gram_norm = 0;           ///< |A A^T|_F
+  std::vector<double> offsets;    ///< [R] u; the uncentred Gram is (A A^T)_jk + u_j + u_k. Empty: all 0
+  double frame_norm = 0;          ///< Frobenius norm of the uncentred Gram
+  std::vector<double> variances;  ///< [R] v_k for CDNV and `nearest_squared`; empty: those are not computed
+};
+
+/// Sums over pairs are taken about the simplex ETF's values, so that a collapsed geometry loses no digits:
+/// e = cos_jk + 1/(R-1);  f = |a^_j - a^_k| - s;  g = log(1/|a^_j - a^_k|) + log s;  s = sqrt(2R/(R-1)), ^ = unit norm.
+struct PairSums {
+  double etf_residual = 0;    ///< sum over ordered (j,k), diagonal included, of (G_jk/|G|_F - E_jk)^2, E = (I - 11^T/R)/sqrt(R-1)
+  double frame_residual = 0;  ///< the same with the uncentred Gram and I/sqrt(R)
+  Index angles = 0;           ///< pairs j<k with both norms > 0: the pairs in the sums below
+  double cos_sum = 0, cos_square_sum = 0, cos_abs_sum = 0;  ///< sums of e, e^2, |e|
+  double cos_max = -2;                                      ///< largest cos_jk; -2 when there is no pair
+  double distance_sum = 0, distance_square_sum = 0;         ///< sums of f, f^2
+  double min_unit_distance = 4;                             ///< smallest |a^_j - a^_k|; 4 when there is no pair
+  Index coincident_directions = 0;                          ///< pairs with |a^_j - a^_k| = 0, left out of the log sums
+  double log_sum = 0, log_square_sum = 0;                   ///< sums of g, g^2
+  double cdnv_sum = 0;                 ///< sum over j<k of (v_j + v_k) / (2 |a_j - a_k|^2)
+  Index coincident_means = 0;          ///< pairs with |a_j - a_k| = 0, left out of cdnv_sum
+  std::vector<double> nearest_squared; ///< [R] min over j != k of |a_k - a_j|^2
+};
+
+/// All entries of P = A B^T, A and B [R x d].
+struct ProductQuery {
+  double product_norm = 0;          ///< |P|_F
+  std::vector<double> row_offsets;  ///< [R] u; the uncentred product is P_jk + u_j
+  double frame_norm = 0;            ///< Frobenius norm of the uncentred product; 0: frame_residual is not wanted
+};
+struct ProductSums {
+  double etf_residual = 0;    ///< sum of (P_jk/|P|_F - E_jk)^2
+  double frame_residual = 0;  ///< sum of ((P_jk + u_j)/frame_norm - I_jk/sqrt(R))^2
+};
+
+struct PinvTrace {
+  double value = 0;  ///< tr(B A^+ B^T)
+  Index rank = 0;    ///< of A, as used
+};
+
+enum class Transpose { no, yes };
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual const DeviceInfo& info() const = 0;
+
+  // --- memory. Throws DeviceError when it does not fit.
+  /// Zeroed memory of at least `bytes` bytes (0 allowed), freed with its last owner.
+  virtual std::shared_ptr<void> allocate(Index bytes) = 0;
+  virtual void upload(void* to, const void* host, Index bytes) = 0;    ///< host memory may be reused at return
+  virtual void download(void* host, const void* from, Index bytes) = 0;  ///< waits
+  virtual void copy(void* to, const void* from, Index bytes) = 0;
+  /// A copy as doubles, from any dtype, stride and memory space.
+  virtual Matrix import(const MatrixView& source) = 0;
+
+  // --- batches. Features and labels in host or device memory (device only for CUDA). Both check every label and every
+  // feature first; with a fault they change nothing. Shapes were checked by the caller. 0 rows are allowed.
+  /// Updates the state by one batch. A class that had no sample takes its first row in stream order as its shift.
+  virtual BatchFaults add_batch(MomentState& state, const MatrixView& features, const LabelView& labels) = 0;
+  /// Counts decisions: centre decision argmin_k sum_j (h_j - m_kj)^2, classifier decision argmax_k (w_k . h + b_k),
+  /// as direct double-precision evaluation of these formulas gives them, ties to the lowest class. Scores of lower
+  /// precision may only decide rows whose margin exceeds a rigorous error bound.
+  virtual BatchFaults decide_batch(DecisionState& state, const MatrixView& features, const LabelView& labels) = 0;
+
+  // --- dense algebra on matrices of this backend. Shapes are the caller's duty; empty matrices are allowed.
+  /// out_k = a_k A_k + b_k B_k for every row k; a, b [rows]. B may be null (then b is not read). out may be A or B.
+  virtual void combine_rows(const std::vector<double>& a, const Matrix& A, const std::vector<double>& b, const Matrix& B,
+                            Matrix& out) = 0;
+  /// out_i = A_{index_i}: picks rows (host indices).
+  virtual Matrix select_rows(const Matrix& A, const std::vector<Index>& index) = 0;
+  /// A_k -= centre for every row; centre [cols].
+  virtual void centre_rows(Matrix& A, const std::vector<double>& centre) = 0;
+  /// sum_k w_k A_k, [cols]; w [rows].
+  virtual std::vector<double> weighted_row_sum(const Matrix& A, const std::vector<double>& w) = 0;
+  /// <A_k, B_k> for every row k, [rows].
+  virtual std::vector<double> row_dots(const Matrix& A, const Matrix& B) = 0;
+  /// sum_ij A_ij B_ij.
+  virtual double inner(const Matrix& A, const Matrix& B) = 0;
+  /// op(A) op(B).
+  virtual Matrix product(const Matrix& A, Transpose transpose_a, const Matrix& B, Transpose transpose_b) = 0;
+  /// Lower triangle of T += alpha A^T A; A [R x d], T [d x d].
+  virtual void add_gram(double alpha, const Matrix& A, Matrix& T) = 0;
+  /// Copies the lower triangle to the upper one.
+  virtual void mirror_lower(Matrix& A) = 0;
+  /// Symmetric eigenproblem; A [n x n], lower triangle read. Returns the eigenvalues in ascending order; row i of A
+  /// becomes the unit eigenvector i. Throws Error(internal) when the solver fails.
+  virtual std::vector<double> eigh(Matrix& A) = 0;
+  /// tr(B A^+ B^T) for a positive semi-definite A [n x n] (lower triangle read, destroyed) whose range holds the rows
+  /// of B [R x n]. Directions of A below n eps max_i(A_ii) count as outside its range.
+  virtual PinvTrace pinv_trace(Matrix& A, const Matrix& B) = 0;
+  /// One tiled sweep; nothing of size R x R is stored. Distances below 1e-2 of the norms are recomputed from the rows.
+  virtual PairSums pair_sums(const Matrix& A, const PairQuery& query) = 0;
+  virtual ProductSums product_sums(const Matrix& A, const Matrix& B, const ProductQuery& query) = 0;
+
+  // --- conveniences over the verbs above.
+  Matrix matrix(Index rows, Index cols) {
+    return {std::static_pointer_cast<double>(allocate(rows * cols * static_cast<Index>(sizeof(double)))), rows, cols};
+  }
+  IndexArray index_array(Index rows, Index cols) {
+    return {std::static_pointer_cast<Index>(allocate(rows * cols * static_cast<Index>(sizeof(Index)))), rows, cols};
+  }
+  template <class T>
+  Array<T> clone(const Array<T>& source) {
+    Array<T> result{std::static_pointer_cast<T>(allocate(source.bytes())), source.rows, source.cols};
+    copy(result.data(), source.data(), source.bytes());
+    return result;
+  }
+  template <class T>
+  std::vector<T> to_host(const Array<T>& source) {
+    std::vector<T> result(static_cast<std::size_t>(source.size()));
+    download(result.data(), source.data(), source.bytes());
+    return result;
+  }
+  template <class T>
+  void from_host(Array<T>& target, const std::vector<T>& values) {
+    upload(target.data(), values.data(), target.bytes());
+  }
+};
+
+std::shared_ptr<Backend> open_cpu_backend(const ContextOptions& options);
+
+/// Defined in cuda/; a library built without CUDA has a stub in host/ that throws DeviceError.
+std::shared_ptr<Backend> open_cuda_backend(int device, const ContextOptions& options);
+/// Usable CUDA devices, and why there is none.
+std::vector<DeviceInfo> cuda_devices(std::string* reason);
+
+}  // namespace ncollapse

@@ -1,0 +1,39 @@
+// The whole job over saved files: what `ncollapse analyze` does.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "ncollapse/context.hpp"
+#include "ncollapse/export.hpp"
+#include "ncollapse/metrics.hpp"
+
+namespace ncollapse {
+
+/// How far a pass over a file has come. `pass` names it ("moments", "decisions", ...).
+struct Progress {
+  std::string pass;
+  Index rows_done = 0, rows_total = 0;
+  Index bytes_done = 0, bytes_total = 0;
+};
+
+/// Files as ArrayFile::open takes them ("path" or "path:key").
+struct AnalysisRequest {
+  std::string features, labels;
+  std::vector<std::string> weights;  ///< W_1 first
+  std::string bias;
+  std::string test_features, test_labels;
+  std::string ood_features;
+  Index classes = 0;     ///< K; 0: from the classifier's rows, else the largest label + 1
+  Convention convention = Convention::zhu;
+  Index batch_rows = 0;  ///< 0: about 64 MiB of features a batch
+  std::function<void(const Progress&)> on_progress;  ///< called after every batch; may throw to stop
+};
+
+/// Streams the files through Accumulator and DecisionCounter in bounded memory and measures. One pass over the training
+/// features for the moments and a second one for the decisions (they need the final means).
+/// Throws DataError and UsageError naming the file.
+NCOLLAPSE_EXPORT Report analyze(const Context& context, const AnalysisRequest& request);
+
+}  // namespace ncollapse

@@ -1,0 +1,70 @@
+// Where the work is done: a device, its threads or its stream, and the libraries' handles.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "ncollapse/export.hpp"
+#include "ncollapse/types.hpp"
+
+namespace ncollapse {
+
+class Backend;
+
+enum class DeviceType { cpu, cuda };
+
+struct Device {
+  DeviceType type = DeviceType::cpu;
+  int index = 0;  ///< which GPU; 0 for the CPU
+
+  bool operator==(const Device&) const = default;
+
+  /// The first CUDA device where the library was built for CUDA and one is present, else the CPU.
+  NCOLLAPSE_EXPORT static Device best();
+
+  /// "auto", "cpu", "cuda" or "cuda:N". Throws UsageError for anything else; whether the device exists is only
+  /// known when a Context opens it.
+  NCOLLAPSE_EXPORT static Device parse(std::string_view text);
+};
+
+/// "cpu", "cuda:0".
+NCOLLAPSE_EXPORT std::string to_string(Device device);
+
+struct DeviceInfo {
+  Device device;
+  std::string name;          ///< model, as the system names it
+  Index memory_bytes = 0;    ///< total memory
+  std::string capability;    ///< CUDA compute capability ("9.0"), or the CPU backend's BLAS
+  int threads = 1;           ///< CPU threads in use; 1 for a GPU
+};
+
+/// The CPU first, then every CUDA device that can be used.
+NCOLLAPSE_EXPORT std::vector<DeviceInfo> devices();
+
+/// Why no CUDA device can be used ("built without CUDA", "no CUDA device is present", ...); empty when one can.
+NCOLLAPSE_EXPORT std::string cuda_unavailable_reason();
+
+struct ContextOptions {
+  int threads = 0;              ///< CPU threads; 0 takes what OpenMP would take (OMP_NUM_THREADS, else all cores)
+  void* cuda_stream = nullptr;  ///< a cudaStream_t of the caller, in whose order all work is done; null: an own stream
+};
+
+/// Opens a device. Cheap to copy: copies share the device's handles. Not safe for use from two threads at once;
+/// give each thread its own Context. The CPU thread count belongs to the process (OpenMP and BLAS hold it there).
+class NCOLLAPSE_EXPORT Context {
+ public:
+  /// Throws DeviceError when the device does not exist or the library was built without CUDA.
+  explicit Context(Device device = Device::best(), const ContextOptions& options = {});
+  /// For code inside the library and its tests.
+  explicit Context(std::shared_ptr<Backend> backend);
+
+  const DeviceInfo& info() const;
+  const std::shared_ptr<Backend>& backend() const { return backend_; }
+
+ private:
+  std::shared_ptr<Backend> backend_;
+};
+
+}  // namespace ncollapse

@@ -1,0 +1,46 @@
+// Counts of decisions: what the classifier and the nearest class centre say of each sample (NC4, accuracies).
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "ncollapse/accumulator.hpp"
+#include "ncollapse/classifier.hpp"
+#include "ncollapse/export.hpp"
+
+namespace ncollapse {
+
+/// Counts by true class, each [K].
+struct DecisionCounts {
+  bool has_classifier = false;           ///< false: correct_classifier and agree are empty
+  std::vector<Index> samples;            ///< samples of the class
+  std::vector<Index> correct_centre;     ///< nearest class centre is the true class
+  std::vector<Index> correct_classifier; ///< argmax of W h + b is the true class
+  std::vector<Index> agree;              ///< the two decisions are equal
+};
+
+/// Counts, batch by batch, argmax_k (W h + b)_k and argmin_k |h - m_k| against given class means (Papyan et al. 2020,
+/// NC4). Never holds N x K scores. The counts are those of double-precision arithmetic: fast scores decide only where
+/// an error bound certifies them. Ties go to the lowest class. Absent classes are no centres, but the classifier may
+/// choose them. Deterministic.
+class NCOLLAPSE_EXPORT DecisionCounter {
+ public:
+  /// `classifier` null or without layers: only the nearest centre is decided. Throws UsageError when the layers do not
+  /// chain from d to K or the bias has not K entries; DataError when a weight is NaN or infinite.
+  DecisionCounter(const ClassMoments& centres, const Classifier* classifier);
+  ~DecisionCounter();
+  DecisionCounter(DecisionCounter&&) noexcept;
+  DecisionCounter& operator=(DecisionCounter&&) noexcept;
+
+  /// As Accumulator::add, errors included.
+  void add(const MatrixView& features, const LabelView& labels);
+
+  /// The counts so far. Waits for the device.
+  DecisionCounts finish() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace ncollapse

@@ -1,0 +1,49 @@
+// Errors. Every failure of the library is one of these; the kind is also the exit code of the command.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include "ncollapse/export.hpp"
+
+namespace ncollapse {
+
+enum class ErrorKind {
+  internal = 1,  ///< a defect of the library or a failure of a vendor library
+  usage = 2,     ///< the call itself is wrong: shapes that do not chain, an unknown option
+  data = 3,      ///< the data is wrong: a missing or broken file, a label out of range, NaN
+  device = 4,    ///< no such device, not built for it, or out of its memory
+};
+
+/// what() says what is wrong and where; hint() says what would be right (may be empty).
+class NCOLLAPSE_EXPORT Error : public std::runtime_error {
+ public:
+  Error(ErrorKind kind, const std::string& message, std::string hint = {});
+  ~Error() override;
+  ErrorKind kind() const noexcept { return kind_; }
+  const std::string& hint() const noexcept { return hint_; }
+
+ private:
+  ErrorKind kind_;
+  std::string hint_;
+};
+
+class NCOLLAPSE_EXPORT UsageError : public Error {
+ public:
+  explicit UsageError(const std::string& message, std::string hint = {});
+  ~UsageError() override;
+};
+
+class NCOLLAPSE_EXPORT DataError : public Error {
+ public:
+  explicit DataError(const std::string& message, std::string hint = {});
+  ~DataError() override;
+};
+
+class NCOLLAPSE_EXPORT DeviceError : public Error {
+ public:
+  explicit DeviceError(const std::string& message, std::string hint = {});
+  ~DeviceError() override;
+};
+
+}  // namespace ncollapse

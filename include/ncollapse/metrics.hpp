@@ -1,0 +1,110 @@
+// The metric catalogue and the measurement itself.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "ncollapse/accumulator.hpp"
+#include "ncollapse/classifier.hpp"
+#include "ncollapse/decisions.hpp"
+#include "ncollapse/export.hpp"
+
+namespace ncollapse {
+
+/// Which of the published definitions is used; on balanced data they agree up to the factor K of `papyan`.
+///   name      Sigma_W          centre of means       weights of Sigma_B   nc1_pinv divided by K
+///   zhu       over samples     sample mean           1/K                  yes   (Zhu et al. 2021)
+///   papyan    over samples     mean of class means   1/K                  no    (Papyan et al. 2020)
+///   peer      over samples     mean of class means   1/K                  yes
+///   anova     over samples     sample mean           n_k/N                yes   (additive: Sigma_T = Sigma_W + Sigma_B)
+///   classavg  mean of S_k      sample mean           1/K                  yes
+enum class Convention { zhu, papyan, peer, anova, classavg };
+
+NCOLLAPSE_EXPORT std::string_view to_string(Convention convention);
+/// Throws UsageError for an unknown name.
+NCOLLAPSE_EXPORT Convention parse_convention(std::string_view name);
+NCOLLAPSE_EXPORT const std::vector<Convention>& all_conventions();
+
+/// One entry of the catalogue: the only place where a key is spelt.
+struct MetricInfo {
+  std::string_view key;
+  std::string_view meaning;    ///< a few words, for the table
+  std::string_view formula;
+  std::string_view needs;      ///< what has to be given: means, variances, scatter, classifier, bias, train, test, ood
+  std::string_view source;
+  std::string_view direction;  ///< "down": lower is more collapsed; "up"; "none"
+  std::string_view scope;      ///< "scalar" or "per_class"
+};
+
+NCOLLAPSE_EXPORT const std::vector<MetricInfo>& metric_catalogue();
+
+/// Why a key has no number: code is "skipped" (an input was not given) or "undefined" (the formula has no value here).
+struct MetricStatus {
+  std::string code;
+  std::string why;
+};
+
+struct Metric {
+  std::string key;
+  double value;
+};
+
+/// Per-class values; NaN where the class is absent or the value is undefined (null in JSON).
+struct PerClassMetric {
+  std::string key;
+  std::vector<double> values;  ///< [K]
+};
+
+/// How numbers were made, beyond the metric's own formula.
+struct ConventionBlock {
+  Convention preset = Convention::zhu;
+  std::string sigma_w, centre, sigma_b;
+  bool divided_by_classes = true;
+  Index rank_used = 0;      ///< directions of Sigma_B kept by its pseudo-inverse
+  Index rank_limit = 0;     ///< min(K_seen - 1, d)
+  double rank_tolerance = 0;///< eigenvalues at or below this are taken as zero
+};
+
+struct Report {
+  Index samples = 0, classes = 0, classes_seen = 0, dim = 0;
+  std::string dtype;  ///< of the features; empty when unknown
+  DeviceInfo device;
+  ConventionBlock convention;
+  std::vector<Metric> metrics;            ///< in catalogue order
+  std::map<std::string, MetricStatus> status;
+  std::vector<Index> counts;              ///< n_k, [K]
+  std::vector<PerClassMetric> per_class;
+  std::vector<std::string> notes;         ///< remarks a reader should know (absent classes, single samples)
+  std::vector<std::pair<std::string, double>> timing;    ///< name, seconds
+  std::vector<std::pair<std::string, std::string>> source;  ///< what was read: name, file
+
+  /// The value of a scalar key, if it has one.
+  NCOLLAPSE_EXPORT std::optional<double> find(std::string_view key) const;
+};
+
+/// Everything that may be known beside the moments.
+struct Evidence {
+  const Classifier* classifier = nullptr;
+  const DecisionCounts* train = nullptr;
+  const DecisionCounts* test = nullptr;
+  const std::vector<double>* ood_mean = nullptr;  ///< mean feature of out-of-distribution samples, [d]
+};
+
+/// All metrics that the evidence allows; what it does not allow is in Report::status with a reason.
+/// Formulas: metric_catalogue(). Absent classes are left out. Uses memory of about 3 d^2 + 4 K d doubles on the device
+/// and no K x K array. Deterministic. Waits for the device.
+/// Throws UsageError when shapes do not fit, DataError when fewer than two classes have samples.
+NCOLLAPSE_EXPORT Report measure(const ClassMoments& moments, const Evidence& evidence = {},
+                                Convention convention = Convention::zhu);
+
+/// One JSON object, schema "ncollapse.metrics/1"; NaN never appears (null and a status instead).
+NCOLLAPSE_EXPORT std::string to_json(const Report& report);
+/// A table for a terminal of 100 columns.
+NCOLLAPSE_EXPORT std::string to_table(const Report& report, bool colour = false);
+/// Long-format CSV with the header "key,class,value,status".
+NCOLLAPSE_EXPORT std::string to_csv(const Report& report);
+
+}  // namespace ncollapse

@@ -1,0 +1,13 @@
+// Everything.
+#pragma once
+
+#include "ncollapse/accumulator.hpp"
+#include "ncollapse/analysis.hpp"
+#include "ncollapse/array_file.hpp"
+#include "ncollapse/classifier.hpp"
+#include "ncollapse/context.hpp"
+#include "ncollapse/decisions.hpp"
+#include "ncollapse/error.hpp"
+#include "ncollapse/metrics.hpp"
+#include "ncollapse/types.hpp"
+#include "ncollapse/version.hpp"
