@@ -1,0 +1,258 @@
+#!/usr/bin/env python3
+"""Times ncollapse against the PyTorch package rhubarbwu/neural-collapse on the same arrays, on the CPU.
+
+Needs torch and numpy. Each measurement is a process of its own, the contestants take turns (A B C A B C ...), and the
+median counts. What is timed:
+
+  peer       its accumulators as its README shows them (means; then variances and covariance; then decisions), in
+             batches of features that lie in memory, plus nc1 (pinv), cdnv, etf error, duality error, agreement
+  in memory  bench/end_to_end.cpp: the same batches of features in memory, all metrics of the catalogue
+  command    `ncollapse analyze` on .npy files in the page cache: the whole process, from exec to exit
+
+The bias is zero, since the peer's agreement knows none. Peak memory is the whole process's, arrays and interpreter
+included (ru_maxrss, which is VmHWM; mapped file pages count).
+
+  bench/compare_peer.py --peer DIR_WITH_neural_collapse [--build build] [--repeats 5] [--cases 50000x512x10 ...]
+"""
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CASES = ["50000x512x10", "50000x512x100", "50000x512x1000", "20000x2048x1000"]
+# Our key -> how far the peer's fp32 sums, fp32 pseudo-inverse and fp32 distances may be from it, relative.
+AGREE_WITHIN = {"nc1_pinv": 1e-3, "nc1_cdnv": 1e-4, "nc2_etf_h": 1e-4, "nc3_wh_etf": 1e-4, "nc4_agree_train": 1e-4}
+
+
+def generate(case, folder):
+    """Gaussian class means of unit-variance entries, within-class noise of 0.3, head = means + noise; labels uniform."""
+    import numpy as np
+
+    n, d, k = map(int, case.split("x"))
+    random = np.random.default_rng(20)
+    means = random.standard_normal((k, d), dtype=np.float32)
+    labels = random.integers(0, k, n)
+    labels[:k] = np.arange(k)  # no absent class: the peer would take it for one with a zero mean
+    features = means[labels]
+    for at in range(0, n, 10000):
+        block = features[at : at + 10000]
+        block += np.float32(0.3) * random.standard_normal(block.shape, dtype=np.float32)
+    weights = (means + random.standard_normal((k, d), dtype=np.float32)) / np.float32(d)
+    for name, array in (("features", features), ("labels", labels), ("W", weights), ("b", np.zeros(k, np.float32))):
+        np.save(folder / f"{name}.npy", array)
+
+
+def run_peer(folder, package, batch):
+    import numpy as np
+    import torch
+
+    if package:
+        sys.path.insert(0, package)
+    from neural_collapse.accumulate import CovarAccumulator, DecAccumulator, MeanAccumulator, VarNormAccumulator
+    from neural_collapse.measure import (clf_ncc_agreement, covariance_ratio, self_duality_error, simplex_etf_error,
+                                         variability_cdnv)
+
+    torch.set_num_threads(os.cpu_count())
+    features, labels, weights = (torch.from_numpy(np.load(folder / f"{name}.npy")) for name in ("features", "labels", "W"))
+    (n, d), k = features.shape, len(weights)
+    torch.mm(features[:1000].T, features[:1000])  # starts the thread pool
+
+    def batches():
+        return ((features[at : at + batch], labels[at : at + batch]) for at in range(0, n, batch))
+
+    start = time.perf_counter()
+    with torch.no_grad():
+        mean_accum = MeanAccumulator(k, d, "cpu")
+        for x, y in batches():
+            mean_accum.accumulate(x, y)
+        means, centre = mean_accum.compute()
+
+        var_accum, covar_accum = VarNormAccumulator(k, d, "cpu", M=means), CovarAccumulator(k, d, "cpu", M=means)
+        for x, y in batches():
+            var_accum.accumulate(x, y, means)
+            covar_accum.accumulate(x, y, means)
+        variances, _ = var_accum.compute()
+        covariance = covar_accum.compute()
+
+        dec_accum = DecAccumulator(k, d, "cpu", M=means, W=weights)
+        dec_accum.create_index(means)
+        for x, y in batches():
+            dec_accum.accumulate(x, y, weights, means if dec_accum.index is None else None)
+        accumulated = time.perf_counter()
+        metrics = {
+            "nc1_pinv": covariance_ratio(covariance, means, centre),
+            "nc1_cdnv": variability_cdnv(variances, means, tile_size=64),
+            "nc2_etf_h": simplex_etf_error(means, centre),
+            "nc3_wh_etf": self_duality_error(weights, means, centre),
+            "nc4_agree_train": clf_ncc_agreement(dec_accum),
+        }
+    end = time.perf_counter()
+    print(json.dumps({"seconds": end - start, "accumulate_seconds": accumulated - start,
+                      "measure_seconds": end - accumulated, "metrics": metrics, "threads": torch.get_num_threads(),
+                      "faiss": dec_accum.index is not None}))
+
+
+def measured(command):
+    """Runs a command; its standard output, wall seconds and peak memory in MiB. This process stays small, because a
+    child's ru_maxrss is never below that of the process that started it."""
+    start = time.perf_counter()
+    child = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE)
+    output = child.stdout.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    wall = time.perf_counter() - start
+    if child.returncode != 0:
+        sys.exit(f"failed with {child.returncode}: {' '.join(map(str, command))}")
+    return output.decode(), wall, usage.ru_maxrss / 1024
+
+
+def contestants(folder, options):
+    files = {name: folder / f"{name}.npy" for name in ("features", "labels", "W", "b")}
+    this = [sys.executable, Path(__file__).resolve()]
+    result = {"peer": this + ["--as-peer", folder, "--peer", options.peer, "--batch", options.batch]}
+    if not options.peer_only:
+        result["in_memory"] = [options.build / "bench/end_to_end", files["features"], files["labels"], files["W"],
+                               files["b"], "--batch", options.batch]
+        result["command"] = [options.command or find_command(options.build), "analyze", "--features",
+                             files["features"], "--labels", files["labels"], "--weights", files["W"], "--bias",
+                             files["b"], "--convention", "peer", "--device", "cpu", "--json"]
+    return result
+
+
+def find_command(build):
+    for place in build.rglob("ncollapse"):
+        if place.is_file() and os.access(place, os.X_OK):
+            return place
+    sys.exit(f"no ncollapse command under {build}: build first")
+
+
+def run_case(case, options):
+    runs = {}
+    with tempfile.TemporaryDirectory(prefix="ncollapse-peer-") as name:
+        folder = Path(name)
+        measured([sys.executable, Path(__file__).resolve(), "--generate", case, "--into", folder])
+        commands = contestants(folder, options)
+        for turn in range(options.repeats + 1):
+            for who, command in commands.items():
+                output, wall, peak = measured(command)
+                if turn == 0:
+                    continue  # brings the files into the page cache
+                answer = json.loads(output)
+                seconds = wall if who == "command" else answer["seconds"]
+                runs.setdefault(who, []).append({"seconds": seconds, "wall_seconds": wall, "peak_mib": peak, **{
+                    key: answer[key] for key in ("accumulate_seconds", "measure_seconds") if key in answer}})
+                runs.setdefault("metrics", {})[who] = {key: answer["metrics"][key] for key in AGREE_WITHIN}
+    return runs
+
+
+def git(*arguments):
+    done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def processor():
+    names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} logical cores"
+
+
+def blas():
+    """Full version of the distribution's OpenBLAS, if dpkg knows."""
+    done = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", "libopenblas0-pthread"], capture_output=True, text=True)
+    return done.stdout or "unknown"
+
+
+def differences(metrics):
+    """Largest relative difference to the peer by key, over our two contestants."""
+    table = {}
+    for key in AGREE_WITHIN:
+        peer = metrics["peer"][key]
+        table[key] = max(abs(values[key] - peer) / abs(peer) for who, values in metrics.items() if who != "peer") \
+            if len(metrics) > 1 else float("nan")
+    return table
+
+
+def median(runs, field):
+    return statistics.median(run[field] for run in runs)
+
+
+def row(case, runs):
+    n, d, k = case.split("x")
+    peer = median(runs["peer"], "seconds")
+    cells = [n, d, k, f"{peer:.2f}"]
+    peaks = [f"{median(runs['peer'], 'peak_mib'):.0f}"]
+    for who in ("in_memory", "command"):
+        if who in runs:
+            ours = median(runs[who], "seconds")
+            cells += [f"{ours:.2f}", f"{peer / ours:.1f}x"]
+            peaks.append(f"{median(runs[who], 'peak_mib'):.0f}")
+        else:
+            cells += ["-", "-"]
+    worst = max(differences(runs["metrics"]).values())
+    return "| " + " | ".join(cells + [" / ".join(peaks), f"{worst:.0e}"]) + " |"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", default="", help="folder that holds the package neural_collapse (else: importable)")
+    parser.add_argument("--build", type=Path, default=ROOT / "build")
+    parser.add_argument("--command", type=Path, help="the ncollapse command (else: the one under --build)")
+    parser.add_argument("--cases", nargs="*", default=CASES, metavar="NxDxK")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=1000)
+    parser.add_argument("--peer-only", action="store_true")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench/results")
+    parser.add_argument("--as-peer", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--generate", help=argparse.SUPPRESS)
+    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.generate:
+        return generate(options.generate, options.into)
+    if options.as_peer:
+        return run_peer(options.as_peer, options.peer, options.batch)
+
+    versions = subprocess.run([sys.executable, "-c", "import torch, numpy; print(torch.__version__, numpy.__version__, "
+                               "torch.backends.mkl.is_available())"], capture_output=True, text=True)
+    if versions.returncode != 0:
+        sys.exit("compare_peer.py needs torch and numpy: " + versions.stderr.strip().splitlines()[-1])
+    torch_version, numpy_version, mkl = versions.stdout.split()
+    commit = git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain", "-uno") else "")
+    about = {"date": date.today().isoformat(), "commit": commit, "processor": processor(), "batch": options.batch,
+             "repeats": options.repeats, "torch": torch_version, "torch_blas": "MKL" if mkl == "True" else "other",
+             "numpy": numpy_version, "openblas": blas(), "python": platform.python_version()}
+    results, rows, disagree = {}, [], []
+    for case in options.cases:
+        results[case] = runs = run_case(case, options)
+        rows.append(row(case, runs))
+        print(rows[-1], flush=True)
+        disagree += [f"{case} {key}: {found:.1e} > {AGREE_WITHIN[key]:.0e}"
+                     for key, found in differences(runs["metrics"]).items() if found > AGREE_WITHIN[key]]
+
+    table = "\n".join([
+        "# ncollapse and the PyTorch package rhubarbwu/neural-collapse, CPU", "",
+        f"{about['date']}, commit {commit}, {about['processor']}; torch {torch_version} ({about['torch_blas']}), "
+        f"OpenBLAS {about['openblas']}. Seconds are medians of {options.repeats} alternating runs; batches of "
+        f"{options.batch} samples, float32.", "",
+        "| N | d | K | peer | in memory | faster | command | faster | peak MiB: peer / in memory / command | largest difference |",
+        "|---|---|---|---|---|---|---|---|---|---|", *rows, "",
+        "peer, in memory: accumulate, decide and measure, features in memory (the peer measures 5 metrics, ncollapse "
+        "its whole catalogue, in double). command: `ncollapse analyze` on .npy files in the page cache, whole process.",
+        "largest difference: relative, over " + ", ".join(f"`{key}`" for key in AGREE_WITHIN) + "; the peer sums in float32."])
+    options.out.mkdir(parents=True, exist_ok=True)
+    target = options.out / f"peer-cpu-{commit}"
+    target.with_suffix(".json").write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
+    target.with_suffix(".md").write_text(table + "\n")
+    print(f"written: {target}.md, {target}.json")
+    if disagree and not options.peer_only:
+        sys.exit("values disagree: " + "; ".join(disagree))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+# shellcheck shell=bash
+# Sourced by ./dev: `gpu` tests and times on a GPU, `gpu_bundle` packs what that needs for a machine that has a driver and
+# the CUDA libraries but no compiler, packages or network. Uses say, die, configure, build and jobs of ./dev.
+# shellcheck disable=SC2154,SC2016,SC2100
+
+programs=(ncollapse api_tests cuda_gpu_tests throughput end_to_end)
+cuda_filter='*cuda*:*Cuda*:*CUDA*'  # of the tests that run on every backend, those on this one
+
+program() {  # where a program lies: bin/ in a bundle, somewhere in the build folder otherwise
+  if [[ -f BUNDLE ]]; then echo "bin/$1"; else find "$build" -type f -executable -name "$1" -print -quit; fi
+}
+
+gpu_bundle() {
+  build=build-bundle
+  command -v nvcc >/dev/null || die 'gpu-bundle needs nvcc'
+  configure
+  cmake --build "$build" -j "$jobs" --target "${programs[@]/%ncollapse/ncollapse_cli}"
+
+  rm -rf bundle
+  mkdir -p bundle/bin bundle/lib/fallback bundle/bench bundle/data
+  cp -r dev bundle/
+  cp bench/gpu.sh bundle/bench/
+  cp -r data/demo bundle/data/
+  local name library
+  for name in "${programs[@]}"; do install -s "$(program "$name")" bundle/bin/; done
+  # Everything they load, but for the C library (older is fine, newer is not: build on the older system) and CUDA.
+  # The C++ runtime is a fallback: a newer one of the GPU machine's own must win, since the CUDA tools may need it.
+  ldd bundle/bin/* "$build"/libncollapse.so | awk '$2 == "=>" && $3 ~ "^/" {print $3}' | sort -u | while read -r library; do
+    case ${library##*/} in
+      libc.so.* | libm.so.* | libpthread.so.* | libdl.so.* | librt.so.* | libcu* | libnv* | libnccl*) ;;
+      libstdc++.so.* | libgcc_s.so.*) cp -L "$library" bundle/lib/fallback/ ;;
+      *) cp -L "$library" bundle/lib/ ;;
+    esac
+  done
+  printf 'commit=%s\narchs=%q\n' "$(commit_name)" "${ARCHS:-90}" >bundle/BUNDLE
+  printf '#!/usr/bin/env bash\nexec "$(dirname "$0")/dev" gpu\n' >bundle/run
+  chmod +x bundle/run
+
+  local megabytes
+  megabytes=$(du -sm bundle | cut -f 1)
+  say "bundle/ holds $megabytes MB: copy it to the GPU machine and start bundle/run there"
+  [[ $megabytes -le 60 ]] || die 'bundle/ is larger than 60 MB'
+}
+
+commit_name() {
+  local name
+  name=$(git rev-parse --short HEAD)
+  [[ -z $(git status --porcelain --untracked-files=no) ]] || name+=-dirty
+  echo "$name"
+}
+
+# Puts the bundle's libraries and CUDA's on the loader's path, and says which are missing.
+set_library_path() {
+  local dir missing
+  if [[ -f BUNDLE ]]; then LD_LIBRARY_PATH=$PWD/lib:${LD_LIBRARY_PATH-}; fi
+  for dir in /usr/local/cuda/lib64 $(python3 -c 'import site; print(*(p + "/nvidia/cu13/lib" for p in site.getsitepackages()))' \
+    2>/dev/null); do
+    if [[ -e $dir/libcublas.so.13 ]]; then LD_LIBRARY_PATH+=:$dir; fi
+  done
+  if [[ -f BUNDLE ]] && ! /sbin/ldconfig -p | grep -q 'libstdc++\.so\.6'; then LD_LIBRARY_PATH+=:$PWD/lib/fallback; fi
+  export LD_LIBRARY_PATH
+  missing=$(ldd "$(program ncollapse)" | grep 'not found') || return 0
+  die "libraries are missing here (LD_LIBRARY_PATH=$LD_LIBRARY_PATH):"$'\n'"$missing"
+}
+
+gpu() {
+  local name driver commit archs='' results stem
+  command -v nvidia-smi >/dev/null || die 'no nvidia-smi: no NVIDIA driver, so no GPU to use'
+  IFS=, read -r name driver < <(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader) || true
+  [[ -n ${driver-} ]] || die 'nvidia-smi sees no GPU'
+  if [[ -f BUNDLE ]]; then
+    source ./BUNDLE
+  else
+    configure
+    cmake --build "$build" -j "$jobs"
+    commit=$(commit_name) archs=${ARCHS:-90}
+  fi
+  set_library_path
+  stem=$(tr -cs 'a-zA-Z0-9' - <<<"${name#NVIDIA }" | sed 's/-*$//')-$commit
+  results=bench/results
+  mkdir -p "$results" out/gpu
+  entries=() rows=() verdict=passed
+
+  step demo 60 "$(program ncollapse)" analyze --device cuda --features data/demo/features.npy \
+    --labels data/demo/labels.npy --weights data/demo/W1.npy --bias data/demo/b.npy --out out/gpu/demo.json
+  step cuda_gpu_tests 120 "$(program cuda_gpu_tests)"
+  step api_tests 120 "$(program api_tests)" --gtest_filter="$cuda_filter"
+  if command -v compute-sanitizer >/dev/null || [[ -x /usr/local/cuda/bin/compute-sanitizer ]]; then
+    PATH=$PATH:/usr/local/cuda/bin step memcheck 150 compute-sanitizer --error-exitcode 9 "$(program cuda_gpu_tests)"
+  else
+    record memcheck 'not run: no compute-sanitizer here' 0 '' ''
+  fi
+  step throughput 90 "$(program throughput)" --benchmark_filter=cuda --benchmark_out_format=json \
+    --benchmark_out="$results/$stem-throughput.json"
+
+  {
+    printf '{"gpu": "%s", "driver": "%s", "commit": "%s", "architectures": "%s", "date": "%s", "verdict": "%s",\n "steps": [\n' \
+      "$name" "${driver# }" "$commit" "$archs" "$(date +%F)" "$verdict"
+    printf '  %s,\n' "${entries[@]}" | sed '$s/,$//'
+    printf ' ]}\n'
+  } >"$results/$stem.json"
+  {
+    printf '# %s, commit %s, %s: %s\n\n' "$name" "$commit" "$(date +%F)" "$verdict"
+    printf 'Driver %s, code for sm_%s.\n\n' "${driver# }" "$archs"
+    printf '| step | outcome | tests passed | skipped | seconds |\n|---|---|---|---|---|\n'
+    printf '%s\n' "${rows[@]}"
+  } >"$results/$stem.md"
+  cat "$results/$stem.md"
+  say "written: $results/$stem.md, $results/$stem.json (logs in out/gpu/)"
+  [[ $verdict == passed ]] || die 'something failed on this GPU, see above'
+}
+
+# step NAME LIMIT_SECONDS COMMAND..: runs it, keeps its output in out/gpu/, and remembers how it went. Google tests must
+# have run: where all are skipped, nobody looked.
+step() {
+  local name=$1 limit=$2 outcome=passed status=0 start=$SECONDS passed='' skipped=''
+  shift 2
+  say "$name: $*"
+  timeout "$limit" "$@" >"out/gpu/$name.txt" 2>&1 || status=$?
+  if grep -q '^\[==========\]' "out/gpu/$name.txt"; then
+    passed=$(sed -nE 's/^\[  PASSED  \] ([0-9]+) tests?.*/\1/p' "out/gpu/$name.txt")
+    skipped=$(grep -c '^\[  SKIPPED \] .*)$' "out/gpu/$name.txt" || true)
+    [[ ${passed:-0} -gt 0 ]] || outcome='failed: no test ran'
+  fi
+  if [[ $status -eq 124 ]]; then outcome="failed: not done after $limit s"; elif [[ $status -ne 0 ]]; then outcome="failed: exit $status"; fi
+  [[ $outcome == passed ]] || { verdict=failed; tail -n 25 "out/gpu/$name.txt"; }
+  record "$name" "$outcome" $((SECONDS - start)) "$passed" "$skipped"
+}
+
+record() {  # record NAME OUTCOME SECONDS PASSED SKIPPED
+  entries+=("{\"step\": \"$1\", \"outcome\": \"$2\", \"seconds\": $3, \"passed\": ${4:-null}, \"skipped\": ${5:-null}}")
+  rows+=("| $1 | $2 | $4 | $5 | $3 |")
+}
