@@ -21,7 +21,7 @@ only_in 'CLI/|fmt/' 'host/cli/'
 only_in 'gtest/|gmock/' 'tests/'
 only_in 'benchmark/' 'bench/'
 # Rooms: what is private stays inside, and nobody reaches back up the data's way.
-only_in 'host/' 'host/|cuda/|tests/'
+only_in 'host/' 'host/|cuda/|tests/|bench/'
 only_in 'cuda/' 'cuda/|tests/'
 only_in 'tests/' 'tests/'
 
