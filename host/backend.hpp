@@ -35,21 +35,21 @@ using IndexArray = Array<Index>;
 struct MomentState {
   Index classes = 0, dim = 0;
   Statistics statistics = Statistics::full;
-  IndexArray counts;    ///< [K x 1] n_k
-  Matrix shifts;        ///< [K x d] r_k: the class's first sample in stream order; 0 before it came
-  Matrix sums;          ///< [K x d]
-  Matrix square_sums;   ///< [K x 1]; null for Statistics::means
-  Matrix scatter;       ///< [d x d], only the lower triangle (column <= row) is kept; null below Statistics::full
-  Matrix scatter_scale; ///< [K x 1] sqrt(a_k); null when every a_k is 1
+  IndexArray counts;     ///< [K x 1] n_k
+  Matrix shifts;         ///< [K x d] r_k: the class's first sample in stream order; 0 before it came
+  Matrix sums;           ///< [K x d]
+  Matrix square_sums;    ///< [K x 1]; null for Statistics::means
+  Matrix scatter;        ///< [d x d], only the lower triangle (column <= row) is kept; null below Statistics::full
+  Matrix scatter_scale;  ///< [K x 1] sqrt(a_k); null when every a_k is 1
 };
 
 /// What is wrong with a batch. A verb that reports any fault has changed nothing.
 struct BatchFaults {
-  Index bad_labels = 0;       ///< labels outside 0 .. K-1
-  Index bad_label_row = -1;   ///< the first of them: its row in the batch
-  Index bad_label = 0;        ///< and its value
-  Index nonfinite = 0;        ///< NaN or infinite feature values
-  Index nonfinite_row = -1;   ///< the row of the first of them
+  Index bad_labels = 0;      ///< labels outside 0 .. K-1
+  Index bad_label_row = -1;  ///< the first of them: its row in the batch
+  Index bad_label = 0;       ///< and its value
+  Index nonfinite = 0;       ///< NaN or infinite feature values
+  Index nonfinite_row = -1;  ///< the row of the first of them
   Index nonfinite_col = -1;
 
   bool any() const { return bad_labels != 0 || nonfinite != 0; }
@@ -58,11 +58,11 @@ struct BatchFaults {
 /// Centres, classifier and counters for counting decisions.
 struct DecisionState {
   Index classes = 0, dim = 0;
-  Matrix centres;           ///< [S x d] means of the S classes that have samples
-  IndexArray centre_class;  ///< [S x 1] their class numbers, ascending
-  Matrix weights;           ///< [K x d] W; null without a classifier
-  Matrix bias;              ///< [1 x K] b (zeros when the head has none); null without a classifier
-  IndexArray counters;      ///< [4 x K] rows: samples, correct_centre, correct_classifier, agree
+  Matrix centres;                  ///< [S x d] means of the S classes that have samples
+  IndexArray centre_class;         ///< [S x 1] their class numbers, ascending
+  Matrix weights;                  ///< [K x d] W; null without a classifier
+  Matrix bias;                     ///< [1 x K] b (zeros when the head has none); null without a classifier
+  IndexArray counters;             ///< [4 x K] rows: samples, correct_centre, correct_classifier, agree
   std::shared_ptr<void> prepared;  ///< the backend's own derived data (norms, narrower copies); made on first use
 };
 
@@ -78,7 +78,8 @@ struct PairQuery {
 /// Sums over pairs are taken about the simplex ETF's values, so that a collapsed geometry loses no digits:
 /// e = cos_jk + 1/(R-1);  f = |a^_j - a^_k| - s;  g = log(1/|a^_j - a^_k|) + log s;  s = sqrt(2R/(R-1)), ^ = unit norm.
 struct PairSums {
-  double etf_residual = 0;    ///< sum over ordered (j,k), diagonal included, of (G_jk/|G|_F - E_jk)^2, E = (I - 11^T/R)/sqrt(R-1)
+  double etf_residual =
+      0;  ///< sum over ordered (j,k), diagonal included, of (G_jk/|G|_F - E_jk)^2, E = (I - 11^T/R)/sqrt(R-1)
   double frame_residual = 0;  ///< the same with the uncentred Gram and I/sqrt(R)
   Index angles = 0;           ///< pairs j<k with both norms > 0: the pairs in the sums below
   double cos_sum = 0, cos_square_sum = 0, cos_abs_sum = 0;  ///< sums of e, e^2, |e|
@@ -87,9 +88,9 @@ struct PairSums {
   double min_unit_distance = 4;                             ///< smallest |a^_j - a^_k|; 4 when there is no pair
   Index coincident_directions = 0;                          ///< pairs with |a^_j - a^_k| = 0, left out of the log sums
   double log_sum = 0, log_square_sum = 0;                   ///< sums of g, g^2
-  double cdnv_sum = 0;                 ///< sum over j<k of (v_j + v_k) / (2 |a_j - a_k|^2)
-  Index coincident_means = 0;          ///< pairs with |a_j - a_k| = 0, left out of cdnv_sum
-  std::vector<double> nearest_squared; ///< [R] min over j != k of |a_k - a_j|^2
+  double cdnv_sum = 0;                                      ///< sum over j<k of (v_j + v_k) / (2 |a_j - a_k|^2)
+  Index coincident_means = 0;                               ///< pairs with |a_j - a_k| = 0, left out of cdnv_sum
+  std::vector<double> nearest_squared;                      ///< [R] min over j != k of |a_k - a_j|^2
 };
 
 /// All entries of P = A B^T, A and B [R x d].
@@ -118,7 +119,7 @@ class Backend {
   // --- memory. Throws DeviceError when it does not fit.
   /// Zeroed memory of at least `bytes` bytes (0 allowed), freed with its last owner.
   virtual std::shared_ptr<void> allocate(Index bytes) = 0;
-  virtual void upload(void* to, const void* host, Index bytes) = 0;    ///< host memory may be reused at return
+  virtual void upload(void* to, const void* host, Index bytes) = 0;      ///< host memory may be reused at return
   virtual void download(void* host, const void* from, Index bytes) = 0;  ///< waits
   virtual void copy(void* to, const void* from, Index bytes) = 0;
   /// A copy as doubles, from any dtype, stride and memory space.
@@ -135,8 +136,8 @@ class Backend {
 
   // --- dense algebra on matrices of this backend. Shapes are the caller's duty; empty matrices are allowed.
   /// out_k = a_k A_k + b_k B_k for every row k; a, b [rows]. B may be null (then b is not read). out may be A or B.
-  virtual void combine_rows(const std::vector<double>& a, const Matrix& A, const std::vector<double>& b, const Matrix& B,
-                            Matrix& out) = 0;
+  virtual void combine_rows(const std::vector<double>& a, const Matrix& A, const std::vector<double>& b,
+                            const Matrix& B, Matrix& out) = 0;
   /// out_i = A_{index_i}: picks rows (host indices).
   virtual Matrix select_rows(const Matrix& A, const std::vector<Index>& index) = 0;
   /// A_k -= centre for every row; centre [cols].
@@ -157,7 +158,7 @@ class Backend {
   /// becomes the unit eigenvector i. Throws Error(internal) when the solver fails.
   virtual std::vector<double> eigh(Matrix& A) = 0;
   /// tr(B A^+ B^T) for a positive semi-definite A [n x n] (lower triangle read, destroyed) whose range holds the rows
-  /// of B [R x n]. Directions of A below n eps max_i(A_ii) count as outside its range.
+  /// of B [R x n]. Eigenvalues of A at or below n eps lambda_max count as zero.
   virtual PinvTrace pinv_trace(Matrix& A, const Matrix& B) = 0;
   /// One tiled sweep; nothing of size R x R is stored. Distances below 1e-2 of the norms are recomputed from the rows.
   virtual PairSums pair_sums(const Matrix& A, const PairQuery& query) = 0;

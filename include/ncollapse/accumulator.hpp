@@ -34,10 +34,10 @@ struct AccumulatorOptions {
 /// The finished moments of a data set, in the memory of the device that made them. Immutable; copies share memory.
 class NCOLLAPSE_EXPORT ClassMoments {
  public:
-  Index classes() const;                     ///< K, absent classes included
-  Index dim() const;                         ///< d
-  Index samples() const;                     ///< N
-  Index classes_seen() const;                ///< number of classes with n_k > 0
+  Index classes() const;       ///< K, absent classes included
+  Index dim() const;           ///< d
+  Index samples() const;       ///< N
+  Index classes_seen() const;  ///< number of classes with n_k > 0
   Statistics statistics() const;
   const std::vector<Index>& counts() const;  ///< n_k, [K]
   /// v_k = tr S_k, the within-class variance of class k with denominator n_k, [K]; 0 for an absent class.

@@ -25,9 +25,9 @@ struct AnalysisRequest {
   std::string bias;
   std::string test_features, test_labels;
   std::string ood_features;
-  Index classes = 0;     ///< K; 0: from the classifier's rows, else the largest label + 1
+  Index classes = 0;  ///< K; 0: from the classifier's rows, else the largest label + 1
   Convention convention = Convention::zhu;
-  Index batch_rows = 0;  ///< 0: about 64 MiB of features a batch
+  Index batch_rows = 0;                              ///< 0: about 64 MiB of features a batch
   std::function<void(const Progress&)> on_progress;  ///< called after every batch; may throw to stop
 };
 

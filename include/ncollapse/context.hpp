@@ -34,10 +34,10 @@ NCOLLAPSE_EXPORT std::string to_string(Device device);
 
 struct DeviceInfo {
   Device device;
-  std::string name;          ///< model, as the system names it
-  Index memory_bytes = 0;    ///< total memory
-  std::string capability;    ///< CUDA compute capability ("9.0"), or the CPU backend's BLAS
-  int threads = 1;           ///< CPU threads in use; 1 for a GPU
+  std::string name;        ///< model, as the system names it
+  Index memory_bytes = 0;  ///< total memory
+  std::string capability;  ///< CUDA compute capability ("9.0"), or the CPU backend's BLAS
+  int threads = 1;         ///< CPU threads in use; 1 for a GPU
 };
 
 /// The CPU first, then every CUDA device that can be used.

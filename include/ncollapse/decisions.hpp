@@ -12,11 +12,11 @@ namespace ncollapse {
 
 /// Counts by true class, each [K].
 struct DecisionCounts {
-  bool has_classifier = false;           ///< false: correct_classifier and agree are empty
-  std::vector<Index> samples;            ///< samples of the class
-  std::vector<Index> correct_centre;     ///< nearest class centre is the true class
-  std::vector<Index> correct_classifier; ///< argmax of W h + b is the true class
-  std::vector<Index> agree;              ///< the two decisions are equal
+  bool has_classifier = false;            ///< false: correct_classifier and agree are empty
+  std::vector<Index> samples;             ///< samples of the class
+  std::vector<Index> correct_centre;      ///< nearest class centre is the true class
+  std::vector<Index> correct_classifier;  ///< argmax of W h + b is the true class
+  std::vector<Index> agree;               ///< the two decisions are equal
 };
 
 /// Counts, batch by batch, argmax_k (W h + b)_k and argmin_k |h - m_k| against given class means (Papyan et al. 2020,

@@ -19,8 +19,8 @@ namespace ncollapse {
 ///   zhu       over samples     sample mean           1/K                  yes   (Zhu et al. 2021)
 ///   papyan    over samples     mean of class means   1/K                  no    (Papyan et al. 2020)
 ///   peer      over samples     mean of class means   1/K                  yes
-///   anova     over samples     sample mean           n_k/N                yes   (additive: Sigma_T = Sigma_W + Sigma_B)
-///   classavg  mean of S_k      sample mean           1/K                  yes
+///   anova     over samples     sample mean           n_k/N                yes   (additive: Sigma_T = Sigma_W +
+///   Sigma_B) classavg  mean of S_k      sample mean           1/K                  yes
 enum class Convention { zhu, papyan, peer, anova, classavg };
 
 NCOLLAPSE_EXPORT std::string_view to_string(Convention convention);
@@ -31,9 +31,9 @@ NCOLLAPSE_EXPORT const std::vector<Convention>& all_conventions();
 /// One entry of the catalogue: the only place where a key is spelt.
 struct MetricInfo {
   std::string_view key;
-  std::string_view meaning;    ///< a few words, for the table
+  std::string_view meaning;  ///< a few words, for the table
   std::string_view formula;
-  std::string_view needs;      ///< what has to be given: means, variances, scatter, classifier, bias, train, test, ood
+  std::string_view needs;  ///< what has to be given: means, variances, scatter, classifier, bias, train, test, ood
   std::string_view source;
   std::string_view direction;  ///< "down": lower is more collapsed; "up"; "none"
   std::string_view scope;      ///< "scalar" or "per_class"
@@ -63,9 +63,9 @@ struct ConventionBlock {
   Convention preset = Convention::zhu;
   std::string sigma_w, centre, sigma_b;
   bool divided_by_classes = true;
-  Index rank_used = 0;      ///< directions of Sigma_B kept by its pseudo-inverse
-  Index rank_limit = 0;     ///< min(K_seen - 1, d)
-  double rank_tolerance = 0;///< eigenvalues at or below this are taken as zero
+  Index rank_used = 0;        ///< directions of Sigma_B kept by its pseudo-inverse
+  Index rank_limit = 0;       ///< min(K_seen - 1, d)
+  double rank_tolerance = 0;  ///< eigenvalues at or below this are taken as zero
 };
 
 struct Report {
@@ -73,12 +73,12 @@ struct Report {
   std::string dtype;  ///< of the features; empty when unknown
   DeviceInfo device;
   ConventionBlock convention;
-  std::vector<Metric> metrics;            ///< in catalogue order
+  std::vector<Metric> metrics;  ///< in catalogue order
   std::map<std::string, MetricStatus> status;
-  std::vector<Index> counts;              ///< n_k, [K]
+  std::vector<Index> counts;  ///< n_k, [K]
   std::vector<PerClassMetric> per_class;
-  std::vector<std::string> notes;         ///< remarks a reader should know (absent classes, single samples)
-  std::vector<std::pair<std::string, double>> timing;    ///< name, seconds
+  std::vector<std::string> notes;  ///< remarks a reader should know (absent classes, single samples)
+  std::vector<std::pair<std::string, double>> timing;       ///< name, seconds
   std::vector<std::pair<std::string, std::string>> source;  ///< what was read: name, file
 
   /// The value of a scalar key, if it has one.

@@ -56,12 +56,8 @@ inline LabelView view(const std::uint8_t* labels, Index size) {
 }
 
 /// Bytes of one element.
-constexpr Index size_of(Dtype dtype) {
-  return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2;
-}
-constexpr Index size_of(LabelType type) {
-  return type == LabelType::i64 ? 8 : type == LabelType::i32 ? 4 : 1;
-}
+constexpr Index size_of(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }
+constexpr Index size_of(LabelType type) { return type == LabelType::i64 ? 8 : type == LabelType::i32 ? 4 : 1; }
 
 /// "f64", "f32", "f16", "bf16".
 constexpr std::string_view to_string(Dtype dtype) {

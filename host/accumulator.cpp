@@ -1,0 +1,312 @@
+// The accumulator: validation, stream order, merge algebra. The arithmetic of a batch is the backend's add_batch.
+//
+// Merge (Chan, Golub, LeVeque 1979), from the central forms (n, m, nv, S) of both sides:
+//   n = n1 + n2,  m = m1 + (n2/n)(m2 - m1),  nv = nv1 + nv2 + (n1 n2/n)|m1 - m2|^2,
+//   S = S1 + S2 + sum_k a_k (n1 n2/n)(m1 - m2)(m1 - m2)^T:
+// only positive semi-definite additions, so nothing cancels. The merged state continues with r = m and s = 0.
+#include "ncollapse/accumulator.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "host/moments.hpp"
+#include "host/state_file.hpp"
+#include "ncollapse/error.hpp"
+
+namespace ncollapse {
+
+namespace {
+
+std::string times(Index a, Index b) { return std::to_string(a) + " x " + std::to_string(b); }
+
+void check_options(const AccumulatorOptions& options) {
+  if (options.classes < 1) throw UsageError("classes is " + std::to_string(options.classes) + ", must be at least 1");
+  if (options.dim < 1) throw UsageError("dim is " + std::to_string(options.dim) + ", must be at least 1");
+  const auto& weights = options.scatter_weights;
+  if (weights.empty()) return;
+  if (static_cast<Index>(weights.size()) != options.classes)
+    throw UsageError("scatter_weights has " + std::to_string(weights.size()) + " entries for " +
+                     std::to_string(options.classes) + " classes");
+  for (std::size_t k = 0; k < weights.size(); ++k)
+    if (!(weights[k] > 0) || !std::isfinite(weights[k]))
+      throw UsageError("scatter_weights[" + std::to_string(k) + "] is " + std::to_string(weights[k]) +
+                       ", must be positive and finite");
+}
+
+void check_memory(const Backend& backend, MemorySpace space, const char* what) {
+  if (space == MemorySpace::device && backend.info().device.type != DeviceType::cuda)
+    throw UsageError(std::string(what) + " lie in device memory, but the context is on the CPU",
+                     "open the context on the CUDA device that holds them");
+}
+
+// The lower triangle of a row-major square, row by row.
+std::vector<double> pack_lower(const std::vector<double>& square, Index dim) {
+  std::vector<double> packed;
+  packed.reserve(static_cast<std::size_t>(dim * (dim + 1) / 2));
+  for (Index i = 0; i < dim; ++i)
+    packed.insert(packed.end(), square.begin() + i * dim, square.begin() + i * dim + i + 1);
+  return packed;
+}
+
+std::vector<double> unpack_lower(const std::vector<double>& packed, Index dim) {
+  std::vector<double> square(static_cast<std::size_t>(dim * dim), 0.0);
+  auto next = packed.begin();
+  for (Index i = 0; i < dim; ++i) {
+    std::copy(next, next + i + 1, square.begin() + i * dim);
+    next += i + 1;
+  }
+  return square;
+}
+
+// The same array in another backend's memory.
+template <class T>
+Array<T> move_to(Backend& to, Backend& from, const Array<T>& source, Array<T> target) {
+  if (!source) return {};
+  to.from_host(target, from.to_host(source));
+  return target;
+}
+
+}  // namespace
+
+void check_batch(const Backend& backend, Index dim, const MatrixView& features, const LabelView& labels) {
+  if (features.rows < 0 || labels.size < 0)
+    throw UsageError("a batch of " + std::to_string(std::min(features.rows, labels.size)) + " rows");
+  if (features.rows != labels.size)
+    throw UsageError("features have " + std::to_string(features.rows) + " rows, but there are " +
+                         std::to_string(labels.size) + " labels",
+                     "one label for every row");
+  if (features.cols != dim)
+    throw UsageError("features have " + std::to_string(features.cols) + " columns, expected " + std::to_string(dim));
+  if (features.row_stride() < dim)
+    throw UsageError("the row stride " + std::to_string(features.row_stride()) + " is below the dimension " +
+                     std::to_string(dim));
+  if (features.rows > 0 && (features.data == nullptr || labels.data == nullptr))
+    throw UsageError("a batch of " + std::to_string(features.rows) + " rows with a null pointer");
+  check_memory(backend, features.space, "features");
+  check_memory(backend, labels.space, "labels");
+}
+
+void throw_faults(const BatchFaults& faults, Index first_row, Index rows, Index classes) {
+  const std::string where = "rows " + std::to_string(first_row) + " to " + std::to_string(first_row + rows - 1);
+  if (faults.bad_labels > 0)
+    throw DataError(std::to_string(faults.bad_labels) + " label(s) in " + where + " are outside 0.." +
+                        std::to_string(classes - 1) + "; the first is " + std::to_string(faults.bad_label) +
+                        " at row " + std::to_string(first_row + faults.bad_label_row),
+                    "labels are class numbers from 0 to K-1; give the right number of classes");
+  throw DataError(std::to_string(faults.nonfinite) + " feature value(s) in " + where +
+                      " are NaN or infinite; the first is at row " + std::to_string(first_row + faults.nonfinite_row) +
+                      ", column " + std::to_string(faults.nonfinite_col),
+                  "features must be finite; look for overflow in the network or a broken dump");
+}
+
+MomentState make_state(Backend& backend, const AccumulatorOptions& options) {
+  const Index classes = options.classes, dim = options.dim;
+  MomentState state;
+  state.classes = classes;
+  state.dim = dim;
+  state.statistics = options.statistics;
+  state.counts = backend.index_array(classes, 1);
+  state.shifts = backend.matrix(classes, dim);
+  state.sums = backend.matrix(classes, dim);
+  if (options.statistics >= Statistics::traces) state.square_sums = backend.matrix(classes, 1);
+  if (options.statistics >= Statistics::full) {
+    state.scatter = backend.matrix(dim, dim);
+    if (!options.scatter_weights.empty()) {
+      std::vector<double> scale(options.scatter_weights);
+      for (auto& value : scale) value = std::sqrt(value);
+      state.scatter_scale = backend.matrix(classes, 1);
+      backend.from_host(state.scatter_scale, scale);
+    }
+  }
+  return state;
+}
+
+MomentData read_out(const Context& context, const AccumulatorOptions& options, const MomentState& state) {
+  Backend& backend = *context.backend();
+  MomentData out{context, options, backend.to_host(state.counts), 0, 0, {}, {}, {}};
+  const auto classes = static_cast<std::size_t>(options.classes);
+
+  std::vector<double> one(classes, 1.0), inverse(classes), correction(classes);
+  for (std::size_t k = 0; k < classes; ++k) {
+    const auto count = static_cast<double>(out.counts[k]);
+    out.samples += out.counts[k];
+    out.seen += out.counts[k] > 0 ? 1 : 0;
+    const double weight = options.scatter_weights.empty() ? 1.0 : options.scatter_weights[k];
+    inverse[k] = count > 0 ? 1.0 / count : 0.0;
+    correction[k] = count > 0 ? std::sqrt(weight / count) : 0.0;
+  }
+  out.means = backend.matrix(options.classes, options.dim);
+  backend.combine_rows(one, state.shifts, inverse, state.sums, out.means);
+
+  if (options.statistics >= Statistics::traces) {
+    out.variances = backend.to_host(state.square_sums);
+    const auto sums_squared = backend.row_dots(state.sums, state.sums);
+    for (std::size_t k = 0; k < classes; ++k)
+      out.variances[k] = std::max(0.0, (out.variances[k] - sums_squared[k] * inverse[k]) * inverse[k]);
+  }
+  if (options.statistics >= Statistics::full) {
+    out.scatter = backend.clone(state.scatter);
+    Matrix weighted = backend.matrix(options.classes, options.dim);
+    backend.combine_rows(correction, state.sums, {}, {}, weighted);
+    backend.add_gram(-1.0, weighted, out.scatter);
+    backend.mirror_lower(out.scatter);
+  }
+  return out;
+}
+
+// ---------------------------------------------------------------------------------------------------- ClassMoments
+
+ClassMoments::ClassMoments(std::shared_ptr<const MomentData> data) : data_(std::move(data)) {}
+Index ClassMoments::classes() const { return data_->options.classes; }
+Index ClassMoments::dim() const { return data_->options.dim; }
+Index ClassMoments::samples() const { return data_->samples; }
+Index ClassMoments::classes_seen() const { return data_->seen; }
+Statistics ClassMoments::statistics() const { return data_->options.statistics; }
+const std::vector<Index>& ClassMoments::counts() const { return data_->counts; }
+const Context& ClassMoments::context() const { return data_->context; }
+
+const std::vector<double>& ClassMoments::within_variances() const {
+  if (statistics() < Statistics::traces)
+    throw UsageError("only means were accumulated", "accumulate with Statistics::traces or Statistics::full");
+  return data_->variances;
+}
+
+std::vector<double> ClassMoments::means() const { return context().backend()->to_host(data_->means); }
+
+std::vector<double> ClassMoments::within_scatter() const {
+  if (statistics() < Statistics::full)
+    throw UsageError("no scatter was accumulated", "accumulate with Statistics::full");
+  return context().backend()->to_host(data_->scatter);
+}
+
+// ----------------------------------------------------------------------------------------------------- Accumulator
+
+struct Accumulator::Impl {
+  Context context;
+  AccumulatorOptions options;
+  MomentState state;
+  Index samples = 0;
+
+  Backend& backend() const { return *context.backend(); }
+};
+
+Accumulator::Accumulator(Context context, AccumulatorOptions options) {
+  check_options(options);
+  auto state = make_state(*context.backend(), options);
+  impl_ = std::make_unique<Impl>(Impl{std::move(context), std::move(options), std::move(state)});
+}
+Accumulator::Accumulator(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Accumulator::~Accumulator() = default;
+Accumulator::Accumulator(Accumulator&&) noexcept = default;
+Accumulator& Accumulator::operator=(Accumulator&&) noexcept = default;
+
+Index Accumulator::samples() const { return impl_->samples; }
+const AccumulatorOptions& Accumulator::options() const { return impl_->options; }
+const Context& Accumulator::context() const { return impl_->context; }
+
+void Accumulator::add(const MatrixView& features, const LabelView& labels) {
+  check_batch(impl_->backend(), impl_->options.dim, features, labels);
+  if (features.rows == 0) return;
+  const BatchFaults faults = impl_->backend().add_batch(impl_->state, features, labels);
+  if (faults.any()) throw_faults(faults, impl_->samples, features.rows, impl_->options.classes);
+  impl_->samples += features.rows;
+}
+
+ClassMoments Accumulator::finish() const {
+  return ClassMoments(std::make_shared<const MomentData>(read_out(impl_->context, impl_->options, impl_->state)));
+}
+
+void Accumulator::merge(const Accumulator& other) {
+  const auto& mine = impl_->options;
+  const auto& theirs = other.impl_->options;
+  if (mine.classes != theirs.classes || mine.dim != theirs.dim)
+    throw UsageError("cannot merge a state of K x d = " + times(theirs.classes, theirs.dim) + " into one of " +
+                     times(mine.classes, mine.dim));
+  if (mine.statistics != theirs.statistics || mine.scatter_weights != theirs.scatter_weights)
+    throw UsageError("cannot merge states of different statistics or scatter weights",
+                     "accumulate all parts with the same options");
+  if (other.samples() == 0) return;
+
+  Backend& backend = impl_->backend();
+  Backend& source = other.impl_->backend();
+  const bool same_memory = &backend == &source;
+  MomentData theirs_out = read_out(other.impl_->context, theirs, other.impl_->state);
+  Matrix means = theirs_out.means, scatter = theirs_out.scatter;
+  if (!same_memory) {
+    means = move_to(backend, source, means, backend.matrix(means.rows, means.cols));
+    if (scatter) scatter = move_to(backend, source, scatter, backend.matrix(scatter.rows, scatter.cols));
+  }
+  MomentData out = read_out(impl_->context, mine, impl_->state);
+
+  const auto classes = static_cast<std::size_t>(mine.classes);
+  std::vector<double> keep(classes), take(classes), gap(classes), gap_weighted(classes), minus(classes);
+  std::vector<Index> counts(classes);
+  for (std::size_t k = 0; k < classes; ++k) {
+    counts[k] = out.counts[k] + theirs_out.counts[k];
+    const auto n1 = static_cast<double>(out.counts[k]), n2 = static_cast<double>(theirs_out.counts[k]);
+    const double n = n1 + n2;
+    take[k] = n > 0 ? n2 / n : 0.0;
+    keep[k] = 1.0;
+    const double between = n > 0 ? n1 * n2 / n : 0.0;
+    gap[k] = std::sqrt(between);
+    gap_weighted[k] = gap[k] * (mine.scatter_weights.empty() ? 1.0 : std::sqrt(mine.scatter_weights[k]));
+    minus[k] = -1.0;
+  }
+  // difference = m2 - m1, exact where the means nearly agree; m = m1 + take * difference (absent m1 is 0, take 1).
+  Matrix difference = backend.matrix(mine.classes, mine.dim);
+  backend.combine_rows(keep, means, minus, out.means, difference);
+  backend.combine_rows(keep, out.means, take, difference, out.means);
+
+  MomentState merged = make_state(backend, mine);
+  backend.from_host(merged.counts, counts);
+  merged.shifts = out.means;
+  if (mine.statistics >= Statistics::traces) {
+    const auto gap_squared = backend.row_dots(difference, difference);
+    std::vector<double> square_sums(classes);
+    for (std::size_t k = 0; k < classes; ++k)
+      square_sums[k] = out.variances[k] * static_cast<double>(out.counts[k]) +
+                       theirs_out.variances[k] * static_cast<double>(theirs_out.counts[k]) +
+                       gap[k] * gap[k] * gap_squared[k];
+    backend.from_host(merged.square_sums, square_sums);
+  }
+  if (mine.statistics >= Statistics::full) {
+    const std::vector<double> ones(static_cast<std::size_t>(mine.dim), 1.0);
+    backend.combine_rows(ones, out.scatter, ones, scatter, out.scatter);
+    backend.combine_rows(gap_weighted, difference, {}, {}, difference);
+    backend.add_gram(1.0, difference, out.scatter);
+    merged.scatter = out.scatter;
+  }
+  impl_->state = std::move(merged);
+  impl_->samples += other.samples();
+}
+
+void Accumulator::save(const std::filesystem::path& file) const {
+  Backend& backend = impl_->backend();
+  const MomentState& state = impl_->state;
+  StateImage image;
+  image.options = impl_->options;
+  image.samples = impl_->samples;
+  image.counts = backend.to_host(state.counts);
+  image.shifts = backend.to_host(state.shifts);
+  image.sums = backend.to_host(state.sums);
+  if (state.square_sums) image.square_sums = backend.to_host(state.square_sums);
+  if (state.scatter) image.scatter = pack_lower(backend.to_host(state.scatter), state.dim);
+  write_state(file, image);
+}
+
+Accumulator Accumulator::load(Context context, const std::filesystem::path& file) {
+  StateImage image = read_state(file);
+  Accumulator result(std::move(context), image.options);
+  Backend& backend = result.impl_->backend();
+  MomentState& state = result.impl_->state;
+  backend.from_host(state.counts, image.counts);
+  backend.from_host(state.shifts, image.shifts);
+  backend.from_host(state.sums, image.sums);
+  if (state.square_sums) backend.from_host(state.square_sums, image.square_sums);
+  if (state.scatter) backend.from_host(state.scatter, unpack_lower(image.scatter, state.dim));
+  result.impl_->samples = image.samples;
+  return result;
+}
+
+}  // namespace ncollapse

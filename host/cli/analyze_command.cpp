@@ -1,0 +1,118 @@
+#include <fmt/core.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <memory>
+#include <optional>
+
+#include "host/cli/commands.hpp"
+#include "host/cli/output.hpp"
+#include "host/cli/progress.hpp"
+#include "ncollapse/analysis.hpp"
+#include "ncollapse/error.hpp"
+
+namespace ncollapse::cli {
+
+namespace {
+
+volatile std::sig_atomic_t interrupted = 0;
+
+struct AnalyzeOptions {
+  AnalysisRequest request;
+  std::string convention = "zhu", device = "auto", csv;
+  std::optional<double> lambda_w, lambda_h;
+  int threads = 0;
+};
+
+void check_lambda(const char* name, const std::optional<double>& value) {
+  if (value && !(*value > 0)) throw UsageError(fmt::format("{} is {}, must be positive", name, *value));
+}
+
+void run(AnalyzeOptions& options, const Common& common) {
+  check_output(common.json);
+  check_output(options.csv);
+  if (common.json == "-" && options.csv == "-")
+    throw UsageError("--json - and --csv - cannot share standard output", "give one of them a file");
+  check_lambda("--lambda-w", options.lambda_w);
+  check_lambda("--lambda-h", options.lambda_h);
+  options.request.convention = parse_convention(options.convention);
+  const Context context(Device::parse(options.device), {.threads = options.threads});
+
+  std::signal(SIGINT, [](int) { interrupted = 1; });
+  ProgressBar bar(!common.quiet && isatty(STDERR_FILENO) == 1);
+  options.request.on_progress = [&](const Progress& progress) {
+    if (interrupted != 0) throw Interrupted();
+    bar.update(progress);
+  };
+  Report report = analyze(context, options.request);
+  bar.clear();
+  if (options.lambda_w || options.lambda_h)
+    report.notes.push_back("weight decays are recorded, no metric of this version uses them");
+  for (const auto& [name, value] : {std::pair{"lambda_w", options.lambda_w}, std::pair{"lambda_h", options.lambda_h}})
+    if (value) report.source.emplace_back(name, fmt::format("{}", *value));
+
+  if (!common.json.empty()) write_output(common.json, to_json(report) + "\n");
+  if (!options.csv.empty()) write_output(options.csv, to_csv(report));
+  const bool stdout_taken = common.json == "-" || options.csv == "-";
+  if (common.quiet || stdout_taken) return;
+  std::string table = to_table(report, wants_colour(STDOUT_FILENO));
+  for (const auto& [kind, path] : {std::pair{"JSON", common.json}, std::pair{"CSV", options.csv}})
+    if (!path.empty()) table += fmt::format("\n{} written to {}\n", kind, path);
+  write_output("-", table);
+}
+
+}  // namespace
+
+void add_analyze(CLI::App& app, Common& common) {
+  auto options = std::make_shared<AnalyzeOptions>();
+  auto& request = options->request;
+  CLI::App* command = app.add_subcommand("analyze", "Measure neural collapse on saved features, labels and weights");
+  command->add_option("--features", request.features, "Training features, N x d (.npy, .npz, .safetensors)")
+      ->required()
+      ->type_name("FILE[:KEY]");
+  command->add_option("--labels", request.labels, "Training labels, N integers from 0 to K-1")
+      ->required()
+      ->type_name("FILE[:KEY]");
+  command
+      ->add_option("--weights", request.weights,
+                   "Linear layers, out x in, in the order in which features meet them (W_1 first)")
+      ->type_name("FILE[:KEY]");
+  command->add_option("--bias", request.bias, "Bias of the last layer, K values")->type_name("FILE[:KEY]");
+  command->add_option("--test-features", request.test_features, "Test features")->type_name("FILE[:KEY]");
+  command->add_option("--test-labels", request.test_labels, "Test labels")->type_name("FILE[:KEY]");
+  command->add_option("--ood-features", request.ood_features, "Out-of-distribution features")->type_name("FILE[:KEY]");
+  command->add_option("--classes", request.classes, "K; default: rows of the classifier, else largest label + 1")
+      ->check(CLI::PositiveNumber)
+      ->type_name("K");
+  command->add_option("--convention", options->convention, "zhu, papyan, peer, anova or classavg")
+      ->capture_default_str()
+      ->type_name("NAME");
+  command->add_option("--lambda-w", options->lambda_w, "Weight decay of the classifier layers, recorded in the report")
+      ->type_name("X");
+  command->add_option("--lambda-h", options->lambda_h, "Weight decay of the features, recorded in the report")
+      ->type_name("X");
+  command->add_option("--device", options->device, "auto, cpu, cuda or cuda:N")
+      ->capture_default_str()
+      ->type_name("NAME");
+  command->add_option("--batch-rows", request.batch_rows, "Rows read at a time; default: about 64 MiB of features")
+      ->check(CLI::PositiveNumber)
+      ->type_name("R");
+  command->add_option("--threads", options->threads, "CPU threads; default: all cores")
+      ->check(CLI::PositiveNumber)
+      ->type_name("T");
+  command->add_option("--json", common.json, "Write the report as JSON; - is standard output")->type_name("FILE");
+  command->add_option("--csv", options->csv, "Write the report as CSV; - is standard output")->type_name("FILE");
+  command->add_flag("--quiet", common.quiet, "No table and no progress bar");
+  command->footer(
+      "A file may carry a key: dump.npz:features, model.safetensors:fc.weight.\n"
+      "Without a key the only array of the file is taken, or the one with a usual name.\n\n"
+      "Examples:\n"
+      "  ncollapse analyze --features train.npy --labels y.npy\n"
+      "  ncollapse analyze --features dump.npz:features --labels dump.npz:labels \\\n"
+      "      --weights model.safetensors:fc.weight --bias model.safetensors:fc.bias --json report.json\n"
+      "  ncollapse analyze --features h.npy --labels y.npy --weights W1.npy W2.npy W3.npy \\\n"
+      "      --convention anova --device cuda --json - | jq .metrics.nc1_pinv\n");
+  command->callback([options, &common] { run(*options, common); });
+}
+
+}  // namespace ncollapse::cli

@@ -1,0 +1,92 @@
+// `devices` and `metrics`: what there is to choose from.
+#include <fmt/core.h>
+
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "host/cli/commands.hpp"
+#include "host/cli/output.hpp"
+#include "ncollapse/context.hpp"
+#include "ncollapse/metrics.hpp"
+
+namespace ncollapse::cli {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+double gibibytes(Index bytes) { return static_cast<double>(bytes) / (Index{1} << 30); }
+
+std::string list_devices(bool as_json) {
+  const auto all = devices();
+  const std::string reason = cuda_unavailable_reason();
+  if (as_json) {
+    Json list = Json::array();
+    for (const auto& info : all)
+      list.push_back({{"device", to_string(info.device)},
+                      {"name", info.name},
+                      {"memory_bytes", info.memory_bytes},
+                      {"capability", info.capability},
+                      {"threads", info.threads}});
+    Json json{{"devices", list}, {"default", to_string(Device::best())}};
+    if (!reason.empty()) json["cuda_unavailable"] = reason;
+    return json.dump(2) + "\n";
+  }
+  std::string text;
+  for (const auto& info : all)
+    text += fmt::format("{:<8} {}, {:.0f} GiB, {}{}\n", to_string(info.device), info.name, gibibytes(info.memory_bytes),
+                        info.capability,
+                        info.device.type == DeviceType::cpu ? fmt::format(", {} threads", info.threads) : "");
+  if (!reason.empty()) text += fmt::format("cuda     not available: {}\n", reason);
+  return text + fmt::format("--device auto takes {}\n", to_string(Device::best()));
+}
+
+std::string list_metrics(bool as_json) {
+  if (as_json) {
+    Json list = Json::array();
+    for (const auto& info : metric_catalogue())
+      list.push_back({{"key", info.key},
+                      {"meaning", info.meaning},
+                      {"formula", info.formula},
+                      {"needs", info.needs},
+                      {"source", info.source},
+                      {"direction", info.direction},
+                      {"scope", info.scope}});
+    return Json{{"metrics", list}}.dump(2) + "\n";
+  }
+  std::string text =
+      "m_k class means, mu centre, c_k = m_k - mu, C and M their matrices, W classifier, b bias, v_k = tr S_k,\n"
+      "^ unit norm, E = (I - 11^T/K)/sqrt(K-1). down: lower is more collapsed.\n\n";
+  for (const auto& info : metric_catalogue()) {
+    text += fmt::format("{:<24} {:<5} {}\n", info.key, info.direction == "none" ? "" : info.direction, info.formula);
+    text += fmt::format("{:<30} needs {}{}{}\n", "", info.needs, info.source.empty() ? "" : "; ", info.source);
+  }
+  return text;
+}
+
+// A subcommand that only prints, with --json as a flag or with a file.
+void add_listing(CLI::App& app, Common& common, const char* name, const char* what, std::string (*list)(bool)) {
+  CLI::App* command = app.add_subcommand(name, what);
+  command->add_option("--json", common.json, "Print JSON, to standard output or to FILE")
+      ->expected(0, 1)
+      ->default_str("-")
+      ->type_name("[FILE]");
+  command->callback([command, &common, list] {
+    const bool as_json = command->count("--json") > 0;
+    if (as_json && common.json.empty()) common.json = "-";
+    check_output(common.json);
+    write_output(as_json ? common.json : "-", list(as_json));
+  });
+}
+
+}  // namespace
+
+void add_devices(CLI::App& app, Common& common) {
+  add_listing(app, common, "devices", "List the devices that can be used", list_devices);
+}
+
+void add_metrics(CLI::App& app, Common& common) {
+  add_listing(app, common, "metrics", "List every metric: formula, inputs, source, direction", list_metrics);
+}
+
+}  // namespace ncollapse::cli

@@ -1,0 +1,19 @@
+// The subcommands. Each one adds itself to the parser; its callback runs when the user chose it.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <string>
+
+namespace ncollapse::cli {
+
+/// What every subcommand shares.
+struct Common {
+  std::string json;  ///< where JSON goes: empty: nowhere, "-": stdout
+  bool quiet = false;
+};
+
+void add_analyze(CLI::App& app, Common& common);
+void add_devices(CLI::App& app, Common& common);
+void add_metrics(CLI::App& app, Common& common);
+
+}  // namespace ncollapse::cli

@@ -1,0 +1,51 @@
+// The command `ncollapse`. Exit codes: 0 ok, 1 internal, 2 usage, 3 bad input, 4 device or memory, 130 interrupted.
+#include <iostream>
+#include <string>
+
+#include "host/cli/commands.hpp"
+#include "host/cli/output.hpp"
+#include "ncollapse/error.hpp"
+#include "ncollapse/version.hpp"
+
+namespace {
+
+// Asked for before parsing has a result: errors of the parser itself are JSON too.
+bool json_wanted(int argc, char** argv) {
+  for (int i = 1; i < argc; ++i)
+    if (std::string_view(argv[i]).starts_with("--json")) return true;
+  return false;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  namespace cli = ncollapse::cli;
+  CLI::App app{
+      "Measures neural collapse: what becomes of a classifier's last-layer features late in training,\n"
+      "for balanced and imbalanced classes.",
+      "ncollapse"};
+  app.set_version_flag("--version", std::string("ncollapse ") + ncollapse::version());
+  app.require_subcommand(1);
+  app.get_formatter()->column_width(34);
+  app.footer(
+      "Examples:\n"
+      "  ncollapse analyze --features features.npy --labels labels.npy --weights W.npy --bias b.npy\n"
+      "  ncollapse metrics\n"
+      "  ncollapse devices\n\n"
+      "Exit codes: 0 ok, 1 internal error, 2 wrong usage, 3 bad input, 4 device or memory, 130 interrupted.");
+  cli::Common common;
+  cli::add_analyze(app, common);
+  cli::add_devices(app, common);
+  cli::add_metrics(app, common);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
+    return cli::report_error(
+        std::make_exception_ptr(ncollapse::UsageError(e.what(), "see: ncollapse --help, ncollapse analyze --help")),
+        json_wanted(argc, argv));
+  } catch (...) {
+    return cli::report_error(std::current_exception(), json_wanted(argc, argv));
+  }
+  return 0;
+}

@@ -1,0 +1,87 @@
+#include "host/cli/output.hpp"
+
+#include <fmt/core.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <new>
+#include <nlohmann/json.hpp>
+#include <system_error>
+
+#include "ncollapse/error.hpp"
+
+namespace ncollapse::cli {
+
+namespace {
+
+constexpr int kInterruptedExit = 130;
+
+int print_error(int code, const std::string& message, const std::string& hint, bool as_json) {
+  if (as_json) {
+    nlohmann::ordered_json json;
+    json["error"] = {{"code", code}, {"message", message}, {"hint", hint}};
+    std::cerr << json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) << std::endl;
+  } else {
+    fmt::print(stderr, "ncollapse: error: {}\n", message);
+    if (!hint.empty()) fmt::print(stderr, "  hint: {}\n", hint);
+  }
+  return code;
+}
+
+}  // namespace
+
+void check_output(const std::string& path) {
+  if (path.empty() || path == "-") return;
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored)) throw DataError(path + ": is a directory", "name a file to write");
+  const auto folder = std::filesystem::path(path).parent_path();
+  if (!folder.empty() && !std::filesystem::is_directory(folder, ignored))
+    throw DataError(path + ": the folder " + folder.string() + " does not exist", "create it first");
+}
+
+void write_output(const std::string& path, const std::string& text) {
+  if (path == "-") {
+    std::cout << text << std::flush;
+    if (!std::cout) throw DataError("cannot write to standard output");
+    return;
+  }
+  const std::string temporary = path + ".tmp" + std::to_string(getpid());
+  std::ofstream file(temporary, std::ios::binary | std::ios::trunc);
+  file << text << std::flush;
+  const bool written = static_cast<bool>(file);
+  const int reason = errno;
+  file.close();
+  std::error_code status;
+  if (written) std::filesystem::rename(temporary, path, status);
+  if (!written || status) {
+    std::error_code ignored;
+    std::filesystem::remove(temporary, ignored);
+    throw DataError(path + ": cannot write: " +
+                    (written ? status.message() : std::error_code(reason, std::generic_category()).message()));
+  }
+}
+
+bool wants_colour(int descriptor) {
+  const char* no_colour = std::getenv("NO_COLOR");
+  return isatty(descriptor) == 1 && (no_colour == nullptr || *no_colour == '\0');
+}
+
+int report_error(std::exception_ptr error, bool as_json) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const Error& e) {
+    return print_error(static_cast<int>(e.kind()), e.what(), e.hint(), as_json);
+  } catch (const Interrupted&) {
+    return print_error(kInterruptedExit, "interrupted; nothing was written", "", as_json);
+  } catch (const std::bad_alloc&) {
+    return print_error(static_cast<int>(ErrorKind::device), "out of memory", "try a smaller --batch-rows", as_json);
+  } catch (const std::exception& e) {
+    return print_error(static_cast<int>(ErrorKind::internal), e.what(), "", as_json);
+  }
+}
+
+}  // namespace ncollapse::cli

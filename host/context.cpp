@@ -1,0 +1,69 @@
+#include "ncollapse/context.hpp"
+
+#include <charconv>
+
+#include "host/backend.hpp"
+#include "ncollapse/error.hpp"
+#include "ncollapse/version.hpp"
+
+namespace ncollapse {
+
+const char* version() { return NCOLLAPSE_VERSION; }
+
+Device Device::best() {
+  const auto gpus = cuda_devices(nullptr);
+  return gpus.empty() ? Device{} : gpus.front().device;
+}
+
+Device Device::parse(std::string_view text) {
+  if (text == "auto") return best();
+  if (text == "cpu") return {DeviceType::cpu, 0};
+  if (text == "cuda") return {DeviceType::cuda, 0};
+  constexpr std::string_view prefix = "cuda:";
+  if (text.starts_with(prefix)) {
+    const auto number = text.substr(prefix.size());
+    int index = 0;
+    const auto [end, status] = std::from_chars(number.data(), number.data() + number.size(), index);
+    if (status == std::errc{} && end == number.data() + number.size() && index >= 0) return {DeviceType::cuda, index};
+  }
+  throw UsageError("unknown device '" + std::string(text) + "'", "devices are auto, cpu, cuda and cuda:N");
+}
+
+std::string to_string(Device device) {
+  return device.type == DeviceType::cpu ? "cpu" : "cuda:" + std::to_string(device.index);
+}
+
+std::vector<DeviceInfo> devices() {
+  std::vector<DeviceInfo> all{open_cpu_backend({})->info()};
+  for (auto& gpu : cuda_devices(nullptr)) all.push_back(std::move(gpu));
+  return all;
+}
+
+std::string cuda_unavailable_reason() {
+  std::string reason;
+  return cuda_devices(&reason).empty() ? reason : std::string{};
+}
+
+namespace {
+
+std::shared_ptr<Backend> open(Device device, const ContextOptions& options) {
+  if (options.threads < 0) throw UsageError("threads is " + std::to_string(options.threads) + ", must be at least 0");
+  if (device.type == DeviceType::cpu) return open_cpu_backend(options);
+  std::string reason;
+  const auto gpus = cuda_devices(&reason);
+  if (gpus.empty()) throw DeviceError("no CUDA device can be used: " + reason, "use the device cpu or auto");
+  for (const auto& gpu : gpus)
+    if (gpu.device == device) return open_cuda_backend(device.index, options);
+  throw DeviceError(
+      "there is no device " + to_string(device) + ", only " + std::to_string(gpus.size()) + " CUDA device(s)",
+      "list them with: ncollapse devices");
+}
+
+}  // namespace
+
+Context::Context(Device device, const ContextOptions& options) : backend_(open(device, options)) {}
+Context::Context(std::shared_ptr<Backend> backend) : backend_(std::move(backend)) {}
+
+const DeviceInfo& Context::info() const { return backend_->info(); }
+
+}  // namespace ncollapse

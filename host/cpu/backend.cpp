@@ -1,0 +1,230 @@
+// Memory and dense algebra on the CPU. Matrices are row-major; a row-major matrix is the column-major transpose, which
+// is how LAPACK is called here (row-major lower triangle = column-major 'U'), so that nothing is ever transposed.
+#include <cblas.h>
+#include <lapacke.h>
+#include <omp.h>
+
+#include <unistd.h>
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <limits>
+#include <new>
+#include <string>
+
+#include "host/cpu/cpu_backend.hpp"
+#include "host/cpu/elements.hpp"
+#include "ncollapse/error.hpp"
+
+extern "C" void openblas_set_num_threads(int threads);
+extern "C" char* openblas_get_corename();
+
+namespace ncollapse::cpu {
+
+namespace {
+
+constexpr Index kBlockRows = 64;  // rows a partial sum spans, whatever the number of threads
+
+std::string processor_name() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);)
+    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
+  return "CPU";
+}
+
+int blas_int(Index size, const char* what) {
+  if (size < 0 || size > std::numeric_limits<int>::max())
+    throw UsageError(std::string(what) + " = " + std::to_string(size) + " does not fit the BLAS interface");
+  return static_cast<int>(size);
+}
+
+NCOLLAPSE_VECTORISED double dot(const double* a, const double* b, Index n) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (Index j = 0; j < n; ++j) sum += a[j] * b[j];
+  return sum;
+}
+
+NCOLLAPSE_VECTORISED void add_scaled(double scale, const double* row, double* sum, Index n) {
+  for (Index j = 0; j < n; ++j) sum[j] += scale * row[j];
+}
+
+}  // namespace
+
+CpuBackend::CpuBackend(const ContextOptions& options)
+    : threads_(options.threads > 0 ? options.threads : omp_get_max_threads()) {
+  openblas_set_num_threads(threads_);
+  info_.device = {DeviceType::cpu, 0};
+  info_.name = processor_name();
+  info_.memory_bytes = static_cast<Index>(sysconf(_SC_PHYS_PAGES)) * static_cast<Index>(sysconf(_SC_PAGE_SIZE));
+  info_.capability = std::string("OpenBLAS ") + openblas_get_corename();
+  info_.threads = threads_;
+}
+
+std::shared_ptr<void> CpuBackend::allocate(Index bytes) {
+  constexpr std::size_t kAlignment = 64;
+  const std::size_t padded = (static_cast<std::size_t>(bytes) + kAlignment) / kAlignment * kAlignment;
+  // calloc hands out zeroed pages without touching them; only the alignment is missing, so it is made here.
+  void* base = std::calloc(padded + kAlignment, 1);
+  if (base == nullptr)
+    throw DeviceError("out of memory: " + std::to_string(bytes) + " bytes were wanted on the CPU",
+                      "fewer statistics (means, traces) need less memory");
+  void* aligned = base;
+  std::size_t space = padded + kAlignment;
+  std::align(kAlignment, padded, aligned, space);
+  return {aligned, [base](void*) { std::free(base); }};
+}
+
+void CpuBackend::upload(void* to, const void* host, Index bytes) { copy(to, host, bytes); }
+void CpuBackend::download(void* host, const void* from, Index bytes) { copy(host, from, bytes); }
+void CpuBackend::copy(void* to, const void* from, Index bytes) {
+  if (bytes > 0) std::memcpy(to, from, static_cast<std::size_t>(bytes));
+}
+
+Matrix CpuBackend::import(const MatrixView& source) {
+  Matrix result = matrix(source.rows, source.cols);
+  const Index stride = source.row_stride();
+  with_elements(source, [&](const auto* data) {
+    for (Index i = 0; i < source.rows; ++i)
+      for (Index j = 0; j < source.cols; ++j) result.data()[i * source.cols + j] = to_double(data[i * stride + j]);
+  });
+  return result;
+}
+
+void CpuBackend::combine_rows(const std::vector<double>& a, const Matrix& A, const std::vector<double>& b,
+                              const Matrix& B, Matrix& out) {
+  const Index cols = A.cols;
+#pragma omp parallel for num_threads(threads_) schedule(static)
+  for (Index k = 0; k < A.rows; ++k) {
+    const double* left = A.data() + k * cols;
+    double* target = out.data() + k * cols;
+    if (B) {
+      const double* right = B.data() + k * cols;
+      for (Index j = 0; j < cols; ++j) target[j] = a[k] * left[j] + b[k] * right[j];
+    } else {
+      for (Index j = 0; j < cols; ++j) target[j] = a[k] * left[j];
+    }
+  }
+}
+
+Matrix CpuBackend::select_rows(const Matrix& A, const std::vector<Index>& index) {
+  Matrix result = matrix(static_cast<Index>(index.size()), A.cols);
+  for (Index i = 0; i < result.rows; ++i) std::copy_n(A.data() + index[i] * A.cols, A.cols, result.data() + i * A.cols);
+  return result;
+}
+
+void CpuBackend::centre_rows(Matrix& A, const std::vector<double>& centre) {
+#pragma omp parallel for num_threads(threads_) schedule(static)
+  for (Index k = 0; k < A.rows; ++k)
+    for (Index j = 0; j < A.cols; ++j) A.data()[k * A.cols + j] -= centre[j];
+}
+
+std::vector<double> CpuBackend::weighted_row_sum(const Matrix& A, const std::vector<double>& w) {
+  // Column strips, so that every strip is summed in row order by one thread.
+  constexpr Index kStrip = 64;
+  std::vector<double> sum(static_cast<std::size_t>(A.cols), 0.0);
+  const Index strips = (A.cols + kStrip - 1) / kStrip;
+#pragma omp parallel for num_threads(threads_) schedule(static)
+  for (Index strip = 0; strip < strips; ++strip) {
+    const Index begin = strip * kStrip, width = std::min(kStrip, A.cols - begin);
+    for (Index k = 0; k < A.rows; ++k) add_scaled(w[k], A.data() + k * A.cols + begin, sum.data() + begin, width);
+  }
+  return sum;
+}
+
+std::vector<double> CpuBackend::row_dots(const Matrix& A, const Matrix& B) {
+  std::vector<double> dots(static_cast<std::size_t>(A.rows));
+#pragma omp parallel for num_threads(threads_) schedule(static)
+  for (Index k = 0; k < A.rows; ++k) dots[k] = dot(A.data() + k * A.cols, B.data() + k * A.cols, A.cols);
+  return dots;
+}
+
+double CpuBackend::inner(const Matrix& A, const Matrix& B) {
+  const auto dots = row_dots(A, B);
+  double sum = 0;
+  for (const double value : dots) sum += value;
+  return sum;
+}
+
+Matrix CpuBackend::product(const Matrix& A, Transpose transpose_a, const Matrix& B, Transpose transpose_b) {
+  const bool ta = transpose_a == Transpose::yes, tb = transpose_b == Transpose::yes;
+  const Index rows = ta ? A.cols : A.rows, depth = ta ? A.rows : A.cols, cols = tb ? B.rows : B.cols;
+  Matrix result = matrix(rows, cols);
+  if (result.size() == 0 || depth == 0) return result;
+  cblas_dgemm(CblasRowMajor, ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans, blas_int(rows, "rows"),
+              blas_int(cols, "columns"), blas_int(depth, "depth"), 1.0, A.data(), blas_int(A.cols, "columns"), B.data(),
+              blas_int(B.cols, "columns"), 0.0, result.data(), blas_int(cols, "columns"));
+  return result;
+}
+
+void CpuBackend::add_gram(double alpha, const Matrix& A, Matrix& T) {
+  if (A.size() == 0) return;
+  cblas_dsyrk(CblasRowMajor, CblasLower, CblasTrans, blas_int(A.cols, "columns"), blas_int(A.rows, "rows"), alpha,
+              A.data(), blas_int(A.cols, "columns"), 1.0, T.data(), blas_int(T.cols, "columns"));
+}
+
+void CpuBackend::mirror_lower(Matrix& A) {
+  const Index n = A.rows;
+  const Index blocks = (n + kBlockRows - 1) / kBlockRows;
+#pragma omp parallel for num_threads(threads_) schedule(dynamic)
+  for (Index block = 0; block < blocks; ++block)  // square blocks, so that both sides stay in the cache
+    for (Index other = 0; other <= block; ++other)
+      for (Index i = block * kBlockRows; i < std::min((block + 1) * kBlockRows, n); ++i)
+        for (Index j = other * kBlockRows; j < std::min((other + 1) * kBlockRows, i); ++j)
+          A.data()[j * n + i] = A.data()[i * n + j];
+}
+
+std::vector<double> CpuBackend::eigh(Matrix& A) {
+  const Index n = A.rows;
+  std::vector<double> values(static_cast<std::size_t>(n));
+  if (n == 0) return values;
+  const int info =
+      LAPACKE_dsyevd(LAPACK_COL_MAJOR, 'V', 'U', blas_int(n, "order"), A.data(), blas_int(n, "order"), values.data());
+  if (info != 0)
+    throw Error(ErrorKind::internal, "the symmetric eigensolver (dsyevd) failed with info " + std::to_string(info));
+  return values;
+}
+
+PinvTrace CpuBackend::pinv_trace(Matrix& A, const Matrix& B) {
+  // Well conditioned: A = L L^T, and the trace is |L^-1 B^T|^2: one triangular solve. Otherwise by eigenvectors, which
+  // alone say which directions count.
+  constexpr double kWellConditioned = 1e-8;  // then the solve is right to about 1e-8 at worst
+  const Index n = A.rows;
+  if (n == 0 || B.rows == 0) return {};
+  const int order = blas_int(n, "order"), count = blas_int(B.rows, "rows");
+  Matrix factor = clone(A);
+  const double one_norm = LAPACKE_dlansy(LAPACK_COL_MAJOR, '1', 'U', order, A.data(), order);
+  if (LAPACKE_dpotrf(LAPACK_COL_MAJOR, 'U', order, factor.data(), order) == 0) {
+    double reciprocal_condition = 0;
+    LAPACKE_dpocon(LAPACK_COL_MAJOR, 'U', order, factor.data(), order, one_norm, &reciprocal_condition);
+    if (reciprocal_condition > kWellConditioned) {
+      Matrix solved = clone(B);
+      cblas_dtrsm(CblasColMajor, CblasLeft, CblasUpper, CblasTrans, CblasNonUnit, order, count, 1.0, factor.data(), order,
+                  solved.data(), order);
+      return {inner(solved, solved), n};
+    }
+  }
+  factor = {};
+  const auto values = eigh(A);
+  const double cut = static_cast<double>(n) * std::numeric_limits<double>::epsilon() * values.back();
+  const Matrix along = product(A, Transpose::no, B, Transpose::yes);
+  const auto squares = row_dots(along, along);
+  PinvTrace trace;
+  for (Index i = n - 1; i >= 0 && values[i] > cut && values[i] > 0; --i) {
+    trace.value += squares[i] / values[i];
+    ++trace.rank;
+  }
+  return trace;
+}
+
+}  // namespace ncollapse::cpu
+
+namespace ncollapse {
+
+std::shared_ptr<Backend> open_cpu_backend(const ContextOptions& options) {
+  return std::make_shared<cpu::CpuBackend>(options);
+}
+
+}  // namespace ncollapse

@@ -1,0 +1,74 @@
+// The CPU backend: OpenMP over rows, OpenBLAS for products, LAPACK for factorisations.
+// Work is cut by sizes, never by the number of threads, and partial results are added in a fixed order.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "host/backend.hpp"
+
+namespace ncollapse::cpu {
+
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(const ContextOptions& options);
+
+  const DeviceInfo& info() const override { return info_; }
+  std::shared_ptr<void> allocate(Index bytes) override;
+  void upload(void* to, const void* host, Index bytes) override;
+  void download(void* host, const void* from, Index bytes) override;
+  void copy(void* to, const void* from, Index bytes) override;
+  Matrix import(const MatrixView& source) override;
+
+  BatchFaults add_batch(MomentState& state, const MatrixView& features, const LabelView& labels) override;
+  BatchFaults decide_batch(DecisionState& state, const MatrixView& features, const LabelView& labels) override;
+
+  void combine_rows(const std::vector<double>& a, const Matrix& A, const std::vector<double>& b, const Matrix& B,
+                    Matrix& out) override;
+  Matrix select_rows(const Matrix& A, const std::vector<Index>& index) override;
+  void centre_rows(Matrix& A, const std::vector<double>& centre) override;
+  std::vector<double> weighted_row_sum(const Matrix& A, const std::vector<double>& w) override;
+  std::vector<double> row_dots(const Matrix& A, const Matrix& B) override;
+  double inner(const Matrix& A, const Matrix& B) override;
+  Matrix product(const Matrix& A, Transpose transpose_a, const Matrix& B, Transpose transpose_b) override;
+  void add_gram(double alpha, const Matrix& A, Matrix& T) override;
+  void mirror_lower(Matrix& A) override;
+  std::vector<double> eigh(Matrix& A) override;
+  PinvTrace pinv_trace(Matrix& A, const Matrix& B) override;
+  PairSums pair_sums(const Matrix& A, const PairQuery& query) override;
+  ProductSums product_sums(const Matrix& A, const Matrix& B, const ProductQuery& query) override;
+
+ private:
+  /// Uninitialised memory that is kept from call to call, so that a batch allocates nothing once sizes have settled.
+  template <class T>
+  class Scratch {
+   public:
+    T* reserve(Index size) {
+      if (size > size_) {
+        memory_.reset();  // before the new one, or both would be held
+        memory_ = std::make_unique_for_overwrite<T[]>(static_cast<std::size_t>(size));
+        size_ = size;
+      }
+      return memory_.get();
+    }
+
+   private:
+    std::unique_ptr<T[]> memory_;
+    Index size_ = 0;
+  };
+
+  template <class T>
+  void add_rows(MomentState& state, const T* data, Index stride, Index rows);
+  template <class T>
+  void decide_rows(DecisionState& state, const T* data, Index stride, Index rows);
+
+  DeviceInfo info_;
+  int threads_;
+  Scratch<Index> labels_, order_, offsets_;
+  Scratch<double> centred_, carries_, accumulators_;
+  Scratch<float> narrow_, scores_;
+  Scratch<Index> decisions_;
+};
+
+}  // namespace ncollapse::cpu

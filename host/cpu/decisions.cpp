@@ -1,0 +1,278 @@
+// Decisions of the classifier and of the nearest class centre, exactly, at the speed of single precision.
+//
+// With an origin o (the mean of the centres), z = h - o, c_k = m_k - o:
+//   argmin |h - m_k|^2 = argmax  z.c_k - |c_k|^2/2,      argmax w_k.h + b_k = argmax  z.w_k + (w_k.o + b_k).
+// Scores of both are made by sgemm from z, c, w rounded to float (unit roundoff u = 2^-24). Rounding the two factors
+// and summing d products in any order errs by at most ((1+u)^2 (1 + g_d) - 1) |z||c_k| <= (d+3) u/(1-(d+3)u) |z||c_k|,
+// g_n = n u/(1-n u) (Higham 2002, section 3); adding the constant in float adds 2u of the two terms. A row
+// is decided by floats only if its best score leads by more than twice the largest such bound; every other row
+// (and any row whose scores overflow: a NaN certifies nothing) is evaluated in double by the formulas themselves, each
+// class by the same sequence of operations, so that equal centres tie exactly and the lowest class wins.
+#include <cblas.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "host/cpu/batch_checks.hpp"
+#include "host/cpu/cpu_backend.hpp"
+#include "host/cpu/elements.hpp"
+
+namespace ncollapse::cpu {
+
+namespace {
+
+constexpr Index kRowTile = 1024, kClassTile = 1024;
+constexpr double kUnitRoundoff = 0x1p-24;
+constexpr Index kUndecided = -1;
+
+// One set of candidates (centres or classifier rows) prepared for float scoring.
+struct Scorer {
+  Index count = 0;
+  std::vector<float> rows;       // [count x d]
+  std::vector<float> constants;  // [count]
+  double largest_norm = 0, largest_constant = 0;
+};
+
+struct Prepared {
+  std::vector<double> origin;  // [d]
+  Scorer centres, classifier;
+};
+
+double norm(const double* row, Index dim) {
+  double sum = 0;
+  for (Index j = 0; j < dim; ++j) sum += row[j] * row[j];
+  return std::sqrt(sum);
+}
+
+void finish(Scorer& scorer, Index k, const double* row, double constant, Index dim) {
+  for (Index j = 0; j < dim; ++j) scorer.rows[k * dim + j] = static_cast<float>(row[j]);
+  scorer.constants[k] = static_cast<float>(constant);
+  scorer.largest_norm = std::max(scorer.largest_norm, norm(row, dim));
+  scorer.largest_constant = std::max(scorer.largest_constant, std::abs(constant));
+}
+
+Scorer make_scorer(Index count, Index dim) {
+  Scorer scorer;
+  scorer.count = count;
+  scorer.rows.resize(static_cast<std::size_t>(count * dim));
+  scorer.constants.resize(static_cast<std::size_t>(count));
+  return scorer;
+}
+
+std::shared_ptr<Prepared> prepare(const DecisionState& state) {
+  const Index dim = state.dim, count = state.centres.rows;
+  auto prepared = std::make_shared<Prepared>();
+  auto& origin = prepared->origin;
+  origin.assign(static_cast<std::size_t>(dim), 0.0);
+  for (Index k = 0; k < count; ++k)
+    for (Index j = 0; j < dim; ++j) origin[j] += state.centres.data()[k * dim + j] / static_cast<double>(count);
+
+  std::vector<double> row(static_cast<std::size_t>(dim));
+  prepared->centres = make_scorer(count, dim);
+  for (Index k = 0; k < count; ++k) {
+    double squares = 0;
+    for (Index j = 0; j < dim; ++j) {
+      row[j] = state.centres.data()[k * dim + j] - origin[j];
+      squares += row[j] * row[j];
+    }
+    finish(prepared->centres, k, row.data(), -squares / 2, dim);
+  }
+  if (!state.weights) return prepared;
+  prepared->classifier = make_scorer(state.classes, dim);
+  for (Index k = 0; k < state.classes; ++k) {
+    const double* weights = state.weights.data() + k * dim;
+    double constant = state.bias.data()[k];
+    for (Index j = 0; j < dim; ++j) constant += weights[j] * origin[j];
+    finish(prepared->classifier, k, weights, constant, dim);
+  }
+  return prepared;
+}
+
+// z = x - origin, rounded to float; returns |z|.
+template <class T>
+NCOLLAPSE_VECTORISED double narrow(const T* x, const double* origin, float* z, Index dim) {
+  double squares = 0;
+#pragma omp simd reduction(+ : squares)
+  for (Index j = 0; j < dim; ++j) {
+    const double value = to_double(x[j]) - origin[j];
+    z[j] = static_cast<float>(value);
+    squares += value * value;
+  }
+  return std::sqrt(squares);
+}
+
+// Best and second-best score of a row over the class tiles seen so far.
+struct Leader {
+  float best = -std::numeric_limits<float>::infinity(), second = -std::numeric_limits<float>::infinity();
+  Index index = kUndecided;
+  bool clean = true;  // no NaN was seen
+};
+
+NCOLLAPSE_VECTORISED float add_and_max(float* scores, const float* constants, Index count, bool& clean) {
+  float largest = -std::numeric_limits<float>::infinity();
+  int bad = 0;
+#pragma omp simd reduction(max : largest) reduction(+ : bad)
+  for (Index k = 0; k < count; ++k) {
+    const float score = scores[k] + constants[k];
+    scores[k] = score;
+    bad += score != score;
+    largest = score > largest ? score : largest;
+  }
+  clean = bad == 0;
+  return largest;
+}
+
+NCOLLAPSE_VECTORISED float largest_of(const float* scores, Index count) {
+  float largest = -std::numeric_limits<float>::infinity();
+#pragma omp simd reduction(max : largest)
+  for (Index k = 0; k < count; ++k) largest = scores[k] > largest ? scores[k] : largest;
+  return largest;
+}
+
+void scan(float* scores, const float* constants, Index first, Index count, Leader& leader) {
+  bool clean = true;
+  const float best = add_and_max(scores, constants, count, clean);
+  leader.clean = leader.clean && clean;
+  if (!clean) return;
+  if (best <= leader.best) {  // later classes win nothing from a tie
+    leader.second = std::max(leader.second, best);
+    return;
+  }
+  Index at = 0;
+  while (scores[at] != best) ++at;
+  const float second = std::max(largest_of(scores, at), largest_of(scores + at + 1, count - at - 1));
+  leader.second = std::max(leader.best, second);
+  leader.best = best;
+  leader.index = first + at;
+}
+
+// Float decisions of a tile of rows; kUndecided where they are not certain.
+void decide_tile(const Scorer& scorer, const float* z, const double* norms, Index rows, Index dim, int threads,
+                 float* scores, std::vector<Leader>& leaders, Index* decisions) {
+  leaders.assign(static_cast<std::size_t>(rows), Leader{});
+  for (Index first = 0; first < scorer.count; first += kClassTile) {
+    const Index count = std::min(kClassTile, scorer.count - first);
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, static_cast<int>(rows), static_cast<int>(count),
+                static_cast<int>(dim), 1.0F, z, static_cast<int>(dim), scorer.rows.data() + first * dim,
+                static_cast<int>(dim), 0.0F, scores, static_cast<int>(count));
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (Index i = 0; i < rows; ++i)
+      scan(scores + i * count, scorer.constants.data() + first, first, count, leaders[i]);
+  }
+  const double n = static_cast<double>(dim) + 3,
+               factor = n * kUnitRoundoff / (1 - n * kUnitRoundoff) + 2 * kUnitRoundoff;
+  for (Index i = 0; i < rows; ++i) {
+    const Leader& leader = leaders[i];
+    // The last term covers products that underflow.
+    const double bound = factor * norms[i] * scorer.largest_norm + 2 * kUnitRoundoff * scorer.largest_constant +
+                         static_cast<double>(dim + 2) * 0x1p-126;
+    const double lead = static_cast<double>(leader.best) - static_cast<double>(leader.second);
+    const bool certain =
+        factor > 0 && leader.clean && std::isfinite(leader.best) && (scorer.count == 1 || lead > 2.0001 * bound);
+    decisions[i] = certain ? leader.index : kUndecided;
+  }
+}
+
+template <class T>
+NCOLLAPSE_VECTORISED double squared_distance(const T* x, const double* centre, Index dim) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (Index j = 0; j < dim; ++j) {
+    const double gap = to_double(x[j]) - centre[j];
+    sum += gap * gap;
+  }
+  return sum;
+}
+
+template <class T>
+NCOLLAPSE_VECTORISED double dot(const T* x, const double* weights, Index dim) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (Index j = 0; j < dim; ++j) sum += to_double(x[j]) * weights[j];
+  return sum;
+}
+
+template <class T>
+Index nearest_centre(const T* x, const Matrix& centres, Index dim) {
+  Index best = 0;
+  double smallest = std::numeric_limits<double>::infinity();
+  for (Index k = 0; k < centres.rows; ++k) {
+    const double squared = squared_distance(x, centres.data() + k * dim, dim);
+    if (squared < smallest) {
+      smallest = squared;
+      best = k;
+    }
+  }
+  return best;
+}
+
+template <class T>
+Index best_class(const T* x, const Matrix& weights, const Matrix& bias, Index dim) {
+  Index best = 0;
+  double largest = -std::numeric_limits<double>::infinity();
+  for (Index k = 0; k < weights.rows; ++k) {
+    const double score = dot(x, weights.data() + k * dim, dim) + bias.data()[k];
+    if (score > largest) {
+      largest = score;
+      best = k;
+    }
+  }
+  return best;
+}
+
+}  // namespace
+
+template <class T>
+void CpuBackend::decide_rows(DecisionState& state, const T* data, Index stride, Index rows) {
+  if (!state.prepared) state.prepared = prepare(state);
+  const auto& prepared = *static_cast<const Prepared*>(state.prepared.get());
+  const Index dim = state.dim, classes = state.classes;
+  const bool has_classifier = static_cast<bool>(state.weights);
+  const Index* labels = labels_.reserve(rows);
+  const Index tile = std::min(kRowTile, rows);
+  float* z = narrow_.reserve(tile * dim);
+  float* scores = scores_.reserve(tile * kClassTile);
+  Index* centre_decisions = decisions_.reserve(2 * tile);
+  Index* classifier_decisions = centre_decisions + tile;
+  std::vector<double> norms(static_cast<std::size_t>(tile));
+  std::vector<Leader> leaders;
+  Index* counters = state.counters.data();
+
+  for (Index begin = 0; begin < rows; begin += tile) {
+    const Index count = std::min(tile, rows - begin);
+    const T* first = data + begin * stride;
+#pragma omp parallel for num_threads(threads_) schedule(static)
+    for (Index i = 0; i < count; ++i) norms[i] = narrow(first + i * stride, prepared.origin.data(), z + i * dim, dim);
+    decide_tile(prepared.centres, z, norms.data(), count, dim, threads_, scores, leaders, centre_decisions);
+    if (has_classifier)
+      decide_tile(prepared.classifier, z, norms.data(), count, dim, threads_, scores, leaders, classifier_decisions);
+#pragma omp parallel for num_threads(threads_) schedule(dynamic, 16)
+    for (Index i = 0; i < count; ++i) {
+      const T* x = first + i * stride;
+      if (centre_decisions[i] == kUndecided) centre_decisions[i] = nearest_centre(x, state.centres, dim);
+      centre_decisions[i] = state.centre_class.data()[centre_decisions[i]];
+      if (has_classifier && classifier_decisions[i] == kUndecided)
+        classifier_decisions[i] = best_class(x, state.weights, state.bias, dim);
+    }
+    for (Index i = 0; i < count; ++i) {
+      const Index label = labels[begin + i];
+      ++counters[label];
+      counters[classes + label] += centre_decisions[i] == label ? 1 : 0;
+      if (!has_classifier) continue;
+      counters[2 * classes + label] += classifier_decisions[i] == label ? 1 : 0;
+      counters[3 * classes + label] += classifier_decisions[i] == centre_decisions[i] ? 1 : 0;
+    }
+  }
+}
+
+BatchFaults CpuBackend::decide_batch(DecisionState& state, const MatrixView& features, const LabelView& labels) {
+  const BatchFaults faults =
+      check_batch_values(features, labels, state.classes, labels_.reserve(features.rows), threads_);
+  if (faults.any() || features.rows == 0) return faults;
+  with_elements(features, [&](const auto* data) { decide_rows(state, data, features.row_stride(), features.rows); });
+  return faults;
+}
+
+}  // namespace ncollapse::cpu

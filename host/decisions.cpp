@@ -1,0 +1,69 @@
+#include "ncollapse/decisions.hpp"
+
+#include "host/classifier_product.hpp"
+#include "host/moments.hpp"
+#include "ncollapse/error.hpp"
+
+namespace ncollapse {
+
+struct DecisionCounter::Impl {
+  Context context;
+  DecisionState state;
+  Index rows = 0;
+};
+
+DecisionCounter::DecisionCounter(const ClassMoments& centres, const Classifier* classifier) {
+  impl_ = std::make_unique<Impl>(Impl{centres.context(), {}, 0});
+  Backend& backend = *impl_->context.backend();
+  DecisionState& state = impl_->state;
+  state.classes = centres.classes();
+  state.dim = centres.dim();
+
+  std::vector<Index> seen;
+  for (Index k = 0; k < state.classes; ++k)
+    if (centres.counts()[k] > 0) seen.push_back(k);
+  if (seen.empty()) throw UsageError("there are no class centres: no sample was accumulated");
+  state.centres = backend.select_rows(centres.data().means, seen);
+  state.centre_class = backend.index_array(static_cast<Index>(seen.size()), 1);
+  backend.from_host(state.centre_class, seen);
+  state.counters = backend.index_array(4, state.classes);
+
+  if (classifier == nullptr || classifier->layers.empty()) return;
+  state.weights = classifier_product(backend, *classifier, state.dim, state.classes);
+  auto bias = classifier_bias(backend, *classifier, state.classes);
+  bias.resize(static_cast<std::size_t>(state.classes), 0.0);
+  state.bias = backend.matrix(1, state.classes);
+  backend.from_host(state.bias, bias);
+}
+
+DecisionCounter::~DecisionCounter() = default;
+DecisionCounter::DecisionCounter(DecisionCounter&&) noexcept = default;
+DecisionCounter& DecisionCounter::operator=(DecisionCounter&&) noexcept = default;
+
+void DecisionCounter::add(const MatrixView& features, const LabelView& labels) {
+  Backend& backend = *impl_->context.backend();
+  check_batch(backend, impl_->state.dim, features, labels);
+  if (features.rows == 0) return;
+  const BatchFaults faults = backend.decide_batch(impl_->state, features, labels);
+  if (faults.any()) throw_faults(faults, impl_->rows, features.rows, impl_->state.classes);
+  impl_->rows += features.rows;
+}
+
+DecisionCounts DecisionCounter::finish() const {
+  const auto counters = impl_->context.backend()->to_host(impl_->state.counters);
+  const auto row = [&](Index index) {
+    const auto begin = counters.begin() + index * impl_->state.classes;
+    return std::vector<Index>(begin, begin + impl_->state.classes);
+  };
+  DecisionCounts counts;
+  counts.samples = row(0);
+  counts.correct_centre = row(1);
+  counts.has_classifier = static_cast<bool>(impl_->state.weights);
+  if (counts.has_classifier) {
+    counts.correct_classifier = row(2);
+    counts.agree = row(3);
+  }
+  return counts;
+}
+
+}  // namespace ncollapse

@@ -1,0 +1,144 @@
+// The report as a person reads it: one line a metric, grouped by property, within 100 columns.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <map>
+
+#include "ncollapse/metrics.hpp"
+#include "ncollapse/version.hpp"
+
+namespace ncollapse {
+
+namespace {
+
+constexpr std::size_t kWidth = 100;
+constexpr std::size_t kMaxClassRows = 20;
+
+struct Group {
+  std::string_view prefix;
+  std::string_view title;
+};
+constexpr Group kGroups[] = {
+    {"nc1_", "NC1  variability within classes"},
+    {"nc2_", "NC2  geometry of class means and classifiers"},
+    {"nc3_", "NC3  duality of classifier and means"},
+    {"nc4_", "NC4  nearest-centre decisions"},
+    {"acc_", "     accuracy of the classifier"},
+    {"ncc_", "     accuracy of the nearest class centre"},
+    {"nc5_", "NC5  out of distribution"},
+    {"nc_", "     drift and bias"},
+    {"nc0_", "NC0  classifier rows"},
+};
+
+std::string number(double value) {
+  if (!std::isfinite(value)) return "-";
+  char text[32];
+  const double size = std::abs(value);
+  if (value == 0)
+    return "0";
+  else if (size >= 1e-3 && size < 1e5)
+    std::snprintf(text, sizeof text, "%.6f", value);
+  else
+    std::snprintf(text, sizeof text, "%.5e", value);
+  return text;
+}
+
+std::string padded(std::string text, std::size_t width, bool right = false) {
+  if (text.size() >= width) return text;
+  const std::string blanks(width - text.size(), ' ');
+  return right ? blanks + text : text + blanks;
+}
+
+// Words of a comma-separated list, folded under a hanging indent.
+std::string folded(const std::string& head, const std::vector<std::string>& words) {
+  std::string out = head, line;
+  std::size_t column = head.size();
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    const std::string word = words[i] + (i + 1 < words.size() ? "," : "");
+    if (column + 1 + word.size() > kWidth) {
+      out += "\n     ";
+      column = 5;
+    }
+    out += " " + word;
+    column += 1 + word.size();
+  }
+  return out + "\n";
+}
+
+std::string arrow(std::string_view direction) { return direction == "down" ? "v" : direction == "up" ? "^" : " "; }
+
+// Per-class columns in this order, as far as they exist.
+struct Column {
+  std::string_view key, head;
+};
+constexpr Column kColumns[] = {{"nc1_per_class", "nc1"},
+                               {"nc1_per_class_nearest", "nc1 nearest"},
+                               {"acc_per_class_train", "acc train"},
+                               {"ncc_acc_per_class_train", "ncc train"},
+                               {"acc_per_class_test", "acc test"},
+                               {"ncc_acc_per_class_test", "ncc test"}};
+
+std::string class_table(const Report& report) {
+  std::string out = padded("  class", 9) + padded("samples", 9, true);
+  std::vector<const PerClassMetric*> columns;
+  for (const auto& column : kColumns)
+    for (const auto& metric : report.per_class)
+      if (metric.key == column.key) {
+        columns.push_back(&metric);
+        out += padded(std::string(column.head), 13, true);
+      }
+  out += "\n";
+  const std::size_t rows = std::min(report.counts.size(), kMaxClassRows);
+  for (std::size_t k = 0; k < rows; ++k) {
+    out += padded("  " + std::to_string(k), 9) + padded(std::to_string(report.counts[k]), 9, true);
+    for (const auto* column : columns) out += padded(number(column->values[k]), 13, true);
+    out += "\n";
+  }
+  if (rows < report.counts.size())
+    out += "  ... " + std::to_string(report.counts.size() - rows) + " more classes in the JSON and CSV output\n";
+  return out;
+}
+
+}  // namespace
+
+std::string to_table(const Report& report, bool colour) {
+  const auto bold = [&](const std::string& text) { return colour ? "\033[1m" + text + "\033[0m" : text; };
+  const auto faint = [&](const std::string& text) { return colour ? "\033[2m" + text + "\033[0m" : text; };
+  std::string out;
+  out += bold("ncollapse " + std::string(version())) + "  N = " + std::to_string(report.samples) +
+         " samples, K = " + std::to_string(report.classes) + " classes, d = " + std::to_string(report.dim) +
+         (report.dtype.empty() ? "" : ", " + report.dtype) + "\n";
+  const auto& device = report.device;
+  out += "device      " + to_string(device.device) + " (" + device.name + ", " +
+         (device.device.type == DeviceType::cpu ? std::to_string(device.threads) + " threads"
+                                                : "compute capability " + device.capability) +
+         ")\n";
+  const auto& convention = report.convention;
+  out += "convention  " + std::string(to_string(convention.preset)) + ": Sigma_W " + convention.sigma_w + ", centre " +
+         convention.centre + ", Sigma_B weights " + convention.sigma_b + "\n";
+  out += "rank        " + std::to_string(convention.rank_used) + " of at most " +
+         std::to_string(convention.rank_limit) + " directions of Sigma_B\n";
+  for (const auto& note : report.notes) out += "note        " + note + "\n";
+
+  for (const auto& group : kGroups) {
+    std::string lines;
+    for (const auto& info : metric_catalogue()) {
+      if (!info.key.starts_with(group.prefix)) continue;
+      const auto value = report.find(info.key);
+      if (!value) continue;
+      lines += "  " + padded(std::string(info.key), 20) + padded(number(*value), 14, true) + "  " +
+               arrow(info.direction) + "  " + faint(std::string(info.meaning)) + "\n";
+    }
+    if (!lines.empty()) out += "\n" + bold(std::string(group.title)) + "\n" + lines;
+  }
+  out += faint("\n  v: lower is more collapsed, ^: higher is\n");
+  out += "\n" + bold("Per class") + "\n" + class_table(report);
+
+  std::map<std::string, std::vector<std::string>> by_reason;
+  for (const auto& [key, status] : report.status) by_reason[status.code + ", " + status.why + ":"].push_back(key);
+  if (!by_reason.empty()) out += "\n" + bold("Not computed") + "\n";
+  for (const auto& [reason, keys] : by_reason) out += folded("  " + reason, keys);
+  return out;
+}
+
+}  // namespace ncollapse

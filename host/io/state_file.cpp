@@ -1,0 +1,198 @@
+// State files. Layout, little-endian, every array contiguous:
+//   "NCOLSTAT" | u32 version | u32 statistics | i64 K | i64 d | i64 samples | u64 has_weights
+//   counts i64[K] | weights f64[K] (if any) | shifts f64[K d] | sums f64[K d]
+//   square_sums f64[K] (traces and full) | scatter f64[d(d+1)/2], rows of the lower triangle (full)
+//   u32 crc32 of everything before it
+// Written to a neighbour file, flushed to disk, then renamed over the old one: a killed process leaves the old or the
+// new file, never half of one.
+#include "host/state_file.hpp"
+
+#include <fcntl.h>
+#include <unistd.h>
+#include <zlib.h>
+
+#include <array>
+#include <bit>
+#include <cerrno>
+#include <cstring>
+#include <system_error>
+
+#include "ncollapse/error.hpp"
+
+namespace ncollapse {
+
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "state files are written as the machine's own bytes");
+
+constexpr std::array<char, 8> kMagic = {'N', 'C', 'O', 'L', 'S', 'T', 'A', 'T'};
+constexpr std::uint32_t kVersion = 1;
+
+struct Header {
+  std::array<char, 8> magic = kMagic;
+  std::uint32_t version = kVersion;
+  std::uint32_t statistics = 0;
+  std::int64_t classes = 0, dim = 0, samples = 0;
+  std::uint64_t has_weights = 0;
+};
+static_assert(sizeof(Header) == 48);
+
+std::string system_message() { return std::error_code(errno, std::generic_category()).message(); }
+
+class Descriptor {
+ public:
+  Descriptor(const std::filesystem::path& path, int flags) : raw_(::open(path.c_str(), flags | O_CLOEXEC, 0666)) {}
+  ~Descriptor() { close(); }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  int get() const { return raw_; }
+  bool close() {
+    const bool closed = raw_ < 0 || ::close(raw_) == 0;
+    raw_ = -1;
+    return closed;
+  }
+
+ private:
+  int raw_;
+};
+
+// Bytes through a running checksum.
+class Checksummed {
+ public:
+  Checksummed(int descriptor, std::string name) : descriptor_(descriptor), name_(std::move(name)) {}
+
+  void write(const void* data, std::size_t bytes) {
+    update(data, bytes);
+    const auto* next = static_cast<const char*>(data);
+    while (bytes > 0) {
+      const auto done = ::write(descriptor_, next, bytes);
+      if (done < 0 && errno == EINTR) continue;
+      if (done <= 0) throw DataError(name_ + ": cannot write: " + system_message(), "is the disk full?");
+      next += done;
+      bytes -= static_cast<std::size_t>(done);
+    }
+  }
+
+  void read(void* data, std::size_t bytes) {
+    auto* next = static_cast<char*>(data);
+    std::size_t left = bytes;
+    while (left > 0) {
+      const auto done = ::read(descriptor_, next, left);
+      if (done < 0 && errno == EINTR) continue;
+      if (done < 0) throw DataError(name_ + ": cannot read: " + system_message());
+      if (done == 0) throw DataError(name_ + ": the state file is truncated");
+      next += done;
+      left -= static_cast<std::size_t>(done);
+    }
+    update(data, bytes);
+  }
+
+  template <class T>
+  void write(const std::vector<T>& values) {
+    write(values.data(), values.size() * sizeof(T));
+  }
+  template <class T>
+  void read(std::vector<T>& values, Index count) {
+    values.resize(static_cast<std::size_t>(count));
+    read(values.data(), values.size() * sizeof(T));
+  }
+
+  std::uint32_t checksum() const { return static_cast<std::uint32_t>(crc_); }
+
+ private:
+  void update(const void* data, std::size_t bytes) { crc_ = crc32_z(crc_, static_cast<const Bytef*>(data), bytes); }
+
+  int descriptor_;
+  std::string name_;
+  uLong crc_ = crc32_z(0, nullptr, 0);
+};
+
+// Larger sizes than these fit no machine; below them the byte count cannot overflow.
+constexpr Index kMaxSide = Index{1} << 28;
+
+Index promised_bytes(const Header& header) {
+  const Index vectors = 1 + (header.has_weights != 0 ? 1 : 0) + (header.statistics >= 1 ? 1 : 0);
+  const Index triangle = header.statistics >= 2 ? header.dim * (header.dim + 1) / 2 : 0;
+  const Index numbers = header.classes * vectors + 2 * header.classes * header.dim + triangle;
+  return 8 * numbers + static_cast<Index>(sizeof(Header) + sizeof(std::uint32_t));
+}
+
+}  // namespace
+
+void write_state(const std::filesystem::path& file, const StateImage& image) {
+  auto temporary = file;
+  temporary += ".tmp" + std::to_string(::getpid());
+  const std::string name = file.string();
+  try {
+    Descriptor out(temporary, O_WRONLY | O_CREAT | O_TRUNC);
+    if (out.get() < 0) throw DataError(name + ": cannot create the file: " + system_message());
+    Checksummed stream(out.get(), name);
+    Header header;
+    header.statistics = static_cast<std::uint32_t>(image.options.statistics);
+    header.classes = image.options.classes;
+    header.dim = image.options.dim;
+    header.samples = image.samples;
+    header.has_weights = image.options.scatter_weights.empty() ? 0 : 1;
+    stream.write(&header, sizeof header);
+    stream.write(image.counts);
+    stream.write(image.options.scatter_weights);
+    stream.write(image.shifts);
+    stream.write(image.sums);
+    stream.write(image.square_sums);
+    stream.write(image.scatter);
+    const std::uint32_t checksum = stream.checksum();
+    stream.write(&checksum, sizeof checksum);
+    if (::fsync(out.get()) != 0 || !out.close()) throw DataError(name + ": cannot write: " + system_message());
+    std::error_code status;
+    std::filesystem::rename(temporary, file, status);
+    if (status) throw DataError(name + ": cannot replace the file: " + status.message());
+  } catch (...) {
+    std::error_code ignored;
+    std::filesystem::remove(temporary, ignored);
+    throw;
+  }
+}
+
+StateImage read_state(const std::filesystem::path& file) {
+  const std::string name = file.string();
+  std::error_code status;
+  if (std::filesystem::is_directory(file, status)) throw DataError(name + ": is a directory, not a state file");
+  Descriptor in(file, O_RDONLY);
+  if (in.get() < 0) throw DataError(name + ": cannot open the state file: " + system_message());
+  Checksummed stream(in.get(), name);
+
+  Header header;
+  stream.read(&header, sizeof header);
+  if (header.magic != kMagic) throw DataError(name + ": is not an ncollapse state file");
+  if (header.version != kVersion)
+    throw DataError(name + ": state file version " + std::to_string(header.version) + ", this program reads version " +
+                    std::to_string(kVersion));
+  const auto size = static_cast<Index>(std::filesystem::file_size(file, status));
+  if (header.classes < 1 || header.dim < 1 || header.classes > kMaxSide || header.dim > kMaxSide ||
+      header.samples < 0 || header.statistics > 2 || header.has_weights > 1)
+    throw DataError(name + ": the header of the state file is damaged");
+  const Index promised = promised_bytes(header);
+  if (status || promised != size)
+    throw DataError(name + ": the state file has " + std::to_string(size) + " bytes, its header promises " +
+                        std::to_string(promised),
+                    "it is truncated or damaged");
+
+  StateImage image;
+  image.options.classes = header.classes;
+  image.options.dim = header.dim;
+  image.options.statistics = static_cast<Statistics>(header.statistics);
+  image.samples = header.samples;
+  stream.read(image.counts, header.classes);
+  if (header.has_weights != 0) stream.read(image.options.scatter_weights, header.classes);
+  stream.read(image.shifts, header.classes * header.dim);
+  stream.read(image.sums, header.classes * header.dim);
+  if (header.statistics >= 1) stream.read(image.square_sums, header.classes);
+  if (header.statistics >= 2) stream.read(image.scatter, header.dim * (header.dim + 1) / 2);
+  const std::uint32_t computed = stream.checksum();
+  std::uint32_t stored = 0;
+  stream.read(&stored, sizeof stored);
+  if (computed != stored) throw DataError(name + ": the checksum does not match, the state file is damaged");
+  return image;
+}
+
+}  // namespace ncollapse

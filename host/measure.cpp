@@ -1,0 +1,627 @@
+// The metrics. Formulas stand in metric_catalogue.cpp; here is how they are evaluated, from the class means M [K x d],
+// the scatter S [d x d], traces v and the classifier W [K x d] of the K classes that have samples.
+//
+// - Every Frobenius norm of a Gram matrix is taken on the smaller side, |A A^T| = |A^T A|.
+// - tr(Sigma_W Sigma_B^+): with B = diag(sqrt w) C, Sigma_B = B^T B. The eigenvectors q_i of the smaller of B B^T and
+//   B^T B give u_i = B^T q_i (or q_i itself), and the trace is sum_i u_i^T Sigma_W u_i / lambda_i^2 (or / lambda_i)
+//   over the kept directions. Kept are the largest min(K-1, d) eigenvalues that exceed max(K, d) eps lambda_max: K-1
+//   because the centred means always have one linear dependency, whose eigenvalue is only rounding.
+// - The distances to a reference frame (ETF, orthogonal frame) are summed as residuals, tile by tile: the identity
+//   |G/|G| - E|^2 = 2 - 2<G, E>/|G| would not resolve below 1e-8.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <limits>
+#include <set>
+
+#include "host/backend.hpp"
+#include "host/classifier_product.hpp"
+#include "host/moments.hpp"
+#include "ncollapse/error.hpp"
+#include "ncollapse/metrics.hpp"
+
+namespace ncollapse {
+
+namespace {
+
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+struct ConventionRules {
+  Convention preset;
+  std::string_view name;
+  bool scatter_over_classes;  // Sigma_W = (1/K) sum S_k instead of (1/N) sum n_k S_k
+  bool sample_mean;           // centre mu_s instead of mu_c
+  bool weigh_by_count;        // Sigma_B weights n_k/N instead of 1/K
+  bool divide_by_classes;     // nc1_pinv
+};
+constexpr ConventionRules kConventions[] = {
+    {Convention::zhu, "zhu", false, true, false, true},
+    {Convention::papyan, "papyan", false, false, false, false},
+    {Convention::peer, "peer", false, false, false, true},
+    {Convention::anova, "anova", false, true, true, true},
+    {Convention::classavg, "classavg", true, true, false, true},
+};
+
+const ConventionRules& rules_of(Convention convention) {
+  for (const auto& rules : kConventions)
+    if (rules.preset == convention) return rules;
+  throw UsageError("unknown convention");
+}
+
+double mean(const std::vector<double>& values) {
+  double sum = 0;
+  for (const double value : values) sum += value;
+  return sum / static_cast<double>(values.size());
+}
+
+// sum (x - mean)^2 / (count - ddof)
+double variance(const std::vector<double>& values, int ddof = 0) {
+  const double centre = mean(values);
+  double sum = 0;
+  for (const double value : values) sum += (value - centre) * (value - centre);
+  return sum / static_cast<double>(static_cast<Index>(values.size()) - ddof);
+}
+
+double norm(const std::vector<double>& vector) {
+  double sum = 0;
+  for (const double value : vector) sum += value * value;
+  return std::sqrt(sum);
+}
+
+std::vector<double> pick(const std::vector<double>& values, const std::vector<Index>& index) {
+  std::vector<double> picked;
+  picked.reserve(index.size());
+  for (const Index k : index) picked.push_back(values[k]);
+  return picked;
+}
+
+/// The measurement in progress: what every step needs, and the report it fills.
+class Measurement {
+ public:
+  Measurement(const ClassMoments& moments, const Evidence& evidence, Convention convention)
+      : moments_(moments), evidence_(evidence), rules_(rules_of(convention)), backend_(*moments.context().backend()) {}
+
+  Report run();
+
+ private:
+  void set(std::string_view key, double value) {
+    if (std::isfinite(value))
+      values_[std::string(key)] = value;
+    else
+      undefined(key, "the value overflows or divides by zero");
+  }
+  void undefined(std::string_view key, const std::string& why) {
+    report_.status[std::string(key)] = {"undefined", why};
+  }
+  void skip(std::string_view key, const std::string& why) { report_.status[std::string(key)] = {"skipped", why}; }
+  // A per-class metric of the seen classes; NaN elsewhere.
+  void set_per_class(std::string_view key, const std::vector<double>& seen_values);
+
+  void centre();
+  void variability();
+  void pseudo_inverse();
+  void collapse_index();
+  void geometry(const Matrix& rows, const std::vector<double>& norms, const std::string& suffix, PairQuery query);
+  void nearest_simplex(double frobenius);
+  void duality();
+  void decisions(const DecisionCounts* counts, const std::string& split);
+  void out_of_distribution();
+  void explain_missing();
+
+  double scatter_scale() const;  // Sigma_W = scale * S; NaN when this scatter does not fit the convention
+
+  /// Eigenvalues (descending) of the smaller side of A^T A / A A^T, and unit vectors of the row space scaled by
+  /// sqrt(lambda): row i of `directions` is u_i with |u_i|^2 = lambda_i.
+  struct Spectrum {
+    std::vector<double> values;
+    Matrix directions;
+    double tolerance = 0;
+    Index kept = 0, limit = 0;
+  };
+  Spectrum spectrum(const Matrix& A);
+  double gram_norm(const Matrix& A, const Matrix& B);  // |A B^T|_F
+
+  const ClassMoments& moments_;
+  const Evidence& evidence_;
+  const ConventionRules& rules_;
+  Backend& backend_;
+  Report report_;
+  std::map<std::string, double> values_;
+
+  std::vector<Index> seen_;
+  double k_ = 0;                         // number of seen classes
+  std::vector<double> share_;            // n_k / N
+  std::vector<double> between_weights_;  // w_k of Sigma_B
+  std::vector<double> variances_;        // v_k; empty when not accumulated
+  Matrix means_, centred_;               // M, C
+  std::vector<double> sample_mean_, centre_;
+  std::vector<double> centred_norms_, nearest_squared_;
+  double trace_between_ = 0;
+};
+
+void Measurement::set_per_class(std::string_view key, const std::vector<double>& seen_values) {
+  PerClassMetric metric{std::string(key), std::vector<double>(static_cast<std::size_t>(moments_.classes()), kNaN)};
+  for (std::size_t i = 0; i < seen_.size(); ++i) metric.values[seen_[i]] = seen_values[i];
+  report_.per_class.push_back(std::move(metric));
+}
+
+double Measurement::gram_norm(const Matrix& A, const Matrix& B) {
+  if (A.rows <= A.cols) {
+    const Matrix gram = backend_.product(A, Transpose::no, B, Transpose::yes);
+    return std::sqrt(backend_.inner(gram, gram));
+  }
+  const Matrix left = backend_.product(A, Transpose::yes, A, Transpose::no);
+  if (A.data() == B.data()) return std::sqrt(backend_.inner(left, left));
+  const Matrix right = backend_.product(B, Transpose::yes, B, Transpose::no);
+  return std::sqrt(std::max(0.0, backend_.inner(left, right)));
+}
+
+Measurement::Spectrum Measurement::spectrum(const Matrix& A) {
+  Spectrum result;
+  const bool rows_side = A.rows <= A.cols;
+  Matrix gram = rows_side ? backend_.product(A, Transpose::no, A, Transpose::yes)
+                          : backend_.product(A, Transpose::yes, A, Transpose::no);
+  const auto ascending = backend_.eigh(gram);
+  const auto size = static_cast<Index>(ascending.size());
+  const double largest = ascending.back();
+  result.limit = std::min(A.rows - 1, A.cols);
+  result.tolerance =
+      static_cast<double>(std::max(A.rows, A.cols)) * std::numeric_limits<double>::epsilon() * std::max(largest, 0.0);
+  std::vector<Index> order;
+  for (Index i = size - 1; i >= 0 && result.kept < result.limit; --i) {
+    if (!(ascending[i] > result.tolerance)) break;
+    result.values.push_back(ascending[i]);
+    order.push_back(i);
+    ++result.kept;
+  }
+  if (result.kept == 0) return result;
+  const Matrix vectors = backend_.select_rows(gram, order);
+  if (rows_side) {
+    result.directions = backend_.product(vectors, Transpose::no, A, Transpose::no);
+  } else {
+    std::vector<double> lengths;
+    for (const double value : result.values) lengths.push_back(std::sqrt(value));
+    result.directions = backend_.matrix(result.kept, A.cols);
+    backend_.combine_rows(lengths, vectors, {}, {}, result.directions);
+  }
+  return result;
+}
+
+void Measurement::centre() {
+  const auto& data = moments_.data();
+  report_.samples = moments_.samples();
+  report_.classes = moments_.classes();
+  report_.dim = moments_.dim();
+  report_.counts = moments_.counts();
+  report_.device = backend_.info();
+  Index singles = 0;
+  for (Index k = 0; k < moments_.classes(); ++k) {
+    if (data.counts[k] > 0) seen_.push_back(k);
+    singles += data.counts[k] == 1 ? 1 : 0;
+  }
+  report_.classes_seen = static_cast<Index>(seen_.size());
+  if (report_.classes_seen < 2)
+    throw DataError("only " + std::to_string(report_.classes_seen) + " of " + std::to_string(moments_.classes()) +
+                        " classes has samples",
+                    "the geometry of class means needs at least two classes");
+  if (const Index absent = moments_.classes() - report_.classes_seen; absent > 0)
+    report_.notes.push_back(std::to_string(absent) + " of " + std::to_string(moments_.classes()) +
+                            " classes have no samples and are left out");
+  if (singles > 0)
+    report_.notes.push_back(std::to_string(singles) +
+                            " classes have a single sample: their within-class variance is 0 by definition");
+
+  k_ = static_cast<double>(seen_.size());
+  for (const Index k : seen_) share_.push_back(static_cast<double>(data.counts[k]) / static_cast<double>(data.samples));
+  if (moments_.statistics() >= Statistics::traces) variances_ = pick(data.variances, seen_);
+  const std::vector<double> equal(seen_.size(), 1 / k_);
+  between_weights_ = rules_.weigh_by_count ? share_ : equal;
+
+  const bool all_seen = report_.classes_seen == moments_.classes();
+  means_ = all_seen ? data.means : backend_.select_rows(data.means, seen_);
+  sample_mean_ = backend_.weighted_row_sum(means_, share_);
+  centre_ = rules_.sample_mean ? sample_mean_ : backend_.weighted_row_sum(means_, equal);
+  centred_ = backend_.clone(means_);
+  backend_.centre_rows(centred_, centre_);
+
+  const auto squares = backend_.row_dots(centred_, centred_);
+  // The centre is rounded, so equal means may differ from it by an ulp; that is 0, not a geometry.
+  const auto raw_squares = backend_.row_dots(means_, means_);
+  for (std::size_t i = 0; i < squares.size(); ++i) {
+    constexpr double kRounding = 16 * std::numeric_limits<double>::epsilon();
+    const bool rounding = squares[i] <= kRounding * kRounding * raw_squares[i];
+    centred_norms_.push_back(rounding ? 0.0 : std::sqrt(squares[i]));
+    trace_between_ += between_weights_[i] * centred_norms_.back() * centred_norms_.back();
+  }
+  set("nc_drift", norm(sample_mean_));
+
+  auto& block = report_.convention;
+  block.preset = rules_.preset;
+  block.sigma_w = rules_.scatter_over_classes ? "mean over classes of S_k" : "mean over samples";
+  block.centre = rules_.sample_mean ? "sample mean" : "mean of class means";
+  block.sigma_b = rules_.weigh_by_count ? "n_k/N" : "1/K";
+  block.divided_by_classes = rules_.divide_by_classes;
+}
+
+double Measurement::scatter_scale() const {
+  const auto& weights = moments_.data().options.scatter_weights;
+  if (!rules_.scatter_over_classes) return weights.empty() ? 1 / static_cast<double>(moments_.samples()) : kNaN;
+  for (const Index k : seen_) {
+    const double weight = weights.empty() ? 1.0 : weights[k];
+    if (!(std::abs(weight * static_cast<double>(moments_.counts()[k]) - 1) < 1e-12)) return kNaN;
+  }
+  return 1 / k_;
+}
+
+void Measurement::variability() {
+  if (variances_.empty()) return;
+  double within = 0;
+  for (std::size_t i = 0; i < variances_.size(); ++i)
+    within += variances_[i] * (rules_.scatter_over_classes ? 1 / k_ : share_[i]);
+  const std::string flat = "all class means are equal";
+  if (trace_between_ > 0) {
+    set("nc1_trace_ratio", within / trace_between_);
+    set("nc1_within_frac", within / (within + trace_between_));
+  } else {
+    undefined("nc1_trace_ratio", flat);
+    within > 0 ? set("nc1_within_frac", 1.0) : undefined("nc1_within_frac", "all samples are equal");
+  }
+  std::vector<double> per_class;
+  for (std::size_t i = 0; i < variances_.size(); ++i)
+    per_class.push_back(centred_norms_[i] > 0 ? variances_[i] / (centred_norms_[i] * centred_norms_[i]) : kNaN);
+  set_per_class("nc1_per_class", per_class);
+}
+
+void Measurement::pseudo_inverse() {
+  // The spectrum of B serves the pseudo-inverse and, where all weights are equal, the nuclear norm of C.
+  Matrix weighted = backend_.matrix(centred_.rows, centred_.cols);
+  std::vector<double> roots;
+  for (const double weight : between_weights_) roots.push_back(std::sqrt(weight));
+  backend_.combine_rows(roots, centred_, {}, {}, weighted);
+  const Spectrum between = spectrum(weighted);
+  const double frobenius = norm(centred_norms_);
+  if (frobenius > 0) {
+    const bool equal = !rules_.weigh_by_count;
+    const Spectrum own = equal ? Spectrum{} : spectrum(centred_);
+    double nuclear = 0;
+    for (const double value : equal ? between.values : own.values) nuclear += std::sqrt(value * (equal ? k_ : 1.0));
+    set("nc2_nearest_etf", 2 - 2 * nuclear / (std::sqrt(k_ - 1) * frobenius));
+  } else {
+    undefined("nc2_nearest_etf", "all class means are equal");
+  }
+
+  auto& block = report_.convention;
+  block.rank_limit = between.limit;
+  block.rank_used = trace_between_ > 0 ? between.kept : 0;
+  block.rank_tolerance = between.tolerance;
+  if (moments_.statistics() < Statistics::full) return;
+  const double scale = scatter_scale();
+  for (const auto* key : {"nc1_pinv", "nc1_pinv_sum"}) {
+    if (std::isnan(scale))
+      skip(key, rules_.scatter_over_classes
+                    ? "classavg needs the scatter accumulated with scatter_weights 1/n_k"
+                    : "the scatter was accumulated with class weights, this convention needs weights 1");
+    else if (block.rank_used == 0)
+      undefined(key, "all class means are equal");
+  }
+  if (std::isnan(scale) || block.rank_used == 0) return;
+  const Matrix along = backend_.product(between.directions, Transpose::no, moments_.data().scatter, Transpose::no);
+  const auto spread = backend_.row_dots(along, between.directions);
+  double sum = 0;
+  for (Index i = 0; i < between.kept; ++i) sum += spread[i] / between.values[i] / between.values[i];
+  sum = std::max(0.0, sum * scale);
+  set("nc1_pinv_sum", sum);
+  set("nc1_pinv", rules_.divide_by_classes ? sum / k_ : sum);
+}
+
+void Measurement::collapse_index() {
+  if (moments_.statistics() < Statistics::full) return;
+  if (!moments_.data().options.scatter_weights.empty())
+    return skip("nc1_vci", "the scatter was accumulated with class weights, the index needs weights 1");
+  const auto& scatter = moments_.data().scatter;
+  Matrix between = backend_.clone(means_);
+  backend_.centre_rows(between, sample_mean_);
+  std::vector<double> roots;
+  for (const double share : share_) roots.push_back(std::sqrt(share));
+  backend_.combine_rows(roots, between, {}, {}, between);
+  Matrix total = backend_.matrix(scatter.rows, scatter.cols);
+  const std::vector<double> scale(static_cast<std::size_t>(scatter.rows), 1 / static_cast<double>(moments_.samples()));
+  backend_.combine_rows(scale, scatter, {}, {}, total);
+  backend_.add_gram(1.0, between, total);
+  const PinvTrace trace = backend_.pinv_trace(total, between);
+  if (trace.rank == 0 || trace_between_ == 0) return undefined("nc1_vci", "all class means are equal");
+  set("nc1_vci", 1 - trace.value / std::min(k_ - 1, static_cast<double>(moments_.dim())));
+}
+
+void Measurement::geometry(const Matrix& rows, const std::vector<double>& norms, const std::string& suffix,
+                           PairQuery query) {
+  const bool of_means = suffix == "_h";
+  const auto every = [&](const std::string& why) {
+    for (const auto* key : {"nc2_equinorm", "nc2_equiang", "nc2_cos_mean", "nc2_cos_std", "nc2_cos_max", "nc2_etf"})
+      undefined(key + suffix, why);
+    if (!of_means) return;
+    for (const auto* key :
+         {"nc2_gnc_dist_mean", "nc2_gnc_dist_var", "nc2_gnc_log_mean", "nc2_gnc_log_var", "nc2_min_angle_deg"})
+      undefined(key, why);
+  };
+  query.norms = norms;
+  query.gram_norm = gram_norm(rows, rows);
+  if (!of_means) query.frame_norm = query.gram_norm;
+  const bool flat = norm(norms) == 0;
+  const PairSums sums = backend_.pair_sums(rows, query);
+  if (of_means) nearest_squared_ = sums.nearest_squared;
+
+  if (query.frame_norm > 0)
+    set("nc2_of" + suffix, std::sqrt(sums.frame_residual));
+  else
+    undefined("nc2_of" + suffix, of_means ? "all class means are 0" : "the classifier is 0");
+  const double pairs = k_ * (k_ - 1) / 2;
+  if (of_means && !variances_.empty()) {
+    if (sums.coincident_means == 0)
+      set("nc1_cdnv", sums.cdnv_sum / pairs);
+    else
+      undefined("nc1_cdnv", std::to_string(sums.coincident_means) + " pairs of class means coincide");
+  }
+  if (flat) return every(of_means ? "all class means are equal" : "the classifier is 0");
+
+  set("nc2_etf" + suffix, std::sqrt(sums.etf_residual));
+  set("nc2_equinorm" + suffix, std::sqrt(variance(norms)) / mean(norms));
+  const auto zero = std::find(norms.begin(), norms.end(), 0.0);
+  if (zero != norms.end()) {
+    const std::string why = std::string(of_means ? "the centred mean" : "the classifier") + " of class " +
+                            std::to_string(seen_[zero - norms.begin()]) + " is 0 and has no direction";
+    for (const auto* key : {"nc2_equiang", "nc2_cos_mean", "nc2_cos_std", "nc2_cos_max"}) undefined(key + suffix, why);
+    if (of_means)
+      for (const auto* key :
+           {"nc2_gnc_dist_mean", "nc2_gnc_dist_var", "nc2_gnc_log_mean", "nc2_gnc_log_var", "nc2_min_angle_deg"})
+        undefined(key, why);
+    return;
+  }
+  // Moments about the simplex value; the variance is 0 where rounding would make it negative.
+  const auto spread = [&](double sum, double squares, double count) {
+    return std::max(0.0, squares / count - (sum / count) * (sum / count));
+  };
+  set("nc2_cos_mean" + suffix, sums.cos_sum / pairs - 1 / (k_ - 1));
+  set("nc2_cos_std" + suffix, std::sqrt(spread(sums.cos_sum, sums.cos_square_sum, pairs)));
+  set("nc2_cos_max" + suffix, sums.cos_max);
+  set("nc2_equiang" + suffix, sums.cos_abs_sum / pairs);
+  if (!of_means) return;
+  const double simplex = std::sqrt(2 * k_ / (k_ - 1));
+  set("nc2_gnc_dist_mean", simplex + sums.distance_sum / pairs);
+  set("nc2_gnc_dist_var", spread(sums.distance_sum, sums.distance_square_sum, pairs));
+  if (sums.coincident_directions == 0) {
+    set("nc2_gnc_log_mean", -std::log(simplex) + sums.log_sum / pairs);
+    set("nc2_gnc_log_var", spread(sums.log_sum, sums.log_square_sum, pairs));
+  } else {
+    const std::string why = std::to_string(sums.coincident_directions) + " pairs of centred means have one direction";
+    undefined("nc2_gnc_log_mean", why);
+    undefined("nc2_gnc_log_var", why);
+  }
+  constexpr double kDegrees = 57.295779513082320877;
+  set("nc2_min_angle_deg", 2 * std::asin(std::min(1.0, sums.min_unit_distance / 2)) * kDegrees);
+}
+
+void Measurement::duality() {
+  if (evidence_.classifier == nullptr || evidence_.classifier->layers.empty()) return;
+  Matrix weights = classifier_product(backend_, *evidence_.classifier, moments_.dim(), moments_.classes());
+  if (report_.classes_seen < report_.classes) weights = backend_.select_rows(weights, seen_);
+  const auto all_biases = classifier_bias(backend_, *evidence_.classifier, moments_.classes());
+  const auto bias = all_biases.empty() ? std::vector<double>{} : pick(all_biases, seen_);
+
+  std::vector<double> norms = backend_.row_dots(weights, weights);
+  for (auto& value : norms) value = std::sqrt(value);
+  geometry(weights, norms, "_w", {});
+
+  const std::vector<double> ones(seen_.size(), 1.0);
+  set("nc0_rowsum", norm(backend_.weighted_row_sum(weights, ones)));
+  const auto times_vector = [&](const std::vector<double>& vector) {
+    Matrix row = backend_.matrix(1, moments_.dim());
+    backend_.from_host(row, vector);
+    return backend_.to_host(backend_.product(weights, Transpose::no, row, Transpose::yes));
+  };
+  auto logits = times_vector(sample_mean_);
+  for (std::size_t i = 0; i < bias.size(); ++i) logits[i] += bias[i];
+  set("nc_bias", norm(logits));
+  if (!bias.empty()) {
+    std::vector<double> gap(bias);
+    for (std::size_t i = 0; i < gap.size(); ++i) gap[i] -= share_[i];
+    set("nc_bias_prior", norm(gap));
+  }
+
+  const double weights_norm = norm(norms), centred_norm = norm(centred_norms_);
+  const std::string why = weights_norm == 0 ? "the classifier is 0" : "all class means are equal";
+  const auto dots = backend_.row_dots(weights, centred_);
+  set("nc3_uni_dot_var", variance(dots, 1));
+  if (weights_norm == 0 || centred_norm == 0) {
+    for (const auto* key : {"nc3_dual", "nc3_wh_etf", "nc3_cos_mean", "nc3_cos_min"}) undefined(key, why);
+  } else {
+    Matrix gap = backend_.matrix(weights.rows, weights.cols);
+    backend_.combine_rows(std::vector<double>(seen_.size(), 1 / weights_norm), weights,
+                          std::vector<double>(seen_.size(), -1 / centred_norm), centred_, gap);
+    set("nc3_dual", std::sqrt(backend_.inner(gap, gap)));
+    std::vector<double> cosines;
+    for (std::size_t i = 0; i < dots.size(); ++i) {
+      if (!(norms[i] > 0) || !(centred_norms_[i] > 0)) break;
+      cosines.push_back(dots[i] / (norms[i] * centred_norms_[i]));
+    }
+    if (cosines.size() == dots.size()) {
+      set("nc3_cos_mean", mean(cosines));
+      set("nc3_cos_min", *std::min_element(cosines.begin(), cosines.end()));
+    } else {
+      const std::string zero = "the centred mean or the classifier of class " + std::to_string(seen_[cosines.size()]) +
+                               " is 0 and has no direction";
+      undefined("nc3_cos_mean", zero);
+      undefined("nc3_cos_min", zero);
+    }
+  }
+
+  ProductQuery query;
+  query.product_norm = gram_norm(weights, centred_);
+  query.frame_norm = gram_norm(weights, means_);
+  query.row_offsets = times_vector(centre_);
+  const ProductSums sums = backend_.product_sums(weights, centred_, query);
+  const std::string orthogonal = "the product of classifier and means is 0";
+  if (weights_norm > 0 && centred_norm > 0)
+    query.product_norm > 0 ? set("nc3_wh_etf", std::sqrt(sums.etf_residual)) : undefined("nc3_wh_etf", orthogonal);
+  query.frame_norm > 0 ? set("nc3_wh_of", std::sqrt(sums.frame_residual)) : undefined("nc3_wh_of", orthogonal);
+}
+
+void Measurement::decisions(const DecisionCounts* counts, const std::string& split) {
+  if (counts == nullptr) return;
+  const auto classes = static_cast<std::size_t>(moments_.classes());
+  if (counts->samples.size() != classes)
+    throw UsageError("the " + split + " decisions count " + std::to_string(counts->samples.size()) +
+                     " classes, the moments " + std::to_string(classes));
+  const auto total = [](const std::vector<Index>& values) {
+    Index sum = 0;
+    for (const Index value : values) sum += value;
+    return static_cast<double>(sum);
+  };
+  const double samples = total(counts->samples);
+  std::vector<std::string> keys{"ncc_acc_" + split};
+  if (counts->has_classifier)
+    for (const auto* key : {"nc4_agree_", "acc_top1_", "acc_balanced_"}) keys.push_back(key + split);
+  if (samples == 0) {
+    for (const auto& key : keys) undefined(key, "the " + split + " set has no samples");
+    return;
+  }
+  const auto per_class = [&](const std::string& key, const std::vector<Index>& hits) {
+    PerClassMetric metric{key, std::vector<double>(classes, kNaN)};
+    double sum = 0, present = 0;
+    for (std::size_t k = 0; k < classes; ++k) {
+      if (counts->samples[k] == 0) continue;
+      metric.values[k] = static_cast<double>(hits[k]) / static_cast<double>(counts->samples[k]);
+      sum += metric.values[k];
+      ++present;
+    }
+    report_.per_class.push_back(std::move(metric));
+    return sum / present;
+  };
+  set("ncc_acc_" + split, total(counts->correct_centre) / samples);
+  if (counts->has_classifier) {
+    set("nc4_agree_" + split, total(counts->agree) / samples);
+    set("acc_top1_" + split, total(counts->correct_classifier) / samples);
+    set("acc_balanced_" + split, per_class("acc_per_class_" + split, counts->correct_classifier));
+  }
+  per_class("ncc_acc_per_class_" + split, counts->correct_centre);
+}
+
+void Measurement::out_of_distribution() {
+  if (evidence_.ood_mean == nullptr) return;
+  const auto& ood = *evidence_.ood_mean;
+  if (static_cast<Index>(ood.size()) != moments_.dim())
+    throw UsageError("the out-of-distribution mean has " + std::to_string(ood.size()) + " entries, the features " +
+                     std::to_string(moments_.dim()));
+  const double ood_norm = norm(ood);
+  Matrix row = backend_.matrix(1, moments_.dim());
+  backend_.from_host(row, ood);
+  const auto dots = backend_.to_host(backend_.product(means_, Transpose::no, row, Transpose::yes));
+  const auto squares = backend_.row_dots(means_, means_);
+  double sum = 0;
+  for (std::size_t i = 0; i < dots.size(); ++i) {
+    if (!(squares[i] > 0) || !(ood_norm > 0))
+      return undefined("nc5_ortho", "a class mean or the out-of-distribution mean is 0 and has no direction");
+    sum += std::abs(dots[i]) / (std::sqrt(squares[i]) * ood_norm);
+  }
+  set("nc5_ortho", sum / k_);
+}
+
+void Measurement::explain_missing() {
+  const bool classifier = evidence_.classifier != nullptr && !evidence_.classifier->layers.empty();
+  struct Input {
+    std::string_view word;
+    bool given;
+    const char* why;
+  };
+  const Input inputs[] = {
+      {"scatter", moments_.statistics() >= Statistics::full, "the within-class scatter was not accumulated"},
+      {"variances", moments_.statistics() >= Statistics::traces, "within-class variances were not accumulated"},
+      {"classifier", classifier, "no classifier weights were given"},
+      {"bias", classifier && evidence_.classifier->bias.rows > 0, "no bias was given"},
+      {"train", evidence_.train != nullptr, "decisions on the training set were not counted"},
+      {"test", evidence_.test != nullptr, "no test set was given"},
+      {"ood", evidence_.ood_mean != nullptr, "no out-of-distribution features were given"},
+  };
+  for (const auto& info : metric_catalogue()) {
+    const std::string key(info.key);
+    const bool present =
+        values_.contains(key) || report_.status.contains(key) ||
+        std::any_of(report_.per_class.begin(), report_.per_class.end(), [&](const auto& m) { return m.key == key; });
+    if (present) continue;
+    std::string why = "its inputs were not given";
+    for (const auto& input : inputs)
+      if (!input.given && info.needs.find(input.word) != std::string_view::npos) why = input.why;
+    skip(key, why);
+  }
+}
+
+Report Measurement::run() {
+  const auto start = std::chrono::steady_clock::now();
+  centre();
+  variability();
+  pseudo_inverse();
+  collapse_index();
+
+  PairQuery query;
+  query.variances = variances_;
+  query.offsets = [&] {  // m_j.m_k = c_j.c_k + mu.c_j + mu.c_k + |mu|^2
+    Matrix row = backend_.matrix(1, moments_.dim());
+    backend_.from_host(row, centre_);
+    auto offsets = backend_.to_host(backend_.product(centred_, Transpose::no, row, Transpose::yes));
+    const double half = norm(centre_) * norm(centre_) / 2;
+    for (auto& offset : offsets) offset += half;
+    return offsets;
+  }();
+  query.frame_norm = gram_norm(means_, means_);
+  geometry(centred_, centred_norms_, "_h", std::move(query));
+  if (!variances_.empty()) {
+    std::vector<double> nearest;
+    for (std::size_t i = 0; i < variances_.size(); ++i)
+      nearest.push_back(nearest_squared_[i] > 0 ? variances_[i] / nearest_squared_[i] : kNaN);
+    set_per_class("nc1_per_class_nearest", nearest);
+  }
+  duality();
+  decisions(evidence_.train, "train");
+  decisions(evidence_.test, "test");
+  out_of_distribution();
+  explain_missing();
+
+  for (const auto& info : metric_catalogue())
+    if (const auto found = values_.find(std::string(info.key)); found != values_.end())
+      report_.metrics.push_back({found->first, found->second});
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+  report_.timing.emplace_back("measure_s", elapsed.count());
+  return std::move(report_);
+}
+
+}  // namespace
+
+std::string_view to_string(Convention convention) { return rules_of(convention).name; }
+
+Convention parse_convention(std::string_view name) {
+  for (const auto& rules : kConventions)
+    if (rules.name == name) return rules.preset;
+  throw UsageError("unknown convention '" + std::string(name) + "'",
+                   "conventions are zhu, papyan, peer, anova and classavg");
+}
+
+const std::vector<Convention>& all_conventions() {
+  static const std::vector<Convention> all = [] {
+    std::vector<Convention> list;
+    for (const auto& rules : kConventions) list.push_back(rules.preset);
+    return list;
+  }();
+  return all;
+}
+
+std::optional<double> Report::find(std::string_view key) const {
+  for (const auto& metric : metrics)
+    if (metric.key == key) return metric.value;
+  return std::nullopt;
+}
+
+Report measure(const ClassMoments& moments, const Evidence& evidence, Convention convention) {
+  return Measurement(moments, evidence, convention).run();
+}
+
+}  // namespace ncollapse

@@ -1,0 +1,24 @@
+// State files: the streaming state on disk, bit for bit.
+#pragma once
+
+#include <filesystem>
+
+#include "host/backend.hpp"
+
+namespace ncollapse {
+
+/// The state in host memory, as it is written.
+struct StateImage {
+  AccumulatorOptions options;
+  Index samples = 0;
+  std::vector<Index> counts;
+  std::vector<double> shifts, sums, square_sums, scatter;  ///< scatter: rows of the lower triangle, packed
+};
+
+/// Replaces `file` only once the new content is complete on disk. Throws DataError when it cannot be written.
+void write_state(const std::filesystem::path& file, const StateImage& image);
+
+/// Throws DataError: missing, truncated, damaged, foreign, another version.
+StateImage read_state(const std::filesystem::path& file);
+
+}  // namespace ncollapse
