@@ -1,0 +1,222 @@
+// Wrong labels, numbers that are none, shapes that do not fit: a clear error, and a state as before.
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <regex>
+
+#include "tests/api/support.hpp"
+
+namespace ncollapse_test {
+namespace {
+
+using ncollapse::DataError;
+using ncollapse::DecisionCounter;
+using ncollapse::LabelView;
+using ncollapse::MatrixView;
+using ncollapse::UsageError;
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+class BadInput : public OnDevice {};
+NCOLLAPSE_ON_EVERY_DEVICE(BadInput);
+
+/// The message has `number` as a number of its own.
+bool mentions(const std::string& message, std::int64_t number) {
+  return std::regex_search(message, std::regex("(^|[^0-9.])" + std::to_string(number) + "($|[^0-9])"));
+}
+
+/// Runs `action`, which must throw a DataError whose message has both numbers.
+void expect_data_error(const std::function<void()>& action, std::int64_t count, std::int64_t first_row) {
+  try {
+    action();
+    ADD_FAILURE() << "nothing was thrown";
+  } catch (const DataError& error) {
+    EXPECT_EQ(error.kind(), ncollapse::ErrorKind::data);
+    EXPECT_TRUE(mentions(error.what(), count)) << "no count " << count << " in: " << error.what();
+    EXPECT_TRUE(mentions(error.what(), first_row)) << "no row " << first_row << " in: " << error.what();
+  }
+}
+
+Samples some_samples(unsigned seed) { return make_samples({{100, 80, 60, 0}, 6, {0.5, 0.1}, 1.0, 0.0, seed}); }
+
+TEST_P(BadInput, LabelsOutOfRange) {
+  const Samples good = some_samples(51);
+  for (std::int64_t label : {std::int64_t(4), std::int64_t(-1), std::int64_t(1) << 32, (std::int64_t(1) << 32) + 1,
+                             std::numeric_limits<std::int64_t>::min(), std::numeric_limits<std::int64_t>::max()}) {
+    SCOPED_TRACE("label " + std::to_string(label));
+    Samples bad = good;
+    for (std::size_t i = 47; i < 47 + 13 * 2; i += 2) bad.labels[i] = label;
+    Accumulator accumulator = accumulate(context(), good);
+    const ClassMoments before = accumulator.finish();
+    expect_data_error([&] { add_samples(accumulator, bad); }, 13, 47);
+    expect_same_bits(accumulator.finish(), before);
+    EXPECT_EQ(accumulator.samples(), good.rows());
+  }
+  const std::vector<std::int32_t> narrow(static_cast<std::size_t>(good.rows()), -7);
+  const std::vector<std::uint8_t> bytes(static_cast<std::size_t>(good.rows()), 200);
+  const Encoded features = encode(good.values, good.rows(), good.dim, Dtype::f32);
+  Accumulator accumulator(context(), options_for(good));
+  expect_data_error([&] { accumulator.add(features.view(), ncollapse::view(narrow.data(), good.rows())); }, 240, 0);
+  expect_data_error([&] { accumulator.add(features.view(), ncollapse::view(bytes.data(), good.rows())); }, 240, 0);
+  EXPECT_EQ(accumulator.samples(), 0);
+}
+
+TEST_P(BadInput, FeaturesThatAreNotFinite) {
+  const Samples good = rounded(some_samples(52), Dtype::bf16);
+  for (Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16})
+    for (double value : {kNan, kInfinity, -kInfinity}) {
+      SCOPED_TRACE(std::string(ncollapse::to_string(dtype)) + " " + std::to_string(value));
+      Samples bad = good;
+      for (Index row = 173; row < 173 + 14; ++row) bad.values[at(row * 6 + row % 6)] = value;
+      Accumulator accumulator = accumulate(context(), good, 0, dtype);
+      const ClassMoments before = accumulator.finish();
+      expect_data_error([&] { add_samples(accumulator, bad, 0, dtype); }, 14, 173);
+      expect_same_bits(accumulator.finish(), before);
+    }
+}
+
+TEST_P(BadInput, AStateThatHadARefusedBatchGoesOnAsIfItNeverCame) {
+  // The refused batch is the first to bring class 3, so a shift taken from it would be seen afterwards.
+  const Samples good = some_samples(53);
+  Samples bad = some_samples(54), rest = some_samples(55);
+  bad.labels[0] = 3;
+  rest.labels[9] = 3;
+  for (const std::string fault : {"label", "nan"}) {
+    Samples refused = bad;
+    if (fault == "label") refused.labels.back() = 99;
+    if (fault == "nan") refused.values.back() = kNan;
+    Accumulator met(context(), options_for(good)), clean(context(), options_for(good));
+    EXPECT_THROW(add_samples(met, refused), DataError);
+    add_samples(met, good);
+    EXPECT_THROW(add_samples(met, refused), DataError);
+    add_samples(met, rest);
+    add_samples(clean, good);
+    add_samples(clean, rest);
+    expect_same_bits(met.finish(), clean.finish());
+  }
+}
+
+TEST_P(BadInput, ValuesOfOneBadRowAreCounted) {
+  Samples bad = some_samples(56);
+  for (Index j = 0; j < 6; ++j) bad.values[at(101 * 6 + j)] = j % 2 == 0 ? kNan : kInfinity;
+  bad.values[at(202 * 6)] = kNan;
+  Accumulator accumulator(context(), options_for(bad));
+  expect_data_error([&] { add_samples(accumulator, bad); }, 7, 101);
+}
+
+TEST_P(BadInput, LargestFiniteValuesAreNoFault) {
+  Samples samples{2, 1, {3e38, -3e38}, {0, 1}};
+  samples = rounded(samples, Dtype::bf16);
+  EXPECT_NO_THROW(accumulate(context(), samples, 0, Dtype::f32));
+  EXPECT_NO_THROW(accumulate(context(), samples, 0, Dtype::bf16));
+}
+
+/// The two classes that take batches answer alike.
+template <class Taker>
+void expect_shapes_checked(Taker& taker, const Samples& samples) {
+  const Index n = samples.rows();
+  const MatrixView features = ncollapse::view(samples.values.data(), n, samples.dim);
+  const LabelView labels = label_view(samples.labels, 0, n);
+  EXPECT_THROW(taker.add(features, label_view(samples.labels, 0, n - 1)), UsageError);
+  EXPECT_THROW(taker.add(features, LabelView{}), UsageError);
+  EXPECT_THROW(taker.add(ncollapse::view(samples.values.data(), n - 1, samples.dim), labels), UsageError);
+  EXPECT_THROW(taker.add(ncollapse::view(samples.values.data(), n, samples.dim - 1), labels), UsageError);
+  EXPECT_THROW(taker.add(ncollapse::view(samples.values.data(), n, samples.dim + 1), labels), UsageError);
+  EXPECT_THROW(taker.add(ncollapse::view(samples.values.data(), n, samples.dim, samples.dim - 1), labels), UsageError);
+  EXPECT_THROW(taker.add(ncollapse::view(samples.values.data(), -1, samples.dim), label_view(samples.labels, 0, -1)),
+               UsageError);
+}
+
+TEST_P(BadInput, ShapesThatDoNotFit) {
+  const Samples samples = some_samples(57);
+  Accumulator accumulator(context(), options_for(samples));
+  expect_shapes_checked(accumulator, samples);
+  EXPECT_EQ(accumulator.samples(), 0);
+  const ClassMoments moments = moments_of(context(), samples);
+  DecisionCounter counter(moments, nullptr);
+  expect_shapes_checked(counter, samples);
+  EXPECT_EQ(counter.finish().samples, (std::vector<Index>{0, 0, 0, 0}));
+}
+
+TEST_P(BadInput, DecisionsOnBadBatchesCountNothing) {
+  const Samples good = some_samples(58);
+  const Head head = random_head(4, 6, 59);
+  const ncollapse::Classifier classifier = head.classifier();
+  const ClassMoments moments = moments_of(context(), good);
+  DecisionCounter counter(moments, &classifier);
+  const auto add = [&](const Samples& samples) {
+    counter.add(ncollapse::view(samples.values.data(), samples.rows(), 6),
+                label_view(samples.labels, 0, samples.rows()));
+  };
+  Samples bad = good;
+  for (std::size_t i = 47; i < 47 + 13; ++i) bad.labels[i] = 4;
+  expect_data_error([&] { add(bad); }, 13, 47);
+  bad = good;
+  bad.values[77 * 6 + 3] = kNan;
+  bad.values[78 * 6 + 3] = kInfinity;
+  expect_data_error([&] { add(bad); }, 2, 77);
+  add(good);
+  expect_counts(counter.finish(), oracle::decide(oracle::moments(good.truth()), head.truth(), good.truth()));
+}
+
+TEST_P(BadInput, ClassifiersThatDoNotFit) {
+  const Samples samples = some_samples(60);
+  const ClassMoments moments = moments_of(context(), samples);
+  const std::vector<double> numbers(100, 1.0);
+  const auto layer = [&](Index rows, Index cols) { return ncollapse::view(numbers.data(), rows, cols); };
+  const auto refused = [&](const ncollapse::Classifier& classifier) {
+    EXPECT_THROW(DecisionCounter(moments, &classifier), UsageError);
+    ncollapse::Evidence evidence;
+    evidence.classifier = &classifier;
+    EXPECT_THROW(ncollapse::measure(moments, evidence), UsageError);
+  };
+  refused({{layer(4, 5)}, {}});               // W_1 does not take d features
+  refused({{layer(3, 6)}, {}});               // does not give K logits
+  refused({{layer(5, 6), layer(4, 6)}, {}});  // the layers do not chain
+  refused({{layer(4, 5), layer(5, 6)}, {}});  // in the wrong order
+  refused({{layer(5, 6), layer(3, 5)}, {}});  //
+  refused({{layer(4, 6)}, layer(1, 3)});      // bias of another length
+  refused({{layer(4, 6)}, layer(1, 5)});      //
+  const ncollapse::Classifier chained{{layer(5, 6), layer(4, 5)}, layer(1, 4)};
+  EXPECT_NO_THROW(DecisionCounter(moments, &chained));
+}
+
+TEST_P(BadInput, WeightsThatAreNotFinite) {
+  const Samples samples = some_samples(61);
+  const ClassMoments moments = moments_of(context(), samples);
+  for (double value : {kNan, kInfinity}) {
+    Head head = random_head(4, 6, 62);
+    head.weights[13] = value;
+    const ncollapse::Classifier classifier = head.classifier();
+    EXPECT_THROW(DecisionCounter(moments, &classifier), DataError);
+  }
+}
+
+TEST_P(BadInput, EvidenceThatDoesNotFit) {
+  const Samples samples = some_samples(63), others = make_samples({{5, 6, 7}, 6, {0.5}, 1.0, 0.0, 64});
+  const ClassMoments moments = moments_of(context(), samples), other_moments = moments_of(context(), others);
+  const DecisionCounts counts = count_decisions(other_moments, {}, others);  // three classes instead of four
+  ncollapse::Evidence evidence;
+  evidence.train = &counts;
+  EXPECT_THROW(ncollapse::measure(moments, evidence), UsageError);
+  evidence = {};
+  evidence.test = &counts;
+  EXPECT_THROW(ncollapse::measure(moments, evidence), UsageError);
+  evidence = {};
+  const std::vector<double> ood_mean(5, 1.0);
+  evidence.ood_mean = &ood_mean;
+  EXPECT_THROW(ncollapse::measure(moments, evidence), UsageError);
+}
+
+TEST_P(BadInput, FewerThanTwoClassesCannotBeMeasured) {
+  EXPECT_THROW(ncollapse::measure(moments_of(context(), Samples{3, 2, {1, 2, 3, 4}, {1, 1}})), DataError);
+  EXPECT_THROW(ncollapse::measure(moments_of(context(), Samples{1, 2, {1, 2, 3, 4}, {0, 0}})), DataError);
+  AccumulatorOptions options;
+  options.classes = 2;
+  options.dim = 2;
+  EXPECT_THROW(ncollapse::measure(Accumulator(context(), options).finish()), DataError);
+}
+
+}  // namespace
+}  // namespace ncollapse_test

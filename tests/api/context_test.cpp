@@ -1,0 +1,66 @@
+// Devices and contexts.
+#include "tests/api/support.hpp"
+
+namespace ncollapse_test {
+namespace {
+
+using ncollapse::Device;
+using ncollapse::DeviceType;
+
+TEST(Devices, NamesParse) {
+  EXPECT_EQ(Device::parse("cpu"), (Device{DeviceType::cpu, 0}));
+  EXPECT_EQ(Device::parse("cuda"), (Device{DeviceType::cuda, 0}));
+  EXPECT_EQ(Device::parse("cuda:3"), (Device{DeviceType::cuda, 3}));
+  EXPECT_EQ(Device::parse("auto"), Device::best());
+  for (const std::string name :
+       {"", "gpu", "cuda:", "cuda:-1", "cuda:x", "cuda:1x", "cuda:99999999999999999999", "cpu:1x", "cpu "})
+    EXPECT_THROW(Device::parse(name), ncollapse::UsageError) << name;
+}
+
+TEST(Devices, NamesRoundTrip) {
+  for (const std::string name : {"cpu", "cuda:0", "cuda:7"}) EXPECT_EQ(ncollapse::to_string(Device::parse(name)), name);
+}
+
+TEST(Devices, TheCpuIsListedFirst) {
+  const auto devices = ncollapse::devices();
+  ASSERT_FALSE(devices.empty());
+  EXPECT_EQ(devices[0].device, Device{});
+  EXPECT_FALSE(devices[0].name.empty());
+  EXPECT_GT(devices[0].memory_bytes, 0);
+  EXPECT_GE(devices[0].threads, 1);
+  const bool has_cuda = devices.size() > 1;
+  EXPECT_EQ(ncollapse::cuda_unavailable_reason().empty(), has_cuda) << ncollapse::cuda_unavailable_reason();
+  EXPECT_EQ(Device::best(), has_cuda ? (Device{DeviceType::cuda, 0}) : Device{});
+}
+
+TEST(Devices, ADeviceThatIsNotThereIsAnError) {
+  EXPECT_THROW(Context(Device{DeviceType::cuda, 1000}), ncollapse::DeviceError);
+  if (!ncollapse::cuda_unavailable_reason().empty()) {
+    EXPECT_THROW(Context(Device{DeviceType::cuda, 0}), ncollapse::DeviceError);
+  }
+}
+
+class Contexts : public OnDevice {};
+NCOLLAPSE_ON_EVERY_DEVICE(Contexts);
+
+TEST_P(Contexts, KnowTheirDevice) {
+  EXPECT_EQ(context().info().device, Device::parse(GetParam()));
+  EXPECT_FALSE(context().info().name.empty());
+  EXPECT_GT(context().info().memory_bytes, 0);
+  const Context copy = context();
+  EXPECT_EQ(copy.backend(), context().backend());
+}
+
+TEST_P(Contexts, SeveralMayBeUsedInTurn) {
+  const Samples samples = make_samples({{50, 60}, 5, {0.5}, 1.0, 0.0, 121});
+  const Context other(Device::parse(GetParam()));
+  Accumulator first(context(), options_for(samples)), second(other, options_for(samples));
+  for (int repeat = 0; repeat < 3; ++repeat) {
+    add_samples(first, samples, 9);
+    add_samples(second, samples, 9);
+  }
+  expect_same_bits(first.finish(), second.finish());
+}
+
+}  // namespace
+}  // namespace ncollapse_test

@@ -1,0 +1,191 @@
+// What the library is for: classes that are almost points. Everything is compared with the oracle on the very values
+// that were stored, so the element type's own rounding is no error.
+//
+// Bounds: the samples are held as differences to one sample of their class, which double represents exactly here. A
+// first sample at c standard deviations makes the accumulated squares 1 + c^2 times the scatter that is left, so the
+// relative rounding is at most (1 + c^2) n eps: 1e-12 for c = 1 and n = 4000, 8e-10 for c = 30; in practice sqrt(n)
+// stands for n. A first sample from another class makes c^2 = n: n^2 eps = 4e-9.
+#include <cmath>
+
+#include "tests/api/support.hpp"
+
+namespace ncollapse_test {
+namespace {
+
+class NearCollapse : public OnDevice {};
+NCOLLAPSE_ON_EVERY_DEVICE(NearCollapse);
+
+const std::vector<Index> kCounts = {4000, 1976, 976, 482, 238, 118, 58, 29, 14, 7};
+
+/// Coordinates of size 1 and noise `deviation`: the ratio of the variances is deviation^2.
+Problem collapsed(double deviation, Dtype dtype, double offset = 0) {
+  Problem problem;
+  problem.train = rounded(make_samples({kCounts, 24, {deviation}, 1.0, offset, 31}), dtype);
+  return problem;
+}
+
+/// The metrics of the variability within classes; VCI is 1 minus a sum of size 1 and so only absolutely exact.
+void expect_variability(const Report& report, const Problem& problem, double relative) {
+  const Truth truth(problem);
+  const auto want = truth.metrics(Convention::zhu);
+  for (const std::string key : {"nc1_pinv", "nc1_pinv_sum", "nc1_trace_ratio", "nc1_within_frac", "nc1_cdnv"}) {
+    ASSERT_TRUE(report.find(key)) << key;
+    expect_close(*report.find(key), want.at(key), relative, 0, key);
+  }
+  ASSERT_TRUE(report.find("nc1_vci"));
+  expect_close(*report.find("nc1_vci"), want.at("nc1_vci"), relative, 1e-9, "nc1_vci");
+  for (const auto& [key, values] : truth.per_class(Convention::zhu))
+    for (const auto& got : report.per_class)
+      if (got.key == key)
+        for (std::size_t k = 0; k < values.size(); ++k)
+          expect_close(got.values[k], values[k], relative, 0, key + " of class " + std::to_string(k));
+}
+
+Report measure_typed(const Context& context, const Problem& problem, Dtype dtype, Index batch_rows = 0) {
+  return ncollapse::measure(accumulate(context, problem.train, batch_rows, dtype).finish());
+}
+
+TEST_P(NearCollapse, SinglePrecisionAtRatio1em8) {
+  const Problem problem = collapsed(1e-4, Dtype::f32);
+  expect_variability(measure_typed(context(), problem, Dtype::f32), problem, 1e-10);
+  expect_variability(measure_typed(context(), problem, Dtype::f32, 64), problem, 1e-10);
+}
+
+TEST_P(NearCollapse, DoublePrecisionAtRatio1em12) {
+  const Problem problem = collapsed(1e-6, Dtype::f64);
+  expect_variability(measure_typed(context(), problem, Dtype::f64), problem, 1e-10);
+}
+
+TEST_P(NearCollapse, HalfPrecisionAtItsOwnGrid) {
+  // The noise is a few units in the last place: the differences are small integers times the grid.
+  for (Dtype dtype : {Dtype::f16, Dtype::bf16}) {
+    const Problem problem = collapsed(dtype == Dtype::f16 ? 2e-3 : 2e-2, dtype);
+    expect_variability(measure_typed(context(), problem, dtype), problem, 1e-10);
+  }
+}
+
+TEST_P(NearCollapse, EveryConventionAtRatio1em8) {
+  const Problem problem = collapsed(1e-4, Dtype::f32);
+  const Truth truth(problem);
+  for (Convention convention : ncollapse::all_conventions()) {
+    const Report report = measure_problem(context(), problem, convention);
+    for (const std::string key : {"nc1_pinv", "nc1_trace_ratio"})
+      expect_close(report.find(key).value_or(NAN), truth.metrics(convention).at(key), 1e-10, 0, key);
+  }
+}
+
+TEST_P(NearCollapse, FirstSampleThirtyDeviationsOff) {
+  Problem problem = collapsed(1e-4, Dtype::f32);
+  std::vector<bool> met(10, false);
+  for (Index i = 0; i < problem.train.rows(); ++i) {
+    const auto label = at(problem.train.labels[at(i)]);
+    if (met[label]) continue;
+    met[label] = true;
+    for (Index j = 0; j < 24; ++j)
+      problem.train.values[at(i * 24 + j)] += (static_cast<Index>(label) + j) % 2 == 0 ? 30e-4 : -30e-4;
+  }
+  problem.train = rounded(problem.train, Dtype::f32);
+  expect_variability(measure_typed(context(), problem, Dtype::f32), problem, 1e-9);
+  expect_variability(measure_typed(context(), problem, Dtype::f32, 512), problem, 1e-9);
+}
+
+TEST_P(NearCollapse, FirstSampleOfAnotherClass) {
+  Problem problem = collapsed(1e-4, Dtype::f32);
+  // The first sample of class 0 looks like class 1: a wrong label. Then the same for every class.
+  const oracle::Moments moments = oracle::moments(problem.train.truth());
+  const Samples clean = problem.train;
+  for (Index mislabelled : {Index(1), Index(10)}) {
+    problem.train = clean;
+    std::vector<bool> met(10, false);
+    for (Index i = 0; i < clean.rows(); ++i) {
+      const Index label = clean.labels[at(i)];
+      if (met[at(label)] || label >= mislabelled) continue;
+      met[at(label)] = true;
+      for (Index j = 0; j < 24; ++j)
+        problem.train.values[at(i * 24 + j)] = static_cast<double>(moments.means((label + 1) % 10, j));
+    }
+    problem.train = rounded(problem.train, Dtype::f32);
+    expect_variability(measure_typed(context(), problem, Dtype::f32), problem, 1e-8);
+  }
+}
+
+TEST_P(NearCollapse, OneOutlierInTheMiddleOfTheStream) {
+  Problem problem = collapsed(1e-4, Dtype::f32);
+  const Index row = problem.train.rows() / 2;
+  for (Index j = 0; j < 24; ++j) problem.train.values[at(row * 24 + j)] += 1.0;
+  problem.train = rounded(problem.train, Dtype::f32);
+  expect_variability(measure_typed(context(), problem, Dtype::f32), problem, 1e-10);
+}
+
+TEST_P(NearCollapse, FarFromTheOrigin) {
+  // Distances of size 1 at an offset of 1e6: the means are exact to 1e6 eps = 2e-10, relative to the distances.
+  const Problem problem = collapsed(1e-4, Dtype::f64, 1e6);
+  expect_variability(measure_typed(context(), problem, Dtype::f64), problem, 1e-8);
+}
+
+TEST_P(NearCollapse, BatchesOrdersAndMergesAgree) {
+  const Problem problem = collapsed(1e-4, Dtype::f32);
+  const Report whole = measure_typed(context(), problem, Dtype::f32);
+  // VCI is about the ratio of the variances, the difference of two numbers of size 1.
+  const auto same = [&](const Report& other) { expect_same_metrics(other, whole, kRounding, kZero); };
+  same(measure_typed(context(), problem, Dtype::f32, 7));
+  same(measure_typed(context(), problem, Dtype::f32, 4096));
+  Problem mixed;
+  mixed.train = reordered(problem.train, shuffled_order(problem.train.rows(), 3));
+  same(measure_typed(context(), mixed, Dtype::f32));
+
+  Accumulator merged(context(), options_for(problem.train));
+  for (Index shard : {3, 0, 4, 2, 1}) {
+    std::vector<Index> rows;
+    for (Index i = 0; i < problem.train.rows(); ++i)
+      if ((i + problem.train.labels[at(i)]) % 5 == shard) rows.push_back(i);
+    merged.merge(accumulate(context(), reordered(problem.train, rows), 100, Dtype::f32));
+  }
+  same(ncollapse::measure(merged.finish()));
+}
+
+TEST_P(NearCollapse, AlmostASimplex) {
+  // Means at a simplex up to 1e-9: the distance to it is 1e-9 as well, far below the root of eps.
+  const Index K = 10;
+  Samples samples{K, K, {}, {}};
+  for (Index k = 0; k < K; ++k) {
+    std::vector<double> row(at(K), 0.0);
+    row[at(k)] = 1.0 + 1e-9 * static_cast<double>(k % 3);
+    samples.add(k, row);
+    samples.add(k, row);
+  }
+  Problem problem;
+  problem.train = samples;
+  problem.head = Head{K, K, std::vector<double>(at(K * K), 0.0), {}};
+  for (Index k = 0; k < K; ++k) problem.head.weights[at(k * K + k)] = 1.0;
+  const Report report = measure_problem(context(), problem);
+  const auto want = Truth(problem).metrics(Convention::zhu);
+  EXPECT_GT(want.at("nc2_etf_h"), 1e-10);
+  EXPECT_LT(want.at("nc2_etf_h"), 1e-8);
+  // Entries of size 1 with a few eps each: 1e-15 of absolute error, 1e-6 of the value.
+  for (const std::string key :
+       {"nc2_etf_h", "nc2_equinorm_h", "nc2_equiang_h", "nc2_cos_std_h", "nc2_of_h", "nc3_wh_etf", "nc3_wh_of"})
+    expect_close(report.find(key).value_or(NAN), want.at(key), 1e-5, 0, key);
+}
+
+TEST_P(NearCollapse, MinorityMeansThatShrink) {
+  // Tail means a thousand times shorter than the head's: eigenvalues of Sigma_B down to 1e-6 are still signal.
+  Samples samples = make_samples({std::vector<Index>(20, 12), 32, {0.0}, 1.0, 0.0, 32});
+  for (Index i = 0; i < samples.rows(); ++i)
+    for (Index j = 0; j < 32; ++j) {
+      double& x = samples.values[at(i * 32 + j)];
+      if (samples.labels[at(i)] >= 10) x *= 1e-3;
+      x += 1e-4 * std::sin(static_cast<double>(i * 37 + j * 11));
+    }
+  Problem problem;
+  problem.train = samples;
+  const Report report = measure_problem(context(), problem);
+  EXPECT_EQ(report.convention.rank_used, 19);
+  const auto want = Truth(problem).metrics(Convention::zhu);
+  // The smallest eigenvalue is 1e-7 of the largest: its relative error is 1e7 times 20 eps.
+  expect_close(report.find("nc1_pinv").value_or(NAN), want.at("nc1_pinv"), 1e-7, 0, "nc1_pinv");
+  expect_close(report.find("nc1_cdnv").value_or(NAN), want.at("nc1_cdnv"), 1e-9, 0, "nc1_cdnv");
+}
+
+}  // namespace
+}  // namespace ncollapse_test

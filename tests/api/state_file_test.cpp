@@ -1,0 +1,149 @@
+// Accumulator::save and load.
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+#include "tests/api/support.hpp"
+
+namespace ncollapse_test {
+namespace {
+
+using ncollapse::DataError;
+using ncollapse::Statistics;
+
+/// A directory of its own for every test, removed afterwards.
+class StateFile : public OnDevice {
+ protected:
+  void SetUp() override {
+    OnDevice::SetUp();
+    std::string name = testing::UnitTest::GetInstance()->current_test_info()->name();
+    for (char& c : name)
+      if (c == '/') c = '_';
+    directory_ = std::filesystem::temp_directory_path() / ("ncollapse_state_" + name);
+    std::filesystem::remove_all(directory_);
+    std::filesystem::create_directories(directory_);
+  }
+  void TearDown() override { std::filesystem::remove_all(directory_); }
+
+  std::filesystem::path file(const std::string& name = "state") const { return directory_ / name; }
+  void write(const std::string& content) const { std::ofstream(file(), std::ios::binary) << content; }
+  std::string read() const {
+    std::ifstream in(file(), std::ios::binary);
+    return {std::istreambuf_iterator<char>(in), {}};
+  }
+
+  Samples samples() const { return make_samples({{50, 0, 1, 60}, 5, {0.5, 0.1}, 1.0, 0.0, 41}); }
+
+ private:
+  std::filesystem::path directory_;
+};
+NCOLLAPSE_ON_EVERY_DEVICE(StateFile);
+
+TEST_P(StateFile, LoadingGivesTheSameBits) {
+  const Samples all = samples(), more = make_samples({{5, 6, 7, 8}, 5, {0.5, 0.1}, 1.0, 0.0, 42});
+  for (Statistics statistics : {Statistics::means, Statistics::traces, Statistics::full})
+    for (bool weighted : {false, true}) {
+      AccumulatorOptions options = options_for(all);
+      options.statistics = statistics;
+      if (weighted) options.scatter_weights = inverse_counts(all);
+      Accumulator saved(context(), options);
+      add_samples(saved, all, 13);
+      saved.save(file());
+      Accumulator loaded = Accumulator::load(context(), file());
+      EXPECT_EQ(loaded.samples(), saved.samples());
+      EXPECT_EQ(loaded.options().classes, options.classes);
+      EXPECT_EQ(loaded.options().dim, options.dim);
+      EXPECT_EQ(loaded.options().statistics, statistics);
+      EXPECT_EQ(loaded.options().scatter_weights, options.scatter_weights);
+      expect_same_bits(loaded.finish(), saved.finish());
+      add_samples(saved, more, 4);
+      add_samples(loaded, more, 4);
+      expect_same_bits(loaded.finish(), saved.finish());
+      Accumulator into_saved(context(), options), into_loaded(context(), options);
+      into_saved.merge(saved);
+      into_loaded.merge(loaded);
+      expect_same_bits(into_loaded.finish(), into_saved.finish());
+    }
+}
+
+TEST_P(StateFile, AnEmptyStateIsAState) {
+  const Accumulator empty(context(), options_for(samples()));
+  empty.save(file());
+  Accumulator loaded = Accumulator::load(context(), file());
+  EXPECT_EQ(loaded.samples(), 0);
+  add_samples(loaded, samples());
+  expect_same_bits(loaded.finish(), moments_of(context(), samples()));
+}
+
+TEST_P(StateFile, SavingReplacesTheOldFile) {
+  Accumulator accumulator = accumulate(context(), samples());
+  accumulator.save(file());
+  add_samples(accumulator, samples());
+  accumulator.save(file());
+  EXPECT_EQ(Accumulator::load(context(), file()).samples(), 2 * samples().rows());
+  Index files = 0;
+  for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator(file().parent_path())) ++files;
+  EXPECT_EQ(files, 1) << "something was left beside the state";
+}
+
+TEST_P(StateFile, AStateThatCannotBeWritten) {
+  const Accumulator accumulator = accumulate(context(), samples());
+  EXPECT_THROW(accumulator.save(file("no such directory") / "state"), DataError);
+  EXPECT_THROW(accumulator.save(file().parent_path()), DataError);
+  EXPECT_TRUE(std::filesystem::is_directory(file().parent_path()));
+}
+
+TEST_P(StateFile, MissingAndForeignFiles) {
+  EXPECT_THROW(Accumulator::load(context(), file()), DataError);
+  EXPECT_THROW(Accumulator::load(context(), file().parent_path()), DataError);
+  for (const std::string& content :
+       {std::string(), std::string("x"), std::string("\x93NUMPY\x01\x00", 8), std::string(100000, '\0'),
+        std::string(5000, '\xff'), std::string("{\"schema\":\"ncollapse.metrics/1\"}")}) {
+    write(content);
+    EXPECT_THROW(Accumulator::load(context(), file()), DataError) << content.size() << " bytes";
+  }
+}
+
+TEST_P(StateFile, EveryTruncationIsNoticed) {
+  accumulate(context(), samples()).save(file());
+  const std::string whole = read();
+  ASSERT_GT(whole.size(), 5U * 5 * 8 / 2);
+  for (std::size_t size = 0; size < whole.size(); size += size < 200 || size + 40 > whole.size() ? 1 : 23) {
+    write(whole.substr(0, size));
+    EXPECT_THROW(Accumulator::load(context(), file()), DataError) << size << " of " << whole.size() << " bytes";
+  }
+  write(whole + '\0');
+  EXPECT_THROW(Accumulator::load(context(), file()), DataError) << "one byte too many";
+}
+
+TEST_P(StateFile, EveryChangedByteIsNoticed) {
+  // Among them: the marks of format and version, sizes, weights, the state itself and the checksum.
+  accumulate(context(), samples()).save(file());
+  const std::string whole = read();
+  for (std::size_t i = 0; i < whole.size(); ++i)
+    for (int change : {0x01, 0x80}) {
+      if (change == 0x80 && i % 16 != 0 && i >= 200) continue;
+      std::string damaged = whole;
+      damaged[i] = static_cast<char>(damaged[i] ^ change);
+      write(damaged);
+      EXPECT_THROW(Accumulator::load(context(), file()), DataError) << "byte " << i << " ^ " << change;
+    }
+  write(whole);
+  EXPECT_NO_THROW(Accumulator::load(context(), file()));
+}
+
+TEST_P(StateFile, StatesMoveBetweenDevices) {
+  if (GetParam() == "cpu") GTEST_SKIP() << "needs a second device beside the CPU";
+  const Context cpu(ncollapse::Device::parse("cpu"));
+  const Accumulator saved = accumulate(context(), samples());
+  saved.save(file());
+  const Accumulator loaded = Accumulator::load(cpu, file());
+  EXPECT_EQ(loaded.finish().counts(), saved.finish().counts());
+  const std::vector<double> got = loaded.finish().within_scatter(), want = saved.finish().within_scatter();
+  for (std::size_t i = 0; i < want.size(); ++i) expect_close(got[i], want[i], kOrder, kOrder * want[0]);
+  loaded.save(file("back"));
+  expect_same_bits(Accumulator::load(context(), file("back")).finish(), saved.finish());
+}
+
+}  // namespace
+}  // namespace ncollapse_test
