@@ -69,7 +69,8 @@ class FileSource final : public ByteSource {
     // One call instead of a fault per page in the middle of the computation. Larger windows may not fit in memory.
     constexpr std::size_t kLargestPopulated = std::size_t{256} << 20;
     if (bytes <= kLargestPopulated && ::madvise(window, bytes, MADV_POPULATE_READ) != 0 && errno == EFAULT) {
-      fail_shrunk(offset + count);
+      unmap();  // touching it would be a SIGBUS: a bad disk, or a file that shrinks right now; read() will say which
+      return nullptr;
     }
 #endif
     return static_cast<const std::byte*>(window) + (offset - begin);
