@@ -123,7 +123,7 @@ def contestants(folder, options):
                                files["b"], "--batch", options.batch]
         result["command"] = [options.command or find_command(options.build), "analyze", "--features",
                              files["features"], "--labels", files["labels"], "--weights", files["W"], "--bias",
-                             files["b"], "--convention", "peer", "--device", "cpu", "--json"]
+                             files["b"], "--convention", "peer", "--device", "cpu", "--json", "-"]
     return result
 
 

@@ -14,7 +14,7 @@ gpu_bundle() {
   build=build-bundle
   command -v nvcc >/dev/null || die 'gpu-bundle needs nvcc'
   configure
-  cmake --build "$build" -j "$jobs" --target "${programs[@]/%ncollapse/ncollapse_cli}"
+  cmake --build "$build" -j "$jobs" --target "${programs[@]/%ncollapse/ncollapse_command}"
 
   rm -rf bundle
   mkdir -p bundle/bin bundle/lib/fallback bundle/bench bundle/data
@@ -52,15 +52,17 @@ commit_name() {
 # Puts the bundle's libraries and CUDA's on the loader's path, and says which are missing.
 set_library_path() {
   local dir missing
-  if [[ -f BUNDLE ]]; then LD_LIBRARY_PATH=$PWD/lib:${LD_LIBRARY_PATH-}; fi
+  local dirs=()
+  if [[ -f BUNDLE ]]; then dirs+=("$PWD/lib"); fi
   for dir in /usr/local/cuda/lib64 $(python3 -c 'import site; print(*(p + "/nvidia/cu13/lib" for p in site.getsitepackages()))' \
     2>/dev/null); do
-    if [[ -e $dir/libcublas.so.13 ]]; then LD_LIBRARY_PATH+=:$dir; fi
+    if [[ -e $dir/libcublas.so.13 ]]; then dirs+=("$dir"); fi
   done
-  if [[ -f BUNDLE ]] && ! /sbin/ldconfig -p | grep -q 'libstdc++\.so\.6'; then LD_LIBRARY_PATH+=:$PWD/lib/fallback; fi
+  if [[ -f BUNDLE ]] && ! /sbin/ldconfig -p | grep -q 'libstdc++\.so\.6'; then dirs+=("$PWD/lib/fallback"); fi
+  for dir in "${dirs[@]}"; do LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$dir; done
   export LD_LIBRARY_PATH
   missing=$(ldd "$(program ncollapse)" | grep 'not found') || return 0
-  die "libraries are missing here (LD_LIBRARY_PATH=$LD_LIBRARY_PATH):"$'\n'"$missing"
+  die "libraries are missing here (LD_LIBRARY_PATH=${LD_LIBRARY_PATH-}):"$'\n'"$missing"
 }
 
 gpu() {
@@ -82,7 +84,7 @@ gpu() {
   entries=() rows=() verdict=passed
 
   step demo 60 "$(program ncollapse)" analyze --device cuda --features data/demo/features.npy \
-    --labels data/demo/labels.npy --weights data/demo/W1.npy --bias data/demo/b.npy --out out/gpu/demo.json
+    --labels data/demo/labels.npy --weights data/demo/W1.npy --bias data/demo/b.npy --json out/gpu/demo.json
   step cuda_gpu_tests 120 "$(program cuda_gpu_tests)"
   step api_tests 120 "$(program api_tests)" --gtest_filter="$cuda_filter"
   if command -v compute-sanitizer >/dev/null || [[ -x /usr/local/cuda/bin/compute-sanitizer ]]; then

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# consumer.sh CMAKE BUILD_DIR CXX GENERATOR CONFIG: a stranger's project builds and runs against ncollapse, once
-# installed (find_package) and once as a subdirectory.
+# consumer.sh CMAKE BUILD_DIR CXX GENERATOR: what is installed works from elsewhere: the command starts, and a stranger's
+# project builds and runs against the library, once installed (find_package) and once as a subdirectory.
 set -euo pipefail
 source "$(dirname "$0")/sources.sh"
-cmake=$1 build=$2 cxx=$3 generator=$4 config=$5
+cmake=$1 build=$2 cxx=$3 generator=$4
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
 
-try() {  # try NAME CMAKE_OPTION...
-  local name=$1
-  shift
+try() {  # try NAME CONFIG CMAKE_OPTION...
+  local name=$1 config=$2
+  shift 2
   echo "--- consumer, $name"
   "$cmake" -S tests/consumer -B "$place/$name" -G "$generator" -DCMAKE_CXX_COMPILER="$cxx" -DCMAKE_BUILD_TYPE="$config" "$@"
   "$cmake" --build "$place/$name" -j "$(nproc)"
@@ -17,6 +17,7 @@ try() {  # try NAME CMAKE_OPTION...
 }
 
 "$cmake" --install "$build" --prefix "$place/prefix" >/dev/null
-try find_package -DCMAKE_PREFIX_PATH="$place/prefix"
-# Without CUDA: it is the packaging that is on trial here, and the kernels would be compiled a second time.
-try add_subdirectory -DNCOLLAPSE_SOURCE_DIR="$PWD" -DNCOLLAPSE_CUDA=OFF
+"$place/prefix/bin/ncollapse" --version
+try find_package Release -DCMAKE_PREFIX_PATH="$place/prefix"
+# It is the packaging that is on trial: no optimisation, and no kernels compiled a second time.
+try add_subdirectory Debug -DNCOLLAPSE_SOURCE_DIR="$PWD" -DNCOLLAPSE_CUDA=OFF
