@@ -513,6 +513,7 @@ void Measurement::out_of_distribution() {
     throw UsageError("the out-of-distribution mean has " + std::to_string(ood.size()) + " entries, the features " +
                      std::to_string(moments_.dim()));
   const double ood_norm = norm(ood);
+  if (!std::isfinite(ood_norm)) throw DataError("the out-of-distribution mean is not finite");
   Matrix row = backend_.matrix(1, moments_.dim());
   backend_.from_host(row, ood);
   const auto dots = backend_.to_host(backend_.product(means_, Transpose::no, row, Transpose::yes));

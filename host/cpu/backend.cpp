@@ -53,6 +53,9 @@ NCOLLAPSE_VECTORISED void add_scaled(double scale, const double* row, double* su
 
 }  // namespace
 
+OneBlasThread::OneBlasThread(int restore) : restore_(restore) { openblas_set_num_threads(1); }
+OneBlasThread::~OneBlasThread() { openblas_set_num_threads(restore_); }
+
 CpuBackend::CpuBackend(const ContextOptions& options)
     : threads_(options.threads > 0 ? options.threads : omp_get_max_threads()) {
   openblas_set_num_threads(threads_);
@@ -153,6 +156,13 @@ Matrix CpuBackend::product(const Matrix& A, Transpose transpose_a, const Matrix&
   const Index rows = ta ? A.cols : A.rows, depth = ta ? A.rows : A.cols, cols = tb ? B.rows : B.cols;
   Matrix result = matrix(rows, cols);
   if (result.size() == 0 || depth == 0) return result;
+  if (A.data() == B.data() && ta != tb) {  // a Gram matrix: half the work
+    cblas_dsyrk(CblasRowMajor, CblasLower, ta ? CblasTrans : CblasNoTrans, blas_int(rows, "rows"),
+                blas_int(depth, "depth"), 1.0, A.data(), blas_int(A.cols, "columns"), 0.0, result.data(),
+                blas_int(cols, "columns"));
+    mirror_lower(result);
+    return result;
+  }
   cblas_dgemm(CblasRowMajor, ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans, blas_int(rows, "rows"),
               blas_int(cols, "columns"), blas_int(depth, "depth"), 1.0, A.data(), blas_int(A.cols, "columns"), B.data(),
               blas_int(B.cols, "columns"), 0.0, result.data(), blas_int(cols, "columns"));
@@ -201,8 +211,8 @@ PinvTrace CpuBackend::pinv_trace(Matrix& A, const Matrix& B) {
     LAPACKE_dpocon(LAPACK_COL_MAJOR, 'U', order, factor.data(), order, one_norm, &reciprocal_condition);
     if (reciprocal_condition > kWellConditioned) {
       Matrix solved = clone(B);
-      cblas_dtrsm(CblasColMajor, CblasLeft, CblasUpper, CblasTrans, CblasNonUnit, order, count, 1.0, factor.data(), order,
-                  solved.data(), order);
+      cblas_dtrsm(CblasColMajor, CblasLeft, CblasUpper, CblasTrans, CblasNonUnit, order, count, 1.0, factor.data(),
+                  order, solved.data(), order);
       return {inner(solved, solved), n};
     }
   }

@@ -10,6 +10,18 @@
 
 namespace ncollapse::cpu {
 
+/// BLAS calls are single-threaded while this lives: for calls from inside a parallel region.
+class OneBlasThread {
+ public:
+  explicit OneBlasThread(int restore);
+  ~OneBlasThread();
+  OneBlasThread(const OneBlasThread&) = delete;
+  OneBlasThread& operator=(const OneBlasThread&) = delete;
+
+ private:
+  int restore_;
+};
+
 class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(const ContextOptions& options);
@@ -67,7 +79,6 @@ class CpuBackend final : public Backend {
   int threads_;
   Scratch<Index> labels_, order_, offsets_;
   Scratch<double> centred_, carries_, accumulators_;
-  Scratch<float> narrow_, scores_;
   Scratch<Index> decisions_;
 };
 

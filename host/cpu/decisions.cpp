@@ -23,7 +23,7 @@ namespace ncollapse::cpu {
 
 namespace {
 
-constexpr Index kRowTile = 1024, kClassTile = 1024;
+constexpr Index kRowTile = 256, kClassTile = 512;  // a tile's rows and scores stay in a core's own cache
 constexpr double kUnitRoundoff = 0x1p-24;
 constexpr Index kUndecided = -1;
 
@@ -148,25 +148,32 @@ void scan(float* scores, const float* constants, Index first, Index count, Leade
   leader.index = first + at;
 }
 
+// What one thread works with.
+struct Workspace {
+  explicit Workspace(Index dim)
+      : z(static_cast<std::size_t>(kRowTile * dim)), scores(kRowTile * kClassTile), norms(kRowTile) {}
+  std::vector<float> z, scores;
+  std::vector<double> norms;
+  std::vector<Leader> leaders;
+};
+
 // Float decisions of a tile of rows; kUndecided where they are not certain.
-void decide_tile(const Scorer& scorer, const float* z, const double* norms, Index rows, Index dim, int threads,
-                 float* scores, std::vector<Leader>& leaders, Index* decisions) {
-  leaders.assign(static_cast<std::size_t>(rows), Leader{});
+void decide_tile(const Scorer& scorer, Workspace& work, Index rows, Index dim, Index* decisions) {
+  work.leaders.assign(static_cast<std::size_t>(rows), Leader{});
   for (Index first = 0; first < scorer.count; first += kClassTile) {
     const Index count = std::min(kClassTile, scorer.count - first);
     cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, static_cast<int>(rows), static_cast<int>(count),
-                static_cast<int>(dim), 1.0F, z, static_cast<int>(dim), scorer.rows.data() + first * dim,
-                static_cast<int>(dim), 0.0F, scores, static_cast<int>(count));
-#pragma omp parallel for num_threads(threads) schedule(static)
+                static_cast<int>(dim), 1.0F, work.z.data(), static_cast<int>(dim), scorer.rows.data() + first * dim,
+                static_cast<int>(dim), 0.0F, work.scores.data(), static_cast<int>(count));
     for (Index i = 0; i < rows; ++i)
-      scan(scores + i * count, scorer.constants.data() + first, first, count, leaders[i]);
+      scan(work.scores.data() + i * count, scorer.constants.data() + first, first, count, work.leaders[i]);
   }
   const double n = static_cast<double>(dim) + 3,
                factor = n * kUnitRoundoff / (1 - n * kUnitRoundoff) + 2 * kUnitRoundoff;
   for (Index i = 0; i < rows; ++i) {
-    const Leader& leader = leaders[i];
+    const Leader& leader = work.leaders[i];
     // The last term covers products that underflow.
-    const double bound = factor * norms[i] * scorer.largest_norm + 2 * kUnitRoundoff * scorer.largest_constant +
+    const double bound = factor * work.norms[i] * scorer.largest_norm + 2 * kUnitRoundoff * scorer.largest_constant +
                          static_cast<double>(dim + 2) * 0x1p-126;
     const double lead = static_cast<double>(leader.best) - static_cast<double>(leader.second);
     const bool certain =
@@ -231,39 +238,41 @@ void CpuBackend::decide_rows(DecisionState& state, const T* data, Index stride, 
   const Index dim = state.dim, classes = state.classes;
   const bool has_classifier = static_cast<bool>(state.weights);
   const Index* labels = labels_.reserve(rows);
-  const Index tile = std::min(kRowTile, rows);
-  float* z = narrow_.reserve(tile * dim);
-  float* scores = scores_.reserve(tile * kClassTile);
-  Index* centre_decisions = decisions_.reserve(2 * tile);
-  Index* classifier_decisions = centre_decisions + tile;
-  std::vector<double> norms(static_cast<std::size_t>(tile));
-  std::vector<Leader> leaders;
-  Index* counters = state.counters.data();
+  Index* centre_decisions = decisions_.reserve(2 * rows);
+  Index* classifier_decisions = centre_decisions + rows;
+  const Index tiles = (rows + kRowTile - 1) / kRowTile;
 
-  for (Index begin = 0; begin < rows; begin += tile) {
-    const Index count = std::min(tile, rows - begin);
-    const T* first = data + begin * stride;
-#pragma omp parallel for num_threads(threads_) schedule(static)
-    for (Index i = 0; i < count; ++i) norms[i] = narrow(first + i * stride, prepared.origin.data(), z + i * dim, dim);
-    decide_tile(prepared.centres, z, norms.data(), count, dim, threads_, scores, leaders, centre_decisions);
-    if (has_classifier)
-      decide_tile(prepared.classifier, z, norms.data(), count, dim, threads_, scores, leaders, classifier_decisions);
-#pragma omp parallel for num_threads(threads_) schedule(dynamic, 16)
-    for (Index i = 0; i < count; ++i) {
-      const T* x = first + i * stride;
-      if (centre_decisions[i] == kUndecided) centre_decisions[i] = nearest_centre(x, state.centres, dim);
-      centre_decisions[i] = state.centre_class.data()[centre_decisions[i]];
-      if (has_classifier && classifier_decisions[i] == kUndecided)
-        classifier_decisions[i] = best_class(x, state.weights, state.bias, dim);
+  // Each thread takes whole tiles, products included: one parallel region, no barrier inside it.
+  const OneBlasThread guard(threads_);
+#pragma omp parallel num_threads(static_cast <int>(std::min <Index>(threads_, tiles)))
+  {
+    Workspace work(dim);
+#pragma omp for schedule(dynamic)
+    for (Index tile = 0; tile < tiles; ++tile) {
+      const Index begin = tile * kRowTile, count = std::min(kRowTile, rows - begin);
+      const T* first = data + begin * stride;
+      for (Index i = 0; i < count; ++i)
+        work.norms[i] = narrow(first + i * stride, prepared.origin.data(), work.z.data() + i * dim, dim);
+      decide_tile(prepared.centres, work, count, dim, centre_decisions + begin);
+      if (has_classifier) decide_tile(prepared.classifier, work, count, dim, classifier_decisions + begin);
+      for (Index i = 0; i < count; ++i) {
+        Index& centre = centre_decisions[begin + i];
+        if (centre == kUndecided) centre = nearest_centre(first + i * stride, state.centres, dim);
+        centre = state.centre_class.data()[centre];
+        if (has_classifier && classifier_decisions[begin + i] == kUndecided)
+          classifier_decisions[begin + i] = best_class(first + i * stride, state.weights, state.bias, dim);
+      }
     }
-    for (Index i = 0; i < count; ++i) {
-      const Index label = labels[begin + i];
-      ++counters[label];
-      counters[classes + label] += centre_decisions[i] == label ? 1 : 0;
-      if (!has_classifier) continue;
-      counters[2 * classes + label] += classifier_decisions[i] == label ? 1 : 0;
-      counters[3 * classes + label] += classifier_decisions[i] == centre_decisions[i] ? 1 : 0;
-    }
+  }
+
+  Index* counters = state.counters.data();
+  for (Index i = 0; i < rows; ++i) {
+    const Index label = labels[i];
+    ++counters[label];
+    counters[classes + label] += centre_decisions[i] == label ? 1 : 0;
+    if (!has_classifier) continue;
+    counters[2 * classes + label] += classifier_decisions[i] == label ? 1 : 0;
+    counters[3 * classes + label] += classifier_decisions[i] == centre_decisions[i] ? 1 : 0;
   }
 }
 

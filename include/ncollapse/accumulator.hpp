@@ -75,7 +75,8 @@ class NCOLLAPSE_EXPORT Accumulator {
   /// ordered on the context's stream; the call waits until the batch was checked, so the views may be reused once work
   /// queued on that stream afterwards has run (host views: at return).
   /// Throws UsageError when the shapes do not fit, DataError when a label is outside 0 .. K-1 or a feature is NaN or
-  /// infinite (the message counts them and names the first row). After a throw the state is as before the call.
+  /// infinite (the message counts them and names the first row, counted over the whole stream). After a throw the state
+  /// is as before the call.
   void add(const MatrixView& features, const LabelView& labels);
 
   /// Adds everything that `other` has seen, by the same algebra: parts may be merged in any order.
