@@ -1,0 +1,387 @@
+// The command from outside: what it prints, what it writes, and how it fails.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <random>
+
+#include "ncollapse/metrics.hpp"
+#include "ncollapse/version.hpp"
+#include "tests/cli/run_command.hpp"
+
+namespace ncollapse::test {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr int kUsage = 2, kData = 3, kDevice = 4;
+
+/// Twelve samples of three classes in two dimensions, with a classifier; small enough to see.
+class Command : public testing::Test {
+ protected:
+  Command() {
+    for (int i = 0; i < 12; ++i) {
+      const int k = i % 3;
+      labels_.push_back(k);
+      features_.push_back(static_cast<float>(std::cos(2.1 * k) + 0.01 * (i / 3)));
+      features_.push_back(static_cast<float>(std::sin(2.1 * k) - 0.02 * (i / 3)));
+    }
+    x_ = folder_.write("x.npy", npy("<f4", "(12, 2)", bytes_of(features_)));
+    y_ = folder_.write("y.npy", npy("<i8", "(12,)", bytes_of(labels_)));
+    w_ = folder_.write("w.npy", npy("<f4", "(3, 2)", bytes_of(std::vector<float>{1, 0, -0.5F, 0.9F, -0.5F, -0.9F})));
+    b_ = folder_.write("b.npy", npy("<f4", "(3,)", bytes_of(std::vector<float>{0.3F, 0.3F, 0.3F})));
+  }
+
+  std::vector<std::string> analyze(std::vector<std::string> more = {}) const {
+    std::vector<std::string> arguments{"analyze", "--device", "cpu", "--features", x_, "--labels", y_};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return arguments;
+  }
+  std::vector<std::string> analyze_files(const std::string& x, const std::string& y,
+                                         std::vector<std::string> more = {}) const {
+    std::vector<std::string> arguments{"analyze", "--device", "cpu", "--features", x, "--labels", y};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return arguments;
+  }
+  std::string labels_file(const std::string& name, std::vector<std::int64_t> labels) const {
+    const auto shape = "(" + std::to_string(labels.size()) + ",)";
+    return folder_.write(name, npy("<i8", shape, bytes_of(labels)));
+  }
+
+  /// The call fails with this exit code, names every word on stderr, prints nothing else and writes no report; with
+  /// --json the same error is an object.
+  void expect_error(std::vector<std::string> arguments, int code, const std::vector<std::string>& words) const {
+    const std::string report = folder_.path("report.json");
+    arguments.insert(arguments.end(), {"--csv", folder_.path("report.csv")});
+    const Outcome plain = run_command(arguments);
+    EXPECT_EQ(plain.exit_code, code) << plain.err;
+    EXPECT_EQ(plain.out, "");
+    EXPECT_EQ(plain.err.rfind("ncollapse: error: ", 0), 0U) << plain.err;
+    for (const auto& word : words) EXPECT_NE(plain.err.find(word), std::string::npos) << word << " in " << plain.err;
+
+    arguments.insert(arguments.end(), {"--json", report});
+    const Outcome as_json = run_command(arguments);
+    EXPECT_EQ(as_json.exit_code, code);
+    const Json error = Json::parse(as_json.err, nullptr, false);
+    ASSERT_TRUE(error.is_object()) << as_json.err;
+    EXPECT_EQ(error["error"]["code"], code);
+    const std::string text =
+        error["error"]["message"].get<std::string>() + " " + error["error"]["hint"].get<std::string>();
+    for (const auto& word : words) EXPECT_NE(text.find(word), std::string::npos) << word << " in " << text;
+    EXPECT_FALSE(std::filesystem::exists(report));
+    EXPECT_FALSE(std::filesystem::exists(folder_.path("report.csv")));
+  }
+
+  TemporaryDirectory folder_;
+  std::vector<float> features_;
+  std::vector<std::int64_t> labels_;
+  std::string x_, y_, w_, b_;
+};
+
+TEST_F(Command, PrintsATable) {
+  const Outcome run = run_command(analyze({"--weights", w_, "--bias", b_}));
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_EQ(run.err, "");  // no progress bar where nobody looks
+  for (const auto* word : {"N = 12 samples", "K = 3 classes", "d = 2", "zhu", "nc1_pinv", "nc3_dual", "Per class",
+                           "no test set was given"})
+    EXPECT_NE(run.out.find(word), std::string::npos) << word << " in\n" << run.out;
+  EXPECT_EQ(run.out.find('\033'), std::string::npos);
+  std::size_t begin = 0;
+  for (std::size_t end; (end = run.out.find('\n', begin)) != std::string::npos; begin = end + 1)
+    EXPECT_LE(end - begin, 110U) << run.out.substr(begin, end - begin);
+}
+
+TEST_F(Command, JsonOnStandardOutputIsTheOnlyOutput) {
+  const Outcome run = run_command(analyze({"--weights", w_, "--bias", b_, "--json", "-"}));
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  const Json json = Json::parse(run.out, nullptr, false);
+  ASSERT_TRUE(json.is_object()) << run.out;
+  EXPECT_EQ(json["schema"], "ncollapse.metrics/1");
+  EXPECT_EQ(json["tool"]["version"], version());
+  EXPECT_EQ(json["shape"]["N"], 12);
+  EXPECT_EQ(json["shape"]["K_seen"], 3);
+  EXPECT_EQ(json["shape"]["dtype"], "f32");
+  EXPECT_EQ(json["device"]["type"], "cpu");
+  EXPECT_EQ(json["metrics"]["acc_top1_train"], 1.0);
+  EXPECT_EQ(json["convention"]["preset"], "zhu");
+  EXPECT_EQ(json["convention"]["rank_used"], 2);
+  EXPECT_EQ(json["source"]["features"], x_);
+  EXPECT_EQ(json["status"]["acc_top1_test"]["code"], "skipped");
+  EXPECT_GT(json["timing"]["total_s"].get<double>(), 0);
+}
+
+TEST_F(Command, WritesFilesAndSaysWhere) {
+  const std::string json = folder_.path("r.json"), csv = folder_.path("r.csv");
+  const Outcome run = run_command(analyze({"--json", json, "--csv", csv}));
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_NE(run.out.find("JSON written to " + json), std::string::npos);
+  EXPECT_EQ(Json::parse(read_file(json))["shape"]["D"], 2);
+  EXPECT_EQ(read_file(csv).rfind("key,class,value,status\n", 0), 0U);
+  const Outcome quiet = run_command(analyze({"--json", json, "--quiet"}));
+  EXPECT_EQ(quiet.exit_code, 0);
+  EXPECT_EQ(quiet.out + quiet.err, "");
+}
+
+TEST_F(Command, SameInputGivesTheSameBitsWhateverTheBatches) {
+  const auto metrics = [&](const std::vector<std::string>& more) {
+    auto arguments = analyze({"--weights", w_, "--json", "-"});
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    const Outcome run = run_command(arguments);
+    EXPECT_EQ(run.exit_code, 0) << run.err;
+    return Json::parse(run.out)["metrics"];
+  };
+  const Json whole = metrics({});
+  EXPECT_EQ(whole, metrics({}));
+  for (const auto* rows : {"1", "5", "12", "1000"}) {
+    const Json batched = metrics({"--batch-rows", rows});
+    for (const auto& [key, value] : whole.items())
+      EXPECT_TRUE(std::abs(batched[key].get<double>() - value.get<double>()) <=
+                  1e-11 * std::abs(value.get<double>()) + 1e-13)
+          << key << " " << batched[key] << " " << value;
+  }
+}
+
+TEST_F(Command, KeysInOneFile) {
+  const std::string npz =
+      folder_.write("dump.npz", zip({{"features.npy", npy("<f4", "(12, 2)", bytes_of(features_)), true},
+                                     {"labels.npy", npy("<i8", "(12,)", bytes_of(labels_)), true}}));
+  const std::string model = folder_.write(
+      "model.safetensors",
+      safetensors({{"fc.weight", "F32", "[3, 2]", bytes_of(std::vector<float>{1, 0, -0.5F, 0.9F, -0.5F, -0.9F})},
+                   {"fc.bias", "F32", "[3]", bytes_of(std::vector<float>{0.3F, 0.3F, 0.3F})}}));
+  const auto metrics = [&](const std::vector<std::string>& arguments) {
+    const Outcome run = run_command(arguments);
+    EXPECT_EQ(run.exit_code, 0) << run.err;
+    return Json::parse(run.out, nullptr, false)["metrics"];
+  };
+  const Json plain = metrics(analyze({"--weights", w_, "--bias", b_, "--json", "-"}));
+  EXPECT_EQ(plain, metrics({"analyze", "--device", "cpu", "--features", npz + ":features", "--labels", npz + ":labels",
+                            "--weights", model + ":fc.weight", "--bias", model + ":fc.bias", "--json", "-"}));
+  EXPECT_EQ(plain, metrics({"analyze", "--device", "cpu", "--features", npz, "--labels", npz, "--weights", model,
+                            "--bias", model, "--json", "-"}));
+  expect_error(analyze_files(npz + ":featurez", y_), kData, {"dump.npz", "featurez", "features"});
+}
+
+TEST_F(Command, TestAndOutOfDistributionSets) {
+  const Outcome run = run_command(
+      analyze({"--weights", w_, "--test-features", x_, "--test-labels", y_, "--ood-features", x_, "--json", "-"}));
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  const Json json = Json::parse(run.out);
+  EXPECT_EQ(json["metrics"]["ncc_acc_test"], 1.0);
+  EXPECT_TRUE(json["metrics"].contains("nc5_ortho"));
+  expect_error(analyze({"--test-features", x_}), kUsage, {"test labels"});
+}
+
+TEST_F(Command, ConventionsAndTheirNames) {
+  for (const auto convention : all_conventions()) {
+    const std::string name(to_string(convention));
+    const Outcome run = run_command(analyze({"--convention", name, "--json", "-"}));
+    ASSERT_EQ(run.exit_code, 0) << run.err;
+    const Json json = Json::parse(run.out);
+    EXPECT_EQ(json["convention"]["preset"], name);
+    EXPECT_TRUE(json["metrics"]["nc1_pinv"].is_number()) << name;
+  }
+  expect_error(analyze({"--convention", "zhou"}), kUsage, {"zhou", "papyan"});
+}
+
+// ------------------------------------------------------------------------------------------------ wrong files
+
+TEST_F(Command, FilesThatAreNotThere) {
+  const std::string missing = folder_.path("missing.npy");
+  expect_error(analyze_files(missing, y_), kData, {"missing.npy"});
+  expect_error(analyze_files(x_, missing), kData, {"missing.npy"});
+  expect_error(analyze({"--weights", missing}), kData, {"missing.npy"});
+  std::filesystem::create_directory(folder_.path("folder"));
+  expect_error(analyze_files(folder_.path("folder"), y_), kData, {"folder", "director"});
+  expect_error(analyze_files(folder_.write("empty.npy", ""), y_), kData, {"empty.npy", "empty"});
+}
+
+TEST_F(Command, FilesThatAreBroken) {
+  const std::string whole = npy("<f4", "(12, 2)", bytes_of(features_));
+  expect_error(analyze_files(folder_.write("header.npy", whole.substr(0, 20)), y_), kData, {"header.npy"});
+  expect_error(analyze_files(folder_.write("short.npy", whole.substr(0, whole.size() - 7)), y_), kData,
+               {"short.npy", "96"});
+  expect_error(analyze_files(folder_.write("more.npy", npy("<f4", "(4000000000, 2)", bytes_of(features_))), y_), kData,
+               {"more.npy", "32000000000"});
+  expect_error(
+      analyze_files(folder_.write("overflow.npy", npy("<f4", "(9223372036854775807, 4)", bytes_of(features_))), y_),
+      kData, {"overflow.npy"});
+  expect_error(analyze_files(folder_.write("complex.npy", npy("<c8", "(12, 1)", bytes_of(features_))), y_), kData,
+               {"complex.npy", "c8"});
+  expect_error(analyze_files(folder_.write("cube.npy", npy("<f4", "(3, 4, 2)", bytes_of(features_))), y_), kData,
+               {"cube.npy"});
+  expect_error(analyze_files(folder_.write("vector.npy", npy("<f4", "(24,)", bytes_of(features_))), y_), kData,
+               {"vector.npy"});
+  expect_error(analyze_files(x_, folder_.write("float.npy", npy("<f4", "(12,)", bytes_of(std::vector<float>(12))))),
+               kData, {"float.npy", "f32", "astype"});
+}
+
+TEST_F(Command, ShapesThatDoNotFit) {
+  expect_error(analyze_files(x_, labels_file("eleven.npy", std::vector<std::int64_t>(11, 1))), kData,
+               {"x.npy", "eleven.npy", "12", "11"});
+  const auto layer = [&](const std::string& name, int rows, int cols) {
+    return folder_.write(name, npy("<f4", "(" + std::to_string(rows) + ", " + std::to_string(cols) + ")",
+                                   bytes_of(std::vector<float>(static_cast<std::size_t>(rows * cols), 0.5F))));
+  };
+  expect_error(analyze({"--weights", layer("wide.npy", 3, 5)}), kData, {"wide.npy", "3 x 5", "2"});
+  expect_error(analyze({"--weights", w_, layer("first.npy", 2, 2)}), kData, {"first.npy", "3"});  // wrong order
+  expect_error(analyze({"--weights", layer("four.npy", 4, 2), "--classes", "3"}), kData, {"four.npy", "4", "3"});
+  expect_error(analyze({"--weights", w_, "--bias", folder_.write("b4.npy", npy("<f4", "(4,)", Bytes(16, '\0')))}),
+               kData, {"b4.npy", "4", "3"});
+  expect_error(analyze({"--bias", b_}), kUsage, {"bias"});
+  const std::string narrow = folder_.write("narrow.npy", npy("<f4", "(12, 1)", Bytes(48, '\0')));
+  expect_error(analyze({"--test-features", narrow, "--test-labels", y_}), kData, {"narrow.npy", "1", "2"});
+}
+
+TEST_F(Command, LabelsThatAreOutOfRange) {
+  auto labels = labels_;
+  labels[7] = -1;
+  expect_error(analyze_files(x_, labels_file("negative.npy", labels)), kData, {"negative.npy", "-1", "row 7"});
+  expect_error(analyze({"--classes", "2"}), kData, {"y.npy", "2", "classes"});
+  expect_error(analyze_files(x_, labels_file("one.npy", std::vector<std::int64_t>(12, 2))), kData,
+               {"one.npy", "one class", "two"});
+}
+
+TEST_F(Command, FeaturesThatAreNotFinite) {
+  auto features = features_;
+  features[9] = std::numeric_limits<float>::quiet_NaN();
+  features[20] = std::numeric_limits<float>::infinity();
+  const std::string bad = folder_.write("nan.npy", npy("<f4", "(12, 2)", bytes_of(features)));
+  expect_error(analyze_files(bad, y_), kData, {"nan.npy", "2 feature value", "row 4", "column 1"});
+  expect_error(analyze_files(bad, y_, {"--batch-rows", "3"}), kData, {"nan.npy", "row 4"});
+  const std::string weights =
+      folder_.write("wnan.npy", npy("<f4", "(3, 2)", bytes_of(std::vector<float>{1, 2, features[9], 0, 0, 0})));
+  expect_error(analyze({"--weights", weights}), kData, {"W_1", "row 1"});
+}
+
+// ------------------------------------------------------------------------------------- allowed, and reported
+
+TEST_F(Command, AbsentClassesSingleSamplesAndMoreClassesThanDimensions) {
+  auto labels = labels_;
+  labels[3] = 6;  // one sample of class 6; classes 3, 4, 5, 7 have none
+  const Outcome run =
+      run_command(analyze_files(x_, labels_file("rare.npy", labels), {"--classes", "8", "--json", "-"}));
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  const Json json = Json::parse(run.out);
+  EXPECT_EQ(json["shape"]["K"], 8);
+  EXPECT_EQ(json["shape"]["K_seen"], 4);  // > d = 2
+  EXPECT_EQ(json["per_class"]["counts"], (Json{3, 4, 4, 0, 0, 0, 1, 0}));
+  EXPECT_TRUE(json["per_class"]["nc1_per_class"][3].is_null());
+  EXPECT_EQ(json["per_class"]["nc1_per_class"][6], 0.0);
+  EXPECT_NE(json["notes"].dump().find("4 of 8 classes have no samples"), std::string::npos) << json["notes"];
+  EXPECT_TRUE(json["metrics"]["nc1_pinv"].is_number());
+}
+
+TEST_F(Command, NoVarianceIsZeroAndEqualMeansAreUndefined) {
+  std::vector<float> features;
+  for (const auto label : labels_) features.insert(features.end(), {static_cast<float>(label), 1.0F});
+  const std::string collapsed = folder_.write("collapsed.npy", npy("<f4", "(12, 2)", bytes_of(features)));
+  Outcome run = run_command(analyze_files(collapsed, y_, {"--json", "-"}));
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_EQ(Json::parse(run.out)["metrics"]["nc1_pinv"], 0.0);
+
+  const std::string flat = folder_.write("flat.npy", npy("<f4", "(12, 2)", bytes_of(std::vector<float>(24, 0.5F))));
+  run = run_command(analyze_files(flat, y_, {"--json", "-"}));
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  const Json json = Json::parse(run.out);
+  EXPECT_TRUE(json["metrics"]["nc1_pinv"].is_null());
+  EXPECT_EQ(json["status"]["nc1_pinv"]["code"], "undefined");
+  EXPECT_EQ(run.out.find("NaN"), std::string::npos);
+  EXPECT_EQ(run.out.find("nan"), std::string::npos);
+}
+
+// ------------------------------------------------------------------------------------------------ wrong calls
+
+TEST_F(Command, WrongCalls) {
+  expect_error({"analyze", "--labels", y_}, kUsage, {"--features"});
+  expect_error(analyze({"--batch-rows", "0"}), kUsage, {"--batch-rows"});
+  expect_error(analyze({"--threads", "many"}), kUsage, {"--threads"});
+  expect_error(analyze({"--frobnicate"}), kUsage, {"--frobnicate"});
+  expect_error(analyze({"--lambda-w", "-1"}), kUsage, {"--lambda-w"});
+  for (const std::vector<std::string>& arguments : {std::vector<std::string>{}, {"analyse"}}) {
+    const Outcome run = run_command(arguments);
+    EXPECT_EQ(run.exit_code, kUsage);
+    EXPECT_NE(run.err.find("ncollapse --help"), std::string::npos) << run.err;
+  }
+}
+
+TEST_F(Command, DevicesThatAreNotThere) {
+  auto arguments = analyze();
+  arguments[2] = "cuda:99";
+  expect_error(arguments, kDevice, {"CUDA"});
+  arguments[2] = "tpu";
+  expect_error(arguments, kUsage, {"tpu", "cuda:N"});
+}
+
+TEST_F(Command, OutputsThatCannotBeWritten) {
+  for (const auto* option : {"--json", "--csv"}) {
+    const Outcome run = run_command(analyze({option, folder_.path("no/such/folder/r.json")}));
+    EXPECT_EQ(run.exit_code, kData);
+    EXPECT_NE(run.err.find("no/such/folder"), std::string::npos) << run.err;
+    EXPECT_EQ(run_command(analyze({option, folder_.path("")})).exit_code, kData);
+  }
+  EXPECT_EQ(run_command(analyze({"--json", "-", "--csv", "-"})).exit_code, kUsage);
+}
+
+// ------------------------------------------------------------------------------------------------ the listings
+
+TEST_F(Command, HelpVersionAndListings) {
+  EXPECT_EQ(run_command({"--version"}).out, std::string("ncollapse ") + version() + "\n");
+  for (const std::vector<std::string>& help : {std::vector<std::string>{"--help"}, {"analyze", "--help"}}) {
+    const Outcome run = run_command(help);
+    EXPECT_EQ(run.exit_code, 0);
+    EXPECT_NE(run.out.find("Examples:"), std::string::npos);
+  }
+  const Outcome text = run_command({"metrics"});
+  const Json json = Json::parse(run_command({"metrics", "--json"}).out, nullptr, false);
+  ASSERT_TRUE(json.is_object());
+  ASSERT_EQ(json["metrics"].size(), metric_catalogue().size());
+  for (std::size_t i = 0; i < metric_catalogue().size(); ++i) {
+    const std::string key(metric_catalogue()[i].key);
+    EXPECT_EQ(json["metrics"][i]["key"], key);
+    EXPECT_NE(text.out.find(key), std::string::npos);
+    for (const auto* field : {"formula", "needs", "source", "direction"})
+      EXPECT_TRUE(json["metrics"][i].contains(field)) << key;
+  }
+  const Json devices = Json::parse(run_command({"devices", "--json"}).out, nullptr, false);
+  EXPECT_EQ(devices["devices"][0]["device"], "cpu");
+  EXPECT_EQ(run_command({"devices"}).exit_code, 0);
+}
+
+// ------------------------------------------------------------------------------------------------ large files
+
+TEST_F(Command, AFileLargerThanItsMemory) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers need far more address space than the limit of this test";
+#endif
+  constexpr Index kRows = Index{3} << 20, kDim = 256;  // 3 GiB of float32, nearly all of it a hole in the file
+  constexpr rlim_t kLimit = rlim_t{2560} << 20;        // the process's libraries included
+  const std::string large = folder_.write("large.npy", npy("<f4", "(" + std::to_string(kRows) + ", 256)", ""));
+  const auto header = static_cast<std::streamoff>(std::filesystem::file_size(large));
+  std::filesystem::resize_file(large, static_cast<std::uintmax_t>(header + kRows * kDim * 4));
+  {
+    std::fstream file(large, std::ios::binary | std::ios::in | std::ios::out);
+    const float one = 1;
+    for (const Index row : {Index{1}, kRows / 2 + 1, kRows - 1}) {  // all of class 1
+      file.seekp(header + row * kDim * 4);
+      file.write(reinterpret_cast<const char*>(&one), sizeof one);
+    }
+  }
+  std::vector<std::uint8_t> labels(static_cast<std::size_t>(kRows));
+  for (Index i = 0; i < kRows; ++i) labels[static_cast<std::size_t>(i)] = static_cast<std::uint8_t>(i % 2);
+  const std::string y = folder_.write("y8.npy", npy("|u1", "(" + std::to_string(kRows) + ",)", bytes_of(labels)));
+  ASSERT_GT(std::filesystem::file_size(large), kLimit);
+
+  const Outcome run = run_command(analyze_files(large, y, {"--json", "-"}), kLimit);
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  // One batch is 64 MiB; the rest is the program, its libraries and a state of less than a MiB.
+  EXPECT_LT(run.peak_kib, 512 << 10);
+  // Three ones among n = kRows/2 zeros: v = 3/n - (3/n)^2 in class 1, 0 in class 0; the means are 3/n apart.
+  const double p = 3.0 / (kRows / 2), expected = (p - p * p) / 2 / (2 * (p / 2) * (p / 2) / 2);
+  const double got = Json::parse(run.out)["metrics"]["nc1_trace_ratio"].get<double>();
+  EXPECT_TRUE(std::abs(got / expected - 1) <= 1e-9) << got << " " << expected;
+}
+
+}  // namespace
+}  // namespace ncollapse::test
