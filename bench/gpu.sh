@@ -32,6 +32,8 @@ gpu_bundle() {
       *) cp -L "$library" bundle/lib/ ;;
     esac
   done
+  tar -C bundle -czf bundle/lib.tar.gz lib  # OpenBLAS alone is 36 MB, with code for every processor
+  rm -r bundle/lib
   printf 'commit=%s\narchs=%q\n' "$(commit_name)" "${ARCHS:-90}" >bundle/BUNDLE
   printf '#!/usr/bin/env bash\nexec "$(dirname "$0")/dev" gpu\n' >bundle/run
   chmod +x bundle/run
@@ -53,7 +55,10 @@ commit_name() {
 set_library_path() {
   local dir missing
   local dirs=()
-  if [[ -f BUNDLE ]]; then dirs+=("$PWD/lib"); fi
+  if [[ -f BUNDLE ]]; then
+    [[ -d lib ]] || tar -xzf lib.tar.gz
+    dirs+=("$PWD/lib")
+  fi
   for dir in /usr/local/cuda/lib64 $(python3 -c 'import site; print(*(p + "/nvidia/cu13/lib" for p in site.getsitepackages()))' \
     2>/dev/null); do
     if [[ -e $dir/libcublas.so.13 ]]; then dirs+=("$dir"); fi

@@ -185,6 +185,7 @@ int main(int argc, char** argv) {
   }
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
-  benchmark::RunSpecifiedBenchmarks();
+  const std::size_t run = benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
+  return run > 0 ? 0 : 1;  // a filter that nothing matches measured nothing
 }
