@@ -224,8 +224,8 @@ def main():
         sys.exit("compare_peer.py needs torch and numpy: " + versions.stderr.strip().splitlines()[-1])
     torch_version, numpy_version, mkl = versions.stdout.split()
     commit = git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain", "-uno") else "")
-    about = {"date": date.today().isoformat(), "commit": commit, "processor": processor(), "batch": options.batch,
-             "repeats": options.repeats, "torch": torch_version, "torch_blas": "MKL" if mkl == "True" else "other",
+    about = {"date": date.today().isoformat(), "commit": commit, "processor": processor(), "load_before": os.getloadavg()[0],
+             "batch": options.batch, "repeats": options.repeats, "torch": torch_version, "torch_blas": "MKL" if mkl == "True" else "other",
              "numpy": numpy_version, "openblas": blas(), "python": platform.python_version()}
     results, rows, disagree = {}, [], []
     for case in options.cases:
