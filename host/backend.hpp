@@ -86,11 +86,11 @@ struct PairSums {
   double cos_max = -2;                                      ///< largest cos_jk; -2 when there is no pair
   double distance_sum = 0, distance_square_sum = 0;         ///< sums of f, f^2
   double min_unit_distance = 4;                             ///< smallest |a^_j - a^_k|; 4 when there is no pair
-  Index coincident_directions = 0;                          ///< pairs with |a^_j - a^_k| = 0, left out of the log sums
-  double log_sum = 0, log_square_sum = 0;                   ///< sums of g, g^2
-  double cdnv_sum = 0;                                      ///< sum over j<k of (v_j + v_k) / (2 |a_j - a_k|^2)
-  Index coincident_means = 0;                               ///< pairs with |a_j - a_k| = 0, left out of cdnv_sum
-  std::vector<double> nearest_squared;                      ///< [R] min over j != k of |a_k - a_j|^2
+  Index coincident_directions = 0;         ///< pairs with |a^_j - a^_k| <= 4 eps (then taken as 0), not in the log sums
+  double log_sum = 0, log_square_sum = 0;  ///< sums of g, g^2
+  double cdnv_sum = 0;                     ///< sum over j<k of (v_j + v_k) / (2 |a_j - a_k|^2)
+  Index coincident_means = 0;              ///< pairs with |a_j - a_k| = 0, left out of cdnv_sum
+  std::vector<double> nearest_squared;     ///< [R] min over j != k of |a_k - a_j|^2
 };
 
 /// All entries of P = A B^T, A and B [R x d].

@@ -17,15 +17,15 @@ namespace ncollapse::cpu {
 namespace {
 
 constexpr Index kTile = 512;
+constexpr double kSameDirection = 4 * std::numeric_limits<double>::epsilon();  // closer is only rounding of the norms
 constexpr double kClose = 1e-4;  // of a squared distance against the squared norms: at most 1e-12 is lost above it
 
 // |a/na - b/nb|^2
-NCOLLAPSE_VECTORISED double squared_distance(const double* a, double scale_a, const double* b, double scale_b,
-                                             Index dim) {
+NCOLLAPSE_VECTORISED double squared_distance(const double* a, double na, const double* b, double nb, Index dim) {
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (Index j = 0; j < dim; ++j) {
-    const double gap = a[j] * scale_a - b[j] * scale_b;
+    const double gap = a[j] / na - b[j] / nb;
     sum += gap * gap;
   }
   return sum;
@@ -84,7 +84,8 @@ struct PairConstants {
     if (nj > 0 && nk > 0) {
       const double cosine = std::clamp(gram / (nj * nk), -1.0, 1.0);
       double squared = 2 - 2 * cosine;
-      if (squared < 2 * kClose) squared = squared_distance(aj, 1 / nj, ak, 1 / nk, dim);
+      if (squared < 2 * kClose) squared = squared_distance(aj, nj, ak, nk, dim);
+      if (squared <= kSameDirection * kSameDirection) squared = 0;
       const double e = cosine - mean_cosine, unit = std::sqrt(squared), f = unit - distance;
       ++sums.angles;
       sums.cos_sum += e;

@@ -95,7 +95,7 @@ std::string to_json(const Report& report) {
   json["notes"] = report.notes;
   json["timing"] = Json::object();
   for (const auto& [name, seconds] : report.timing) json["timing"][name] = number(seconds);
-  return json.dump(2);
+  return json.dump(2, ' ', false, Json::error_handler_t::replace);  // file names need not be UTF-8
 }
 
 std::string to_csv(const Report& report) {

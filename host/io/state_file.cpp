@@ -100,7 +100,9 @@ class Checksummed {
   std::uint32_t checksum() const { return static_cast<std::uint32_t>(crc_); }
 
  private:
-  void update(const void* data, std::size_t bytes) { crc_ = crc32_z(crc_, static_cast<const Bytef*>(data), bytes); }
+  void update(const void* data, std::size_t bytes) {
+    if (bytes > 0) crc_ = crc32_z(crc_, static_cast<const Bytef*>(data), bytes);  // null would start anew
+  }
 
   int descriptor_;
   std::string name_;

@@ -104,7 +104,7 @@ NCOLLAPSE_EXPORT Report measure(const ClassMoments& moments, const Evidence& evi
 NCOLLAPSE_EXPORT std::string to_json(const Report& report);
 /// A table for a terminal of 100 columns.
 NCOLLAPSE_EXPORT std::string to_table(const Report& report, bool colour = false);
-/// Long-format CSV with the header "key,class,value,status".
+/// Long-format CSV with the header "key,class,value,status"; n_k are the rows with the key "count".
 NCOLLAPSE_EXPORT std::string to_csv(const Report& report);
 
 }  // namespace ncollapse
