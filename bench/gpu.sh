@@ -3,7 +3,7 @@
 # the CUDA libraries but no compiler, packages or network. Uses say, die, configure, build and jobs of ./dev.
 # shellcheck disable=SC2154,SC2016,SC2100
 
-programs=(ncollapse api_tests cuda_gpu_tests throughput end_to_end)
+programs=(ncollapse demo_test api_tests cuda_gpu_tests throughput end_to_end)
 cuda_filter='*cuda*:*Cuda*:*CUDA*'  # of the tests that run on every backend, those on this one
 
 program() {  # where a program lies: bin/ in a bundle, somewhere in the build folder otherwise
@@ -90,6 +90,7 @@ gpu() {
 
   step demo 60 "$(program ncollapse)" analyze --device cuda --features data/demo/features.npy \
     --labels data/demo/labels.npy --weights data/demo/W1.npy --bias data/demo/b.npy --json out/gpu/demo.json
+  step demo_test 60 env NCOLLAPSE_DEMO_DATA=data/demo "$(program demo_test)"
   step cuda_gpu_tests 120 "$(program cuda_gpu_tests)"
   step api_tests 120 "$(program api_tests)" --gtest_filter="$cuda_filter"
   if command -v compute-sanitizer >/dev/null || [[ -x /usr/local/cuda/bin/compute-sanitizer ]]; then
