@@ -1,0 +1,142 @@
+// Opening a device, its memory, and the small verbs on matrices. K-sized results come back to the host here, so these
+// verbs wait where they return numbers.
+#include "cuda/backend.hpp"
+
+#include <string>
+
+#include "cuda/dense.hpp"
+#include "cuda/rows.hpp"
+#include "ncollapse/error.hpp"
+
+namespace ncollapse::cuda {
+
+CudaBackend::CudaBackend(int device, const ContextOptions& options, const Limits& limits) : limits_(limits) {
+  std::string reason;
+  const auto devices = list_devices(&reason);
+  for (const auto& candidate : devices)
+    if (candidate.device.index == device) info_ = candidate;
+  if (info_.name.empty()) {
+    const std::string name = "CUDA device " + std::to_string(device);
+    if (devices.empty()) throw DeviceError(name + " cannot be used: " + reason, "use the CPU");
+    throw DeviceError("there is no " + name, "the first one is " + std::to_string(devices.front().device.index));
+  }
+  const DeviceGuard on(device);
+  queue_ = std::make_shared<Queue>(device, static_cast<cudaStream_t>(options.cuda_stream));
+  launch_identity(queue_->stream(), Buffer<double>(*queue_, 1).get(), 1);  // fails here where there is no code for it
+  queue_->wait();
+}
+
+std::shared_ptr<void> CudaBackend::allocate(Index bytes) {
+  const DeviceGuard on(queue_->device());
+  // The deleter holds the queue. Its memory is freed in stream order: kernels queued before may still use it.
+  std::shared_ptr<void> memory(queue_->allocate(bytes), [queue = queue_](void* raw) { queue->release(raw); });
+  if (bytes > 0) check(cudaMemsetAsync(memory.get(), 0, static_cast<std::size_t>(bytes), queue_->stream()));
+  return memory;
+}
+
+void CudaBackend::upload(void* to, const void* host, Index bytes) {
+  const DeviceGuard on(queue_->device());
+  queue_->upload(to, host, bytes);
+  queue_->wait();
+}
+
+void CudaBackend::download(void* host, const void* from, Index bytes) {
+  const DeviceGuard on(queue_->device());
+  queue_->download(host, from, bytes);
+}
+
+void CudaBackend::copy(void* to, const void* from, Index bytes) {
+  const DeviceGuard on(queue_->device());
+  queue_->copy(to, from, bytes);
+}
+
+Matrix CudaBackend::import(const MatrixView& source) {
+  const DeviceGuard on(queue_->device());
+  Matrix result = matrix(source.rows, source.cols);
+  if (result.size() == 0) return result;
+  if (source.space == MemorySpace::device) {
+    require_device_memory(source.data, "the values");
+    launch_convert(queue_->stream(), {source.data, source.dtype, source.rows, source.cols, source.row_stride()},
+                   result.data());
+    return result;
+  }
+  const Index row_bytes = source.cols * size_of(source.dtype), block = limits_.rows_per_block(row_bytes, source.rows);
+  const Buffer<unsigned char> stage(*queue_, block * row_bytes);
+  for (Index first = 0; first < source.rows; first += block) {
+    const Index rows = std::min(block, source.rows - first);
+    upload_rows(*queue_, stage.get(), source, first, rows);
+    launch_convert(queue_->stream(), {stage.get(), source.dtype, rows, source.cols, source.cols},
+                   result.data() + first * source.cols);
+  }
+  queue_->wait();
+  return result;
+}
+
+void CudaBackend::combine_rows(const std::vector<double>& a, const Matrix& A, const std::vector<double>& b,
+                               const Matrix& B, Matrix& out) {
+  if (A.size() == 0) return;
+  const DeviceGuard on(queue_->device());
+  const Buffer<double> a_values(*queue_, a), b_values(*queue_, b);
+  launch_combine_rows(queue_->stream(), a_values.get(), A.data(), b_values.get(), B.data(), A.rows, A.cols, out.data());
+}
+
+Matrix CudaBackend::select_rows(const Matrix& A, const std::vector<Index>& index) {
+  const DeviceGuard on(queue_->device());
+  Matrix result = matrix(static_cast<Index>(index.size()), A.cols);
+  const Buffer<Index> rows(*queue_, index);
+  launch_select_rows(queue_->stream(), A.data(), rows.get(), result.rows, result.cols, result.data());
+  return result;
+}
+
+void CudaBackend::centre_rows(Matrix& A, const std::vector<double>& centre) {
+  if (A.size() == 0) return;
+  const DeviceGuard on(queue_->device());
+  const Buffer<double> values(*queue_, centre);
+  launch_centre_rows(queue_->stream(), A.data(), values.get(), A.rows, A.cols);
+}
+
+std::vector<double> CudaBackend::weighted_row_sum(const Matrix& A, const std::vector<double>& w) {
+  if (A.size() == 0) return std::vector<double>(static_cast<std::size_t>(A.cols), 0.0);
+  const DeviceGuard on(queue_->device());
+  const Buffer<double> weights(*queue_, w), sum(*queue_, A.cols);
+  const Buffer<double> partial(*queue_, (A.rows + kRowChunk - 1) / kRowChunk * A.cols);
+  launch_weighted_row_sum(queue_->stream(), A.data(), weights.get(), A.rows, A.cols, partial.get(), sum.get());
+  return sum.to_host();
+}
+
+std::vector<double> CudaBackend::row_dots(const Matrix& A, const Matrix& B) {
+  const DeviceGuard on(queue_->device());
+  const Buffer<double> dots(*queue_, A.rows);
+  launch_row_dots(queue_->stream(), A.data(), B.data(), A.rows, A.cols, dots.get());
+  return dots.to_host();
+}
+
+double CudaBackend::inner(const Matrix& A, const Matrix& B) {
+  const DeviceGuard on(queue_->device());
+  const Buffer<double> partial(*queue_, inner_parts(A.size()));
+  launch_inner(queue_->stream(), A.data(), B.data(), A.size(), partial.get());
+  double sum = 0;
+  for (const double part : partial.to_host()) sum += part;
+  return sum;
+}
+
+Matrix CudaBackend::product(const Matrix& A, Transpose transpose_a, const Matrix& B, Transpose transpose_b) {
+  const DeviceGuard on(queue_->device());
+  const bool ta = transpose_a == Transpose::yes, tb = transpose_b == Transpose::yes;
+  const Index m = ta ? A.cols : A.rows, k = ta ? A.rows : A.cols, n = tb ? B.rows : B.cols;
+  Matrix result = matrix(m, n);
+  if (k > 0) gemm(*queue_, transpose_a, transpose_b, m, n, k, A.data(), A.cols, B.data(), B.cols, result.data(), n);
+  return result;
+}
+
+void CudaBackend::add_gram(double alpha, const Matrix& A, Matrix& T) {
+  const DeviceGuard on(queue_->device());
+  cuda::add_gram(*queue_, alpha, A.data(), A.rows, A.cols, T.data());
+}
+
+void CudaBackend::mirror_lower(Matrix& A) {
+  const DeviceGuard on(queue_->device());
+  launch_mirror_lower(queue_->stream(), A.data(), A.rows);
+}
+
+}  // namespace ncollapse::cuda

@@ -1,0 +1,55 @@
+// The CUDA side of the seam: every verb of host/backend.hpp, on one device, in the order of one stream.
+#pragma once
+
+#include "cuda/batch.hpp"
+#include "cuda/buckets.hpp"
+#include "host/backend.hpp"
+
+namespace ncollapse::cuda {
+
+class CudaBackend final : public Backend {
+ public:
+  /// Throws DeviceError when the device does not exist or this build has no code for it.
+  CudaBackend(int device, const ContextOptions& options, const Limits& limits = {});
+
+  const DeviceInfo& info() const override { return info_; }
+
+  std::shared_ptr<void> allocate(Index bytes) override;
+  void upload(void* to, const void* host, Index bytes) override;
+  void download(void* host, const void* from, Index bytes) override;
+  void copy(void* to, const void* from, Index bytes) override;
+  Matrix import(const MatrixView& source) override;
+
+  BatchFaults add_batch(MomentState& state, const MatrixView& features, const LabelView& labels) override;
+  BatchFaults decide_batch(DecisionState& state, const MatrixView& features, const LabelView& labels) override;
+
+  void combine_rows(const std::vector<double>& a, const Matrix& A, const std::vector<double>& b, const Matrix& B,
+                    Matrix& out) override;
+  Matrix select_rows(const Matrix& A, const std::vector<Index>& index) override;
+  void centre_rows(Matrix& A, const std::vector<double>& centre) override;
+  std::vector<double> weighted_row_sum(const Matrix& A, const std::vector<double>& w) override;
+  std::vector<double> row_dots(const Matrix& A, const Matrix& B) override;
+  double inner(const Matrix& A, const Matrix& B) override;
+  Matrix product(const Matrix& A, Transpose transpose_a, const Matrix& B, Transpose transpose_b) override;
+  void add_gram(double alpha, const Matrix& A, Matrix& T) override;
+  void mirror_lower(Matrix& A) override;
+  std::vector<double> eigh(Matrix& A) override;
+  PinvTrace pinv_trace(Matrix& A, const Matrix& B) override;
+  PairSums pair_sums(const Matrix& A, const PairQuery& query) override;
+  ProductSums product_sums(const Matrix& A, const Matrix& B, const ProductQuery& query) override;
+
+ private:
+  struct Prepared;
+  void accumulate(MomentState& state, const FeatureBlock& features, const LabelBlock& labels, BucketSorter& sorter);
+  std::shared_ptr<Prepared> prepare(const DecisionState& state);
+  void decide(DecisionState& state, const Prepared& prepared, const FeatureBlock& features, const LabelBlock& labels);
+
+  std::shared_ptr<Queue> queue_;  ///< shared with every array, so that memory may outlive the backend
+  DeviceInfo info_;
+  Limits limits_;
+};
+
+/// What there is, without opening it.
+std::vector<DeviceInfo> list_devices(std::string* reason);
+
+}  // namespace ncollapse::cuda

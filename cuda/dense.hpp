@@ -1,0 +1,30 @@
+// Dense algebra by cuBLAS and cuSOLVER. Everything of ours is row-major, everything of theirs column-major; a row-major
+// matrix is the column-major transpose of itself, so nothing is ever transposed in memory:
+//   C = op(A) op(B) row-major  is  C^T = op(B)^T op(A)^T column-major: the operands change places and keep their ops;
+//   lower triangle row-major   is  upper triangle column-major;
+//   A^T A of row-major A [R x d]  is  Z Z^T of the column-major Z [d x R], no transposition asked.
+#pragma once
+
+#include "cuda/queue.hpp"
+#include "host/backend.hpp"
+
+namespace ncollapse::cuda {
+
+/// C [m x n] = op(A) op(B), inner dimension k; lda, ldb, ldc: elements from row to row.
+void gemm(Queue& queue, Transpose transpose_a, Transpose transpose_b, Index m, Index n, Index k, const double* A,
+          Index lda, const double* B, Index ldb, double* C, Index ldc);
+
+/// Lower triangle of T [d x d] += alpha A^T A, A [rows x d].
+void add_gram(Queue& queue, double alpha, const double* A, Index rows, Index d, double* T);
+
+/// Eigenvalues, ascending, to `values` [n]; row i of A [n x n] (lower triangle read) becomes eigenvector i. Throws
+/// Error(internal) when the solver reports a failure. n >= 1.
+void symmetric_eigen(Queue& queue, double* A, Index n, double* values);
+
+/// A [n x n], lower triangle: A = L L^T with L in the lower triangle. False when A is not positive definite. n >= 1.
+bool cholesky(Queue& queue, double* A, Index n);
+
+/// B [rows x n] := B L^-T, L [n x n] lower.
+void solve_lower(Queue& queue, const double* L, Index n, double* B, Index rows);
+
+}  // namespace ncollapse::cuda

@@ -1,0 +1,70 @@
+// Which CUDA devices there are, and in a user's words why there is none. Never throws for their absence.
+#include <string>
+
+#include "cuda/backend.hpp"
+#include "ncollapse/error.hpp"
+
+namespace ncollapse::cuda {
+namespace {
+
+constexpr int kOldestMajor = 7, kOldestMinor = 5;  // Turing: what CUDA 13 still builds for
+
+std::string version(int number) { return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10); }
+
+std::string why_none(cudaError_t status) {
+  int driver = 0, runtime = 0;
+  cudaDriverGetVersion(&driver);
+  cudaRuntimeGetVersion(&runtime);
+  if (status == cudaErrorInsufficientDriver && driver == 0) return "no NVIDIA driver is installed";
+  if (status == cudaErrorInsufficientDriver)
+    return "the NVIDIA driver is too old: it serves CUDA " + version(driver) + ", this library needs " +
+           version(runtime);
+  if (status == cudaErrorNoDevice) return "no CUDA device is present (or CUDA_VISIBLE_DEVICES hides it)";
+  return std::string("CUDA does not start: ") + cudaGetErrorString(status);
+}
+
+}  // namespace
+
+std::vector<DeviceInfo> list_devices(std::string* reason) {
+  std::vector<DeviceInfo> devices;
+  std::string why;
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess || count == 0) {
+    cudaGetLastError();
+    why = why_none(status == cudaSuccess ? cudaErrorNoDevice : status);
+  }
+  for (int device = 0; status == cudaSuccess && device < count; ++device) {
+    cudaDeviceProp properties{};
+    if (cudaGetDeviceProperties(&properties, device) != cudaSuccess) {
+      cudaGetLastError();
+      why = "CUDA device " + std::to_string(device) + " does not answer";
+      continue;
+    }
+    const std::string capability = std::to_string(properties.major) + "." + std::to_string(properties.minor);
+    if (properties.major * 10 + properties.minor < kOldestMajor * 10 + kOldestMinor) {
+      why = std::string(properties.name) + " has compute capability " + capability + "; 7.5 is the oldest supported";
+      continue;
+    }
+    DeviceInfo info;
+    info.device = {DeviceType::cuda, device};
+    info.name = properties.name;
+    info.memory_bytes = static_cast<Index>(properties.totalGlobalMem);
+    info.capability = capability;
+    devices.push_back(info);
+  }
+  if (reason) *reason = devices.empty() ? why : "";
+  return devices;
+}
+
+}  // namespace ncollapse::cuda
+
+namespace ncollapse {
+
+std::vector<DeviceInfo> cuda_devices(std::string* reason) { return cuda::list_devices(reason); }
+
+std::shared_ptr<Backend> open_cuda_backend(int device, const ContextOptions& options) {
+  return std::make_shared<cuda::CudaBackend>(device, options);
+}
+
+}  // namespace ncollapse

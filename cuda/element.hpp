@@ -1,0 +1,115 @@
+// Feature elements and rows of them on the device. f16 and bf16 are turned into doubles from their bits, exactly, so
+// that no vendor type is needed. A lane reads one packet of kPacket<T> neighbouring columns; packets are one or two
+// 16-byte loads where the rows are aligned for it and single elements elsewhere. Which columns a lane holds does not
+// depend on that, so neither do the bits of any sum.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <bit>
+#include <cstdint>
+#include <cstring>
+
+#include "ncollapse/error.hpp"
+#include "ncollapse/types.hpp"
+
+namespace ncollapse::cuda {
+
+struct Half {
+  std::uint16_t bits;
+};
+struct Bfloat16 {
+  std::uint16_t bits;
+};
+
+__host__ __device__ inline float float_of_bits(std::uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+__host__ __device__ inline double to_double(double x) { return x; }
+__host__ __device__ inline double to_double(float x) { return x; }
+__host__ __device__ inline double to_double(Bfloat16 x) {
+  return float_of_bits(static_cast<std::uint32_t>(x.bits) << 16);
+}
+__host__ __device__ inline double to_double(Half x) {
+  const std::uint32_t magnitude = x.bits & 0x7fffu, sign = (x.bits & 0x8000u) << 16;
+  if (magnitude >= 0x7c00u) return float_of_bits(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);  // infinite, NaN
+  const double value = static_cast<double>(float_of_bits(magnitude << 13)) * 0x1p112;               // rebias 15 -> 127
+  return sign ? -value : value;
+}
+
+/// Calls f with a value of the element type.
+template <class F>
+decltype(auto) with_element(Dtype dtype, F&& f) {
+  switch (dtype) {
+    case Dtype::f64: return f(double{});
+    case Dtype::f32: return f(float{});
+    case Dtype::f16: return f(Half{});
+    case Dtype::bf16: return f(Bfloat16{});
+  }
+  throw UsageError("unknown element type");
+}
+template <class F>
+decltype(auto) with_label(LabelType type, F&& f) {
+  switch (type) {
+    case LabelType::i64: return f(std::int64_t{});
+    case LabelType::i32: return f(std::int32_t{});
+    case LabelType::u8: return f(std::uint8_t{});
+  }
+  throw UsageError("unknown label type");
+}
+
+/// Rows of a batch in device memory, the type not yet known.
+struct FeatureBlock {
+  const void* data = nullptr;  ///< [rows x cols], row i at element i * stride
+  Dtype dtype = Dtype::f64;
+  Index rows = 0, cols = 0, stride = 0;
+};
+struct LabelBlock {
+  const void* data = nullptr;  ///< [rows]
+  LabelType type = LabelType::i64;
+  Index rows = 0;
+};
+
+template <class T>
+inline constexpr int kPacket = sizeof(T) == 2 ? 8 : 4;
+
+template <class T>
+struct alignas(16) Packet {
+  T value[kPacket<T>];
+};
+
+template <class T>
+struct Rows {
+  const T* data;
+  Index rows, cols, stride;
+  bool aligned;  ///< every row starts at a multiple of 16 bytes
+
+  __device__ const T* row(Index i) const { return data + i * stride; }
+  /// Columns col .. col + kPacket - 1 of a row; zeros beyond the last column.
+  __device__ Packet<T> read(const T* row, Index col) const {
+    if (aligned && col + kPacket<T> <= cols) return *reinterpret_cast<const Packet<T>*>(row + col);
+    Packet<T> packet{};
+    for (int v = 0; v < kPacket<T>; ++v)
+      if (col + v < cols) packet.value[v] = row[col + v];
+    return packet;
+  }
+};
+
+template <class T>
+Rows<T> rows_of(const FeatureBlock& block) {
+  const auto address = reinterpret_cast<std::uintptr_t>(block.data);
+  const bool aligned = address % 16 == 0 && (block.stride * static_cast<Index>(sizeof(T))) % 16 == 0;
+  return {static_cast<const T*>(block.data), block.rows, block.cols, block.stride, aligned};
+}
+
+/// log2 of the lanes that share a row: as many as it has packets, at most a warp.
+template <class T>
+int lanes_log2(Index cols) {
+  const Index packets = (cols + kPacket<T> - 1) / kPacket<T>;
+  return packets >= 32 ? 5 : std::bit_width(static_cast<std::uint64_t>(packets > 0 ? packets - 1 : 0));
+}
+
+}  // namespace ncollapse::cuda

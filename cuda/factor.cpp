@@ -1,0 +1,92 @@
+// Spectral verbs. The results of a vendor solver are not believed unseen: eigenpairs are checked by their residual.
+//
+// pinv_trace. tr(B A^+ B^T) needs no eigenvectors when A is safely positive definite: with A = L L^T it is
+// |B L^-T|_F^2. The rank rule of the seam counts eigenvalues above t = n eps max A_ii. Cholesky's factor belongs
+// exactly to A + E, |E|_2 <= n (n+1) eps max A_ii (Higham 2002, theorem 10.3), and the smallest eigenvalue of L L^T is
+// at least 1/|L^-1|_F^2. So when 1/|L^-1|_F^2 > 4 n (n+1) eps max A_ii, every eigenvalue of A is above t and the rank
+// is n. A cheap first look at the factor's diagonal (its smallest square bounds that eigenvalue from above) spares
+// hopeless cases the triangular inverse. Everything else goes through the eigenvalues themselves.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "cuda/backend.hpp"
+#include "cuda/dense.hpp"
+#include "cuda/rows.hpp"
+#include "ncollapse/error.hpp"
+
+namespace ncollapse::cuda {
+namespace {
+
+constexpr double kEps = std::numeric_limits<double>::epsilon();
+
+std::vector<double> diagonal(Queue& queue, const Matrix& A) {
+  const Buffer<double> values(queue, A.rows);
+  launch_diagonal(queue.stream(), A.data(), A.rows, values.get());
+  return values.to_host();
+}
+
+double largest(const std::vector<double>& values) { return *std::max_element(values.begin(), values.end()); }
+
+}  // namespace
+
+std::vector<double> CudaBackend::eigh(Matrix& A) {
+  const Index n = A.rows;
+  if (n == 0) return {};
+  const DeviceGuard on(queue_->device());
+  Matrix original = clone(A);
+  mirror_lower(original);
+  const Buffer<double> values(*queue_, n);
+  symmetric_eigen(*queue_, A.data(), n, values.get());
+  std::vector<double> eigenvalues = values.to_host();
+
+  // |V A - diag(w) V|_F against n eps |A|_F, generously; false for NaN.
+  Matrix residual = product(A, Transpose::no, original, Transpose::no);
+  std::vector<double> minus(eigenvalues);
+  for (double& value : minus) value = -value;
+  combine_rows(std::vector<double>(eigenvalues.size(), 1.0), residual, minus, A, residual);
+  const double error = std::sqrt(inner(residual, residual)), size = std::sqrt(inner(original, original));
+  if (!(error <= 100 * static_cast<double>(n) * kEps * size))
+    throw Error(ErrorKind::internal, "cusolverDnXsyevd returned vectors that are not eigenvectors: residual " +
+                                         std::to_string(error) + " for a matrix of norm " + std::to_string(size));
+  return eigenvalues;
+}
+
+PinvTrace CudaBackend::pinv_trace(Matrix& A, const Matrix& B) {
+  const Index n = A.rows;
+  if (n == 0) return {};
+  const DeviceGuard on(queue_->device());
+  const double n_eps = static_cast<double>(n) * kEps, scale = largest(diagonal(*queue_, A));
+  if (!(scale > 0)) return {};
+
+  Matrix L = clone(A);
+  const double safe = 4 * static_cast<double>(n + 1) * n_eps * scale;
+  if (cholesky(*queue_, L.data(), n)) {
+    const auto roots = diagonal(*queue_, L);
+    const double smallest = *std::min_element(roots.begin(), roots.end());
+    if (smallest * smallest > safe) {
+      Matrix inverse = matrix(n, n);
+      launch_identity(queue_->stream(), inverse.data(), n);
+      solve_lower(*queue_, L.data(), n, inverse.data(), n);
+      if (1 / inner(inverse, inverse) > safe) {
+        Matrix solved = clone(B);
+        solve_lower(*queue_, L.data(), n, solved.data(), B.rows);
+        return {inner(solved, solved), n};
+      }
+    }
+  }
+  L = {};
+
+  const auto values = eigh(A);
+  const Matrix along = product(A, Transpose::no, B, Transpose::yes);  // row i: the rows of B along eigenvector i
+  const auto squares = row_dots(along, along);
+  PinvTrace trace;
+  for (Index i = 0; i < n; ++i) {
+    if (!(values[i] > n_eps * scale)) continue;
+    trace.value += squares[i] / values[i];
+    ++trace.rank;
+  }
+  return trace;
+}
+
+}  // namespace ncollapse::cuda

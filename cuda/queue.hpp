@@ -1,0 +1,131 @@
+// Everything that belongs to one opened device: the stream in whose order all work is done, the memory pool, and the
+// vendor handles bound to that stream. Objects passed in, no globals, never the default stream.
+//
+// Determinism: cuBLAS runs with atomics forbidden, in the default math mode (no silent TF32), and in a workspace of its
+// own, which has to be set after the stream because setting the stream resets it. cuSOLVER runs in deterministic mode.
+// Memory comes from an own pool that keeps what it got (the default pool would give it back at every wait); the pool
+// hands memory out in stream order, so a buffer may be dropped while kernels that use it are still queued.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "cuda/check.hpp"
+#include "ncollapse/types.hpp"
+
+namespace ncollapse::cuda {
+
+/// Makes a device current for a scope.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    check(cudaGetDevice(&previous_));
+    check(cudaSetDevice(device));
+  }
+  ~DeviceGuard() { cudaSetDevice(previous_); }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int previous_ = 0;
+};
+
+/// A vendor handle (they all are pointers) with its destroy function.
+template <auto destroy>
+struct Destroy {
+  template <class T>
+  void operator()(T* handle) const {
+    destroy(handle);
+  }
+};
+template <class Handle, auto destroy>
+using Owned = std::unique_ptr<std::remove_pointer_t<Handle>, Destroy<destroy>>;
+
+/// An own stream, or one borrowed from the caller.
+class Stream {
+ public:
+  explicit Stream(cudaStream_t borrowed);
+  cudaStream_t get() const { return raw_; }
+
+ private:
+  Owned<cudaStream_t, cudaStreamDestroy> own_;
+  cudaStream_t raw_ = nullptr;
+};
+
+class Queue {
+ public:
+  /// `borrowed` null: an own stream.
+  Queue(int device, cudaStream_t borrowed);
+  ~Queue();
+  Queue(const Queue&) = delete;
+  Queue& operator=(const Queue&) = delete;
+
+  int device() const { return device_; }
+  cudaStream_t stream() const { return stream_->get(); }
+  cublasHandle_t blas() const { return blas_.get(); }
+  cusolverDnHandle_t solver() const { return solver_.get(); }
+  cusolverDnParams_t solver_params() const { return solver_params_.get(); }
+
+  /// Uninitialised device memory in stream order; never null. Throws DeviceError, saying how much is free.
+  void* allocate(Index bytes);
+  void release(void* memory) noexcept;
+
+  void upload(void* to, const void* host, Index bytes);      ///< does not wait
+  void download(void* host, const void* from, Index bytes);  ///< waits
+  void copy(void* to, const void* from, Index bytes);
+  void wait();
+
+ private:
+  int device_;
+  std::unique_ptr<Stream> stream_;
+  Owned<cudaMemPool_t, cudaMemPoolDestroy> pool_;
+  void* blas_workspace_ = nullptr;
+  Owned<cublasHandle_t, cublasDestroy> blas_;
+  Owned<cusolverDnHandle_t, cusolverDnDestroy> solver_;
+  Owned<cusolverDnParams_t, cusolverDnDestroyParams> solver_params_;
+};
+
+/// Scratch memory of a verb.
+template <class T>
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(Queue& queue, Index count)
+      : queue_(&queue), data_(static_cast<T*>(queue.allocate(count * static_cast<Index>(sizeof(T))))), size_(count) {}
+  /// A copy of host values, which may be reused at return.
+  Buffer(Queue& queue, std::span<const T> values) : Buffer(queue, static_cast<Index>(values.size())) {
+    queue.upload(data_, values.data(), bytes());
+    queue.wait();
+  }
+  Buffer(Queue& queue, const std::vector<T>& values) : Buffer(queue, std::span<const T>(values)) {}
+  Buffer(Buffer&& other) noexcept
+      : queue_(other.queue_), data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  Buffer& operator=(Buffer&& other) noexcept {
+    std::swap(queue_, other.queue_);
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  ~Buffer() {
+    if (data_) queue_->release(data_);
+  }
+
+  T* get() const { return data_; }
+  Index size() const { return size_; }
+  Index bytes() const { return size_ * static_cast<Index>(sizeof(T)); }
+  std::vector<T> to_host() const {
+    std::vector<T> values(static_cast<std::size_t>(size_));
+    queue_->download(values.data(), data_, bytes());
+    return values;
+  }
+
+ private:
+  Queue* queue_ = nullptr;
+  T* data_ = nullptr;
+  Index size_ = 0;
+};
+
+}  // namespace ncollapse::cuda

@@ -1,0 +1,912 @@
+// Every verb of the seam against plain long-double arithmetic. The same tests run on the host stand-in and on a GPU;
+// where there is no GPU they are skipped. Each runs with the backend's own sizes and again with tiny blocks and tiles,
+// so that small cases cross every border.
+#include "cuda/backend.hpp"
+
+#include <algorithm>
+#include <numeric>
+
+#include "ncollapse/error.hpp"
+#include "tests/cuda/samples.hpp"
+
+namespace ncollapse::test {
+namespace {
+
+cuda::Limits tiny_limits() {
+  cuda::Limits limits;
+  limits.block_bytes = 1 << 16;
+  limits.block_rows = 70;
+  limits.centred_bytes = 40 * 8 * 17;
+  limits.row_tile = 33;
+  limits.candidate_tile = 7;
+  limits.pair_tile = 9;
+  return limits;
+}
+
+class CudaBackendTest : public testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    std::string reason;
+    const auto devices = cuda_devices(&reason);
+    if (devices.empty()) GTEST_SKIP() << "cuda: " << reason;
+    const int device = devices.front().device.index;
+    if (std::string(GetParam()) == "defaults")
+      backend_ = open_cuda_backend(device, {});
+    else
+      backend_ = std::make_shared<cuda::CudaBackend>(device, ContextOptions{}, tiny_limits());
+  }
+
+  std::shared_ptr<Backend> backend_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Sizes, CudaBackendTest, testing::Values("defaults", "tiny"),
+                         [](const auto& name) { return std::string(name.param); });
+
+// ---------------------------------------------------------------- moments
+MomentState new_state(Backend& backend, Index classes, Index dim, Statistics statistics,
+                      const std::vector<double>& scale = {}) {
+  MomentState state;
+  state.classes = classes;
+  state.dim = dim;
+  state.statistics = statistics;
+  state.counts = backend.index_array(classes, 1);
+  state.shifts = backend.matrix(classes, dim);
+  state.sums = backend.matrix(classes, dim);
+  if (statistics >= Statistics::traces) state.square_sums = backend.matrix(classes, 1);
+  if (statistics >= Statistics::full) state.scatter = backend.matrix(dim, dim);
+  if (!scale.empty()) {
+    state.scatter_scale = backend.matrix(classes, 1);
+    backend.from_host(state.scatter_scale, scale);
+  }
+  return state;
+}
+
+/// All bits of a state.
+std::vector<double> image(Backend& backend, const MomentState& state) {
+  std::vector<double> all;
+  for (const Index count : backend.to_host(state.counts)) all.push_back(static_cast<double>(count));
+  for (const Matrix* matrix : {&state.shifts, &state.sums, &state.square_sums, &state.scatter})
+    if (*matrix)
+      for (const double value : backend.to_host(*matrix)) all.push_back(value);
+  return all;
+}
+
+bool same_bits(const std::vector<double>& a, const std::vector<double>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0;
+}
+
+void expect_moments(Backend& backend, const MomentState& state, const Samples& x, const Labels& y,
+                    const std::vector<double>& scale) {
+  const Index rows = x.rows(), d = x.cols(), classes = state.classes;
+  std::vector<Index> counts(static_cast<std::size_t>(classes), 0), first(static_cast<std::size_t>(classes), -1);
+  for (Index i = 0; i < rows; ++i) {
+    ++counts[y[i]];
+    if (first[y[i]] < 0) first[y[i]] = i;
+  }
+  EXPECT_EQ(backend.to_host(state.counts), counts);
+
+  const Grid shifts = Grid::from(backend, state.shifts), sums = Grid::from(backend, state.sums);
+  std::vector<Real> z(static_cast<std::size_t>(rows * d)), sum(static_cast<std::size_t>(classes * d)), sum_abs(sum),
+      square(static_cast<std::size_t>(classes));
+  for (Index i = 0; i < rows; ++i)
+    for (Index j = 0; j < d; ++j) {
+      const Index k = y[i];
+      const Real value = static_cast<Real>(x.at(i, j)) - x.at(first[k], j);
+      z[i * d + j] = value;
+      sum[k * d + j] += value;
+      sum_abs[k * d + j] += std::fabs(value);
+      square[k] += value * value;
+    }
+  for (Index k = 0; k < classes; ++k)
+    for (Index j = 0; j < d; ++j) {
+      ASSERT_EQ(shifts.at(k, j), first[k] < 0 ? 0 : x.at(first[k], j)) << "shift of class " << k << ", column " << j;
+      const Real bound = static_cast<Real>(counts[k] + 2) * kUnit * sum_abs[k * d + j];
+      ASSERT_TRUE(within(sums.at(k, j), sum[k * d + j], bound)) << "sum of class " << k << ", column " << j;
+    }
+  if (state.square_sums) {
+    const auto squares = backend.to_host(state.square_sums);
+    for (Index k = 0; k < classes; ++k)
+      ASSERT_TRUE(within(squares[k], square[k], static_cast<Real>(counts[k] * d + 4) * kUnit * square[k])) << k;
+  }
+  if (!state.scatter) return;
+  for (Index i = 0; i < rows; ++i)
+    for (Index j = 0; j < d; ++j) z[i * d + j] *= scale.empty() ? 1 : scale[y[i]];
+  const Grid scatter = Grid::from(backend, state.scatter);
+  for (Index a = 0; a < d; ++a) {
+    std::vector<Real> want(static_cast<std::size_t>(a + 1)), size(want);
+    for (Index i = 0; i < rows; ++i)
+      for (Index b = 0; b <= a; ++b) {
+        const Real product = z[i * d + a] * z[i * d + b];
+        want[b] += product;
+        size[b] += std::fabs(product);
+      }
+    for (Index b = 0; b <= a; ++b)
+      ASSERT_TRUE(within(scatter.at(a, b), want[b], static_cast<Real>(rows + 8) * kUnit * size[b])) << a << ", " << b;
+    for (Index b = a + 1; b < d; ++b) ASSERT_EQ(scatter.at(a, b), 0) << "the upper triangle was written";
+  }
+}
+
+struct MomentCase {
+  Index rows, dim, classes;
+  Dtype dtype;
+  LabelType label;
+  Classes kind;
+  Index padding, offset;
+  Statistics statistics;
+  bool weighted;
+};
+
+std::vector<MomentCase> moment_cases() {
+  using enum Classes;
+  const auto full = Statistics::full;
+  std::vector<MomentCase> cases{
+      {1, 1, 1, Dtype::f64, LabelType::i64, uniform, 0, 0, full, false},
+      {1, 3, 2, Dtype::f32, LabelType::i32, uniform, 0, 0, full, false},
+      {31, 17, 2, Dtype::f16, LabelType::u8, uniform, 1, 1, full, true},
+      {32, 17, 33, Dtype::bf16, LabelType::i64, uniform, 0, 0, full, false},
+      {33, 3, 33, Dtype::f32, LabelType::i64, singletons, 5, 3, full, false},
+      {100, 17, 4, Dtype::f64, LabelType::u8, mostly_one, 0, 0, full, true},
+      {100, 3, 2, Dtype::f32, LabelType::i32, sorted, 1, 0, Statistics::means, false},
+      {100, 1, 33, Dtype::bf16, LabelType::u8, absent, 0, 1, Statistics::traces, false},
+  };
+  if (kSmall) return cases;
+  for (const auto dtype : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16})
+    for (const auto kind : {uniform, absent, mostly_one, singletons, sorted}) {
+      cases.push_back({1000, 17, 33, dtype, LabelType::i64, kind, 0, 0, full, false});
+      cases.push_back({1000, 128, kind == singletons ? 300 : 2, dtype, LabelType::i32, kind, 0, 0,
+                       kind == uniform ? full : Statistics::traces, false});
+      cases.push_back({333, 257, 300, dtype, LabelType::i64, kind, 7, 1, kind == sorted ? full : Statistics::means,
+                       kind == sorted});
+    }
+  cases.push_back({1000, 257, 1, Dtype::f32, LabelType::u8, uniform, 3, 0, full, false});
+  cases.push_back({1000, 1, 300, Dtype::f64, LabelType::i32, uniform, 2, 0, full, false});
+  cases.push_back({1000, 3, 1000, Dtype::f16, LabelType::i64, singletons, 0, 0, full, false});
+  return cases;
+}
+
+TEST_P(CudaBackendTest, AddBatchIsExact) {
+  unsigned seed = 0;
+  for (const auto& c : moment_cases()) {
+    SCOPED_TRACE(testing::Message() << c.rows << " x " << c.dim << ", " << c.classes << " classes, "
+                                    << to_string(c.dtype) << ", kind " << static_cast<int>(c.kind));
+    const auto labels = make_labels(c.kind, c.rows, c.classes, ++seed);
+    Samples x(c.dtype, c.rows, c.dim, c.padding, c.offset);
+    fill(x, labels, 0.1, seed);
+    const Labels y(c.label, labels);
+    std::vector<double> scale;
+    for (Index k = 0; c.weighted && k < c.classes; ++k) scale.push_back(std::sqrt(1.0 / static_cast<double>(k + 2)));
+
+    MomentState state = new_state(*backend_, c.classes, c.dim, c.statistics, scale);
+    ASSERT_FALSE(backend_->add_batch(state, x.host(), y.host()).any());
+    expect_moments(*backend_, state, x, y, scale);
+    if (HasFatalFailure()) return;
+
+    // The same rows from device memory, and again: the same bits.
+    MomentState again = new_state(*backend_, c.classes, c.dim, c.statistics, scale);
+    std::shared_ptr<void> keep_x, keep_y;
+    ASSERT_FALSE(backend_->add_batch(again, x.device(*backend_, keep_x), y.device(*backend_, keep_y)).any());
+    EXPECT_TRUE(same_bits(image(*backend_, state), image(*backend_, again)));
+  }
+}
+
+TEST_P(CudaBackendTest, AddBatchTakesManyBatches) {
+  const Index rows = kSmall ? 150 : 1000, d = 17, classes = 12;
+  const auto labels = make_labels(Classes::uniform, rows, classes, 5);
+  Samples x(Dtype::f32, rows, d, 1);
+  fill(x, labels, 1e-3, 5);
+  const Labels y(LabelType::i64, labels);
+  MomentState state = new_state(*backend_, classes, d, Statistics::full);
+  Index first = 0;
+  for (const Index size : {Index{0}, Index{1}, Index{31}, Index{0}, Index{33}, rows - 65}) {
+    ASSERT_FALSE(backend_->add_batch(state, x.host(first, size), y.host(first, size)).any());
+    first += size;
+  }
+  expect_moments(*backend_, state, x, y, {});
+}
+
+TEST_P(CudaBackendTest, AlignmentDoesNotChangeBits) {
+  const Index rows = kSmall ? 40 : 200, d = 128, classes = 3;
+  const auto labels = make_labels(Classes::uniform, rows, classes, 6);
+  const Labels y(LabelType::i64, labels);
+  for (const auto dtype : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16}) {
+    std::vector<double> first;
+    for (const Index offset : {0, 1}) {
+      Samples x(dtype, rows, d, offset == 0 ? 0 : 3, offset);
+      fill(x, labels, 0.3, 6);
+      MomentState state = new_state(*backend_, classes, d, Statistics::traces);
+      std::shared_ptr<void> keep;
+      ASSERT_FALSE(backend_->add_batch(state, x.device(*backend_, keep), y.host()).any());
+      const auto bits = image(*backend_, state);
+      if (first.empty()) first = bits;
+      EXPECT_TRUE(same_bits(first, bits)) << to_string(dtype);
+    }
+  }
+}
+
+TEST_P(CudaBackendTest, FaultsAreFoundAndChangeNothing) {
+  const Index rows = 150, d = 19, classes = 10;
+  auto labels = make_labels(Classes::uniform, rows, classes, 7);
+  const double inf = std::numeric_limits<double>::infinity(), nan = std::numeric_limits<double>::quiet_NaN();
+  for (const auto dtype : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16}) {
+    Samples x(dtype, rows, d, 2);
+    fill(x, labels, 0.1, 7);
+    const Labels good(LabelType::i64, labels);
+    MomentState state = new_state(*backend_, classes, d, Statistics::full);
+    ASSERT_FALSE(backend_->add_batch(state, x.host(), good.host()).any());
+    const auto before = image(*backend_, state);
+
+    x.set(149, 18, nan);
+    x.set(97, 5, -inf);
+    x.set(97, 3, inf);
+    BatchFaults faults = backend_->add_batch(state, x.host(), good.host());
+    EXPECT_EQ(faults.nonfinite, 3);
+    EXPECT_EQ(faults.nonfinite_row, 97);
+    EXPECT_EQ(faults.nonfinite_col, 3);
+    EXPECT_EQ(faults.bad_labels, 0);
+    EXPECT_EQ(faults.bad_label_row, -1);
+
+    auto wrong = labels;
+    wrong[140] = 10;
+    wrong[75] = -3;
+    std::shared_ptr<void> keep_x, keep_y;
+    for (const auto type : {LabelType::i64, LabelType::i32}) {
+      const Labels bad(type, wrong);
+      faults = backend_->add_batch(state, x.device(*backend_, keep_x), bad.device(*backend_, keep_y));
+      EXPECT_EQ(faults.bad_labels, 2);
+      EXPECT_EQ(faults.bad_label_row, 75);
+      EXPECT_EQ(faults.bad_label, -3);
+      EXPECT_EQ(faults.nonfinite, 3);
+    }
+    wrong[75] = 255;
+    faults = backend_->add_batch(state, x.host(), Labels(LabelType::u8, wrong).host());
+    EXPECT_EQ(faults.bad_label, 255);
+    EXPECT_TRUE(same_bits(before, image(*backend_, state)));
+  }
+  // The largest finite and the smallest numbers are no faults.
+  Samples edge(Dtype::f16, 1, 4);
+  for (const auto& [j, bits] : {std::pair{0, 0x7bff}, {1, 0xfbff}, {2, 0x0001}, {3, 0x8000}})
+    edge.set_bits(0, j, static_cast<std::uint16_t>(bits));
+  MomentState state = new_state(*backend_, 1, 4, Statistics::means);
+  EXPECT_FALSE(backend_->add_batch(state, edge.host(), Labels(LabelType::i64, {0}).host()).any());
+  EXPECT_EQ(backend_->to_host(state.shifts), (std::vector<double>{65504, -65504, 0x1p-24, 0}));
+}
+
+TEST_P(CudaBackendTest, HostMemoryCalledDeviceMemoryIsRefused) {
+  Samples x(Dtype::f32, 3, 2);
+  fill(x, {0, 0, 0}, 1, 1);
+  const Labels y(LabelType::i64, {0, 0, 0});
+  MomentState state = new_state(*backend_, 1, 2, Statistics::means);
+  MatrixView wrong = x.host();
+  wrong.space = MemorySpace::device;
+  EXPECT_THROW(backend_->add_batch(state, wrong, y.host()), UsageError);
+  EXPECT_THROW(backend_->import(wrong), UsageError);
+}
+
+// ---------------------------------------------------------------- decisions
+DecisionState new_decisions(Backend& backend, Index classes, const Grid& centres,
+                            const std::vector<Index>& centre_class, const Grid* weights,
+                            const std::vector<double>& bias) {
+  DecisionState state;
+  state.classes = classes;
+  state.dim = centres.cols;
+  state.centres = centres.on(backend);
+  state.centre_class = backend.index_array(centres.rows, 1);
+  backend.from_host(state.centre_class, centre_class);
+  if (weights != nullptr) {
+    state.weights = weights->on(backend);
+    state.bias = backend.matrix(1, classes);
+    backend.from_host(state.bias, bias);
+  }
+  state.counters = backend.index_array(4, classes);
+  return state;
+}
+
+std::vector<Index> count_plainly(const Samples& x, const Labels& y, Index classes, const Grid& centres,
+                                 const std::vector<Index>& centre_class, const Grid* weights,
+                                 const std::vector<double>& bias) {
+  std::vector<Index> counters(static_cast<std::size_t>(4 * classes), 0);
+  for (Index i = 0; i < x.rows(); ++i) {
+    Index nearest = 0, chosen = 0;
+    Real smallest = 0, largest = 0;
+    for (Index k = 0; k < centres.rows; ++k) {
+      Real sum = 0;
+      for (Index j = 0; j < centres.cols; ++j) {
+        const Real gap = static_cast<Real>(x.at(i, j)) - centres.at(k, j);
+        sum += gap * gap;
+      }
+      if (k == 0 || sum < smallest) {
+        smallest = sum;
+        nearest = k;
+      }
+    }
+    for (Index k = 0; weights != nullptr && k < classes; ++k) {
+      Real sum = bias[static_cast<std::size_t>(k)];
+      for (Index j = 0; j < centres.cols; ++j) sum += static_cast<Real>(x.at(i, j)) * weights->at(k, j);
+      if (k == 0 || sum > largest) {
+        largest = sum;
+        chosen = k;
+      }
+    }
+    const Index label = y[i], decided = centre_class[static_cast<std::size_t>(nearest)];
+    ++counters[label];
+    if (decided == label) ++counters[classes + label];
+    if (weights == nullptr) continue;
+    if (chosen == label) ++counters[2 * classes + label];
+    if (chosen == decided) ++counters[3 * classes + label];
+  }
+  return counters;
+}
+
+struct DecisionCase {
+  Index rows, dim, classes, centres;
+  Dtype dtype;
+  LabelType label;
+  Index padding, offset;
+  bool classifier;
+};
+
+TEST_P(CudaBackendTest, DecisionsAreThoseOfTheFormulas) {
+  std::vector<DecisionCase> cases{{1, 1, 1, 1, Dtype::f64, LabelType::i64, 0, 0, true},
+                                  {31, 3, 2, 2, Dtype::f32, LabelType::u8, 1, 1, true},
+                                  {33, 17, 33, 20, Dtype::f16, LabelType::i32, 0, 0, true},
+                                  {40, 17, 9, 9, Dtype::bf16, LabelType::i64, 3, 1, false}};
+  if (!kSmall) {
+    cases.push_back({1000, 17, 300, 300, Dtype::f32, LabelType::i64, 0, 0, true});
+    cases.push_back({333, 257, 33, 33, Dtype::f64, LabelType::i32, 1, 0, true});
+    cases.push_back({1000, 128, 2, 2, Dtype::bf16, LabelType::u8, 0, 0, true});
+  }
+  unsigned seed = 100;
+  for (const auto& c : cases) {
+    SCOPED_TRACE(testing::Message() << c.rows << " x " << c.dim << ", " << c.classes << " classes");
+    const auto labels = make_labels(Classes::uniform, c.rows, c.classes, ++seed);
+    Samples x(c.dtype, c.rows, c.dim, c.padding, c.offset);
+    fill(x, labels, 1.5, seed);  // wide enough for wrong decisions
+    const Labels y(c.label, labels);
+    const Grid centres = Grid::random(c.centres, c.dim, seed), weights = Grid::random(c.classes, c.dim, seed + 50);
+    std::vector<Index> centre_class;
+    for (Index k = c.classes - c.centres; k < c.classes; ++k) centre_class.push_back(k);
+    const auto bias = Grid::random(1, c.classes, seed + 70).values;
+    const Grid* head = c.classifier ? &weights : nullptr;
+
+    DecisionState state = new_decisions(*backend_, c.classes, centres, centre_class, head, bias);
+    auto want = count_plainly(x, y, c.classes, centres, centre_class, head, bias);
+    ASSERT_FALSE(backend_->decide_batch(state, x.host(), y.host()).any());
+    EXPECT_EQ(backend_->to_host(state.counters), want);
+    std::shared_ptr<void> keep_x, keep_y;
+    ASSERT_FALSE(backend_->decide_batch(state, x.device(*backend_, keep_x), y.device(*backend_, keep_y)).any());
+    for (Index& count : want) count *= 2;
+    EXPECT_EQ(backend_->to_host(state.counters), want);
+  }
+}
+
+// Scores in double cannot tell these centres apart (their distances are 1e-12 of their size), the formulas can.
+TEST_P(CudaBackendTest, CloseCentresAreDecidedByTheFormulas) {
+  const Index rows = 64, d = 33, classes = 8;
+  Grid centres = Grid::random(classes, d, 9);
+  for (Index k = 0; k < classes; ++k)
+    for (Index j = 0; j < d; ++j) centres.at(k, j) = 1000 + centres.at(0, j) + (k == j ? 0x1p-30 : 0);
+  Samples x(Dtype::f64, rows, d);
+  std::vector<Index> labels;
+  for (Index i = 0; i < rows; ++i) {
+    labels.push_back(i % classes);
+    for (Index j = 0; j < d; ++j) x.set(i, j, centres.at(i % classes, j) + (j == 20 ? 0x1p-29 : 0));
+  }
+  std::vector<Index> all(static_cast<std::size_t>(classes));
+  std::iota(all.begin(), all.end(), 0);
+  const std::vector<double> bias(static_cast<std::size_t>(classes), 0.25);
+  DecisionState state = new_decisions(*backend_, classes, centres, all, &centres, bias);
+  const Labels y(LabelType::i64, labels);
+  ASSERT_FALSE(backend_->decide_batch(state, x.host(), y.host()).any());
+  const auto counters = backend_->to_host(state.counters);
+  for (Index k = 0; k < classes; ++k) EXPECT_EQ(counters[classes + k], rows / classes) << k;
+}
+
+TEST_P(CudaBackendTest, TiesGoToTheLowestClass) {
+  const Index rows = 40, d = 5, classes = 20;
+  Grid centres = Grid::random(classes, d, 11);
+  for (Index k = 10; k < classes; ++k)  // class k + 10 is class k once more
+    for (Index j = 0; j < d; ++j) centres.at(k, j) = centres.at(k - 10, j);
+  Samples x(Dtype::f32, rows, d);
+  std::vector<Index> labels, all(static_cast<std::size_t>(classes));
+  std::iota(all.begin(), all.end(), 0);
+  for (Index i = 0; i < rows; ++i) {
+    labels.push_back(i % classes);
+    for (Index j = 0; j < d; ++j) x.set(i, j, centres.at(i % classes, j));
+  }
+  std::vector<double> bias(static_cast<std::size_t>(classes));
+  for (Index k = 0; k < classes; ++k) bias[k] = static_cast<double>(-dot(centres, k, centres, k) / 2);
+  DecisionState state = new_decisions(*backend_, classes, centres, all, &centres, bias);
+  ASSERT_FALSE(backend_->decide_batch(state, x.host(), Labels(LabelType::i64, labels).host()).any());
+  const auto counters = backend_->to_host(state.counters);
+  for (Index k = 0; k < classes; ++k) {
+    EXPECT_EQ(counters[classes + k], k < 10 ? 2 : 0) << k;
+    EXPECT_EQ(counters[2 * classes + k], k < 10 ? 2 : 0) << k;
+    EXPECT_EQ(counters[3 * classes + k], 2) << k;
+  }
+}
+
+TEST_P(CudaBackendTest, DecideBatchReportsFaultsAndEmptyBatches) {
+  const Grid centres = Grid::random(3, 4, 12);
+  DecisionState state = new_decisions(*backend_, 3, centres, {0, 1, 2}, nullptr, {});
+  Samples x(Dtype::f32, 5, 4);
+  fill(x, {0, 1, 2, 0, 1}, 1, 3);
+  EXPECT_FALSE(backend_->decide_batch(state, x.host(0, 0), Labels(LabelType::i64, {}).host()).any());
+  const BatchFaults faults = backend_->decide_batch(state, x.host(), Labels(LabelType::i32, {0, 1, 3, 0, 1}).host());
+  EXPECT_EQ(faults.bad_label_row, 2);
+  EXPECT_EQ(faults.bad_label, 3);
+  EXPECT_EQ(backend_->to_host(state.counters), std::vector<Index>(12, 0));
+}
+
+// Overflowing scores certify nothing, and the formulas themselves decide.
+TEST_P(CudaBackendTest, HugeFeaturesAreDecidedByTheFormulas) {
+  Grid centres(2, 1);
+  centres.at(0, 0) = -1e200;
+  centres.at(1, 0) = 1e200;
+  Samples x(Dtype::f64, 2, 1);
+  x.set(0, 0, 1e200);  // distances: infinity and 0
+  x.set(1, 0, 0);      // both 1e400, which is infinity: a tie
+  DecisionState state = new_decisions(*backend_, 2, centres, {0, 1}, nullptr, {});
+  ASSERT_FALSE(backend_->decide_batch(state, x.host(), Labels(LabelType::i64, {1, 1}).host()).any());
+  EXPECT_EQ(backend_->to_host(state.counters), (std::vector<Index>{0, 2, 0, 1, 0, 0, 0, 0}));
+}
+
+// ---------------------------------------------------------------- memory
+TEST_P(CudaBackendTest, MemoryIsZeroedAndCopied) {
+  for (const Index size : {0, 1, 1000}) {
+    const IndexArray array = backend_->index_array(size, 1);
+    EXPECT_TRUE(static_cast<bool>(array));
+    EXPECT_EQ(backend_->to_host(array), std::vector<Index>(static_cast<std::size_t>(size), 0));
+  }
+  const Grid grid = Grid::random(7, 13, 1);
+  const Matrix matrix = grid.on(*backend_);
+  EXPECT_EQ(Grid::from(*backend_, backend_->clone(matrix)).values, grid.values);
+}
+
+TEST_P(CudaBackendTest, TooMuchMemoryIsADeviceError) {
+  try {
+    backend_->allocate(Index{1} << 50);
+    FAIL();
+  } catch (const DeviceError& error) {
+    EXPECT_NE(std::string(error.what()).find(std::to_string(Index{1} << 50)), std::string::npos) << error.what();
+  }
+  EXPECT_EQ(Grid::from(*backend_, backend_->matrix(3, 3)).values, std::vector<double>(9, 0.0));
+}
+
+TEST_P(CudaBackendTest, MemoryMayOutliveTheBackend) {
+  const Matrix matrix = Grid::random(5, 5, 2).on(*backend_);
+  backend_.reset();
+  EXPECT_TRUE(static_cast<bool>(matrix));
+}
+
+TEST_P(CudaBackendTest, ImportsEveryElementType) {
+  for (const auto dtype : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16})
+    for (const auto& [rows, cols, padding, offset] :
+         {std::tuple{0, 3, 0, 0}, {1, 1, 0, 0}, {33, 17, 2, 1}, {kSmall ? 9 : 300, 128, 0, 0}, {5, 257, 0, 1}}) {
+      Samples x(dtype, rows, cols, padding, offset);
+      fill(x, std::vector<Index>(static_cast<std::size_t>(rows), 1), 2, 3);
+      std::shared_ptr<void> keep;
+      for (const auto& view : {x.host(), x.device(*backend_, keep)}) {
+        const Grid got = Grid::from(*backend_, backend_->import(view));
+        for (Index i = 0; i < rows; ++i)
+          for (Index j = 0; j < cols; ++j) ASSERT_EQ(got.at(i, j), x.at(i, j)) << to_string(dtype);
+      }
+    }
+}
+
+// ---------------------------------------------------------------- dense algebra
+std::vector<std::pair<Index, Index>> shapes() {
+  std::vector<std::pair<Index, Index>> list{{1, 1}, {2, 3}, {33, 17}, {40, 5}};
+  if (!kSmall) list.insert(list.end(), {{300, 17}, {1000, 3}, {31, 257}, {520, 128}});
+  return list;
+}
+
+TEST_P(CudaBackendTest, RowVerbs) {
+  for (const auto& [rows, cols] : shapes()) {
+    const Grid A = Grid::random(rows, cols, 1), B = Grid::random(rows, cols, 2), w = Grid::random(2, rows, 3);
+    const std::vector<double> a(w.values.begin(), w.values.begin() + rows), b(w.values.begin() + rows, w.values.end());
+    Matrix left = A.on(*backend_);
+    const Matrix right = B.on(*backend_);
+
+    Matrix out = backend_->matrix(rows, cols);
+    backend_->combine_rows(a, left, b, right, out);
+    const Grid both = Grid::from(*backend_, out);
+    backend_->combine_rows(a, left, {}, {}, out);
+    const Grid one = Grid::from(*backend_, out);
+    for (Index i = 0; i < rows; ++i)
+      for (Index j = 0; j < cols; ++j) {
+        const Real first = static_cast<Real>(a[i]) * A.at(i, j), second = static_cast<Real>(b[i]) * B.at(i, j);
+        ASSERT_TRUE(within(both.at(i, j), first + second, 3 * kUnit * (std::fabs(first) + std::fabs(second))));
+        ASSERT_EQ(one.at(i, j), a[i] * A.at(i, j));
+      }
+    out = backend_->clone(left);
+    backend_->combine_rows(a, out, b, right, out);  // onto itself
+    EXPECT_EQ(Grid::from(*backend_, out).values, both.values);
+
+    const std::vector<Index> index{rows - 1, 0, rows / 2, 0};
+    const Grid selected = Grid::from(*backend_, backend_->select_rows(left, index));
+    for (Index i = 0; i < 4; ++i)
+      for (Index j = 0; j < cols; ++j) ASSERT_EQ(selected.at(i, j), A.at(index[i], j));
+
+    const auto dots = backend_->row_dots(left, right);
+    Real inner = 0, inner_abs = 0;
+    for (Index i = 0; i < rows; ++i) {
+      Real size_abs = 0;
+      for (Index j = 0; j < cols; ++j) size_abs += std::fabs(static_cast<Real>(A.at(i, j)) * B.at(i, j));
+      const Real want = dot(A, i, B, i);
+      ASSERT_TRUE(within(dots[i], want, static_cast<Real>(cols + 1) * kUnit * size_abs));
+      inner += want;
+      inner_abs += size_abs;
+    }
+    EXPECT_TRUE(within(backend_->inner(left, right), inner, static_cast<Real>(rows * cols + 1) * kUnit * inner_abs));
+
+    const auto sum = backend_->weighted_row_sum(left, a);
+    for (Index j = 0; j < cols; ++j) {
+      Real want = 0, size_abs = 0;
+      for (Index i = 0; i < rows; ++i) {
+        want += static_cast<Real>(a[i]) * A.at(i, j);
+        size_abs += std::fabs(static_cast<Real>(a[i]) * A.at(i, j));
+      }
+      ASSERT_TRUE(within(sum[j], want, static_cast<Real>(rows + 1) * kUnit * size_abs));
+    }
+
+    const auto centre = Grid::random(1, cols, 4).values;
+    backend_->centre_rows(left, centre);
+    const Grid centred = Grid::from(*backend_, left);
+    for (Index i = 0; i < rows; ++i)
+      for (Index j = 0; j < cols; ++j) ASSERT_EQ(centred.at(i, j), A.at(i, j) - centre[j]);
+  }
+}
+
+TEST_P(CudaBackendTest, EmptyMatrices) {
+  Matrix none = backend_->matrix(0, 4), narrow = backend_->matrix(4, 0), square = backend_->matrix(0, 0);
+  backend_->combine_rows({}, none, {}, {}, none);
+  backend_->centre_rows(none, {1, 2, 3, 4});
+  EXPECT_EQ(backend_->weighted_row_sum(none, {}), std::vector<double>(4, 0.0));
+  EXPECT_TRUE(backend_->row_dots(none, none).empty());
+  EXPECT_EQ(backend_->inner(none, none), 0);
+  EXPECT_EQ(backend_->select_rows(backend_->matrix(3, 2), {}).rows, 0);
+  EXPECT_EQ(Grid::from(*backend_, backend_->product(none, Transpose::yes, none, Transpose::no)).values,
+            std::vector<double>(16, 0.0));
+  EXPECT_EQ(backend_->product(narrow, Transpose::yes, narrow, Transpose::no).size(), 0);
+  Matrix T = backend_->matrix(4, 4);
+  backend_->add_gram(1, none, T);
+  backend_->mirror_lower(square);
+  EXPECT_TRUE(backend_->eigh(square).empty());
+  EXPECT_EQ(backend_->pinv_trace(square, square).rank, 0);
+}
+
+TEST_P(CudaBackendTest, ProductAndGram) {
+  for (const auto& [m, n, k] : {std::tuple<Index, Index, Index>{1, 1, 1}, {3, 5, 2}, {33, 17, 31}, {2, 40, 7}})
+    for (const bool ta : {false, true})
+      for (const bool tb : {false, true}) {
+        const Grid A = Grid::random(ta ? k : m, ta ? m : k, 1), B = Grid::random(tb ? n : k, tb ? k : n, 2);
+        const auto op = [](bool t) { return t ? Transpose::yes : Transpose::no; };
+        const Grid C = Grid::from(*backend_, backend_->product(A.on(*backend_), op(ta), B.on(*backend_), op(tb)));
+        ASSERT_EQ(C.rows, m);
+        ASSERT_EQ(C.cols, n);
+        for (Index i = 0; i < m; ++i)
+          for (Index j = 0; j < n; ++j) {
+            Real want = 0, size_abs = 0;
+            for (Index l = 0; l < k; ++l) {
+              const Real term = static_cast<Real>(ta ? A.at(l, i) : A.at(i, l)) * (tb ? B.at(j, l) : B.at(l, j));
+              want += term;
+              size_abs += std::fabs(term);
+            }
+            ASSERT_TRUE(within(C.at(i, j), want, static_cast<Real>(k + 1) * kUnit * size_abs));
+          }
+      }
+  for (const auto& [rows, d] : shapes()) {
+    const Grid A = Grid::random(rows, d, 3), start = Grid::random(d, d, 4);
+    Matrix T = start.on(*backend_);
+    backend_->add_gram(-0.5, A.on(*backend_), T);
+    Grid got = Grid::from(*backend_, T);
+    for (Index i = 0; i < d; ++i)
+      for (Index j = 0; j < d; ++j) {
+        if (j > i) {
+          ASSERT_EQ(got.at(i, j), start.at(i, j));
+          continue;
+        }
+        Real want = start.at(i, j), size_abs = std::fabs(want);
+        for (Index l = 0; l < rows; ++l) {
+          want -= 0.5L * A.at(l, i) * A.at(l, j);
+          size_abs += std::fabs(0.5L * A.at(l, i) * A.at(l, j));
+        }
+        ASSERT_TRUE(within(got.at(i, j), want, static_cast<Real>(rows + 3) * kUnit * size_abs));
+      }
+    backend_->mirror_lower(T);
+    const Grid mirrored = Grid::from(*backend_, T);
+    for (Index i = 0; i < d; ++i)
+      for (Index j = 0; j < d; ++j) ASSERT_EQ(mirrored.at(i, j), got.at(std::max(i, j), std::min(i, j)));
+  }
+}
+
+TEST_P(CudaBackendTest, Eigh) {
+  for (const Index n : {Index{1}, Index{2}, Index{33}, Index{kSmall ? 5 : 100}}) {
+    Grid A = Grid::random(n, n, static_cast<unsigned>(n));
+    Real norm = 0;
+    for (Index i = 0; i < n; ++i)
+      for (Index j = 0; j < n; ++j) {
+        if (j > i) A.at(i, j) = std::numeric_limits<double>::quiet_NaN();  // only the lower triangle may be read
+        if (j <= i) norm += (j < i ? 2 : 1) * static_cast<Real>(A.at(i, j)) * A.at(i, j);
+      }
+    norm = std::sqrt(norm);
+    Matrix V = A.on(*backend_);
+    const auto values = backend_->eigh(V);
+    ASSERT_EQ(static_cast<Index>(values.size()), n);
+    EXPECT_TRUE(std::is_sorted(values.begin(), values.end()));
+    const Grid vectors = Grid::from(*backend_, V);
+    const Real bound = 20 * static_cast<Real>(n) * kUnit;
+    for (Index i = 0; i < n; ++i) {
+      for (Index k = 0; k < n; ++k) ASSERT_TRUE(within(dot(vectors, i, vectors, k), i == k, bound));
+      for (Index j = 0; j < n; ++j) {
+        Real sum = 0;
+        for (Index l = 0; l < n; ++l) sum += static_cast<Real>(A.at(std::max(j, l), std::min(j, l))) * vectors.at(i, l);
+        ASSERT_TRUE(within(sum, static_cast<Real>(values[i]) * vectors.at(i, j), bound * norm)) << n;
+      }
+    }
+  }
+}
+
+/// tr(B A^-1 B^T) by elimination with pivoting.
+Real solve_trace(const Grid& A, const Grid& B) {
+  const Index n = A.rows;
+  Real trace = 0;
+  for (Index r = 0; r < B.rows; ++r) {
+    std::vector<std::vector<Real>> rows;
+    for (Index i = 0; i < n; ++i) {
+      std::vector<Real> row;
+      for (Index j = 0; j < n; ++j) row.push_back(A.at(i, j));
+      row.push_back(B.at(r, i));
+      rows.push_back(row);
+    }
+    for (Index p = 0; p < n; ++p) {
+      const auto pivot = std::max_element(rows.begin() + p, rows.end(), [p](const auto& a, const auto& b) {
+        return std::fabs(a[p]) < std::fabs(b[p]);
+      });
+      std::swap(*pivot, rows[p]);
+      for (Index i = 0; i < n; ++i) {
+        if (i == p) continue;
+        const Real factor = rows[i][p] / rows[p][p];
+        for (Index j = p; j <= n; ++j) rows[i][j] -= factor * rows[p][j];
+      }
+    }
+    for (Index i = 0; i < n; ++i) trace += B.at(r, i) * rows[i][n] / rows[i][i];
+  }
+  return trace;
+}
+
+TEST_P(CudaBackendTest, PinvTraceOfADefiniteMatrix) {
+  for (const Index n : {Index{1}, Index{2}, Index{17}, Index{33}}) {
+    const Grid C = Grid::random(2 * n + 3, n, 5), B = Grid::random(4, n, 6);
+    Matrix A = backend_->matrix(n, n);
+    backend_->add_gram(1, C.on(*backend_), A);
+    Matrix full = backend_->clone(A);
+    backend_->mirror_lower(full);
+    const Real want = solve_trace(Grid::from(*backend_, full), B);
+    const PinvTrace got = backend_->pinv_trace(A, B.on(*backend_));
+    EXPECT_EQ(got.rank, n);
+    EXPECT_TRUE(within(got.value, want, 1e-11L * want)) << got.value << " " << static_cast<double>(want);
+  }
+}
+
+// A = C^T C with C [r x n] of full row rank and B = M C: tr(B A^+ B^T) = |M|_F^2, since C A^+ C^T is the identity.
+TEST_P(CudaBackendTest, PinvTraceOfASingularMatrix) {
+  for (const auto& [n, r] : {std::pair<Index, Index>{2, 1}, {17, 5}, {33, 32}, {40, 3}}) {
+    const Grid C = Grid::random(r, n, 7), M = Grid::random(6, r, 8);
+    const Matrix range = C.on(*backend_);
+    const Matrix B = backend_->product(M.on(*backend_), Transpose::no, range, Transpose::no);
+    Matrix A = backend_->matrix(n, n);
+    backend_->add_gram(1, range, A);
+    Real want = 0;
+    for (const double value : M.values) want += static_cast<Real>(value) * value;
+    const PinvTrace got = backend_->pinv_trace(A, B);
+    EXPECT_EQ(got.rank, r);
+    EXPECT_TRUE(within(got.value, want, 1e-9L * want)) << got.value << " " << static_cast<double>(want);
+  }
+  Matrix zero = backend_->matrix(3, 3);
+  const PinvTrace trace = backend_->pinv_trace(zero, backend_->matrix(2, 3));
+  EXPECT_EQ(trace.rank, 0);
+  EXPECT_EQ(trace.value, 0);
+}
+
+// ---------------------------------------------------------------- pairs
+struct PlainPairs {
+  Real etf = 0, frame = 0, cos = 0, cos2 = 0, cos_abs = 0, cos_max = -2, dist = 0, dist2 = 0, unit_min = 4, log = 0,
+       log2 = 0, cdnv = 0;
+  Real log_slack =
+      0;  // unit vectors are rounded: their distance errs by a few units, its log by that over the distance
+  Index angles = 0, coincident_directions = 0, coincident_means = 0;
+  std::vector<Real> nearest;
+};
+
+PlainPairs count_pairs(const Grid& A, const PairQuery& query) {
+  PlainPairs sums;
+  const Index R = A.rows;
+  const Real r = static_cast<Real>(R), s = std::sqrt(2 * r / (r - 1));
+  sums.nearest.assign(static_cast<std::size_t>(R), std::numeric_limits<Real>::infinity());
+  for (Index j = 0; j < R; ++j)
+    for (Index k = 0; k < R; ++k) {
+      const Real gram = dot(A, j, A, k);
+      const Real etf = gram / query.gram_norm - ((j == k ? 1 : 0) - 1 / r) / std::sqrt(r - 1);
+      const Real offset = query.offsets.empty() ? 0 : static_cast<Real>(query.offsets[j]) + query.offsets[k];
+      const Real frame = (gram + offset) / query.frame_norm - (j == k ? 1 / std::sqrt(r) : 0);
+      sums.etf += etf * etf;
+      sums.frame += frame * frame;
+      if (k == j) continue;
+      Real squared = 0, unit_squared = 0;
+      const Real nj = size(A, j), nk = size(A, k);
+      for (Index l = 0; l < A.cols; ++l) {
+        const Real gap = static_cast<Real>(A.at(j, l)) - A.at(k, l);
+        squared += gap * gap;
+        if (nj > 0 && nk > 0) {
+          const Real unit_gap = A.at(j, l) / nj - A.at(k, l) / nk;
+          unit_squared += unit_gap * unit_gap;
+        }
+      }
+      sums.nearest[j] = std::min(sums.nearest[j], squared);
+      if (k < j) continue;
+      if (nj > 0 && nk > 0) {
+        const Real e = gram / (nj * nk) + 1 / (r - 1), unit = std::sqrt(unit_squared);
+        ++sums.angles;
+        sums.cos += e;
+        sums.cos2 += e * e;
+        sums.cos_abs += std::fabs(e);
+        sums.cos_max = std::max(sums.cos_max, gram / (nj * nk));
+        sums.dist += unit - s;
+        sums.dist2 += (unit - s) * (unit - s);
+        sums.unit_min = std::min(sums.unit_min, unit);
+        if (unit > 0) {
+          sums.log += std::log(s / unit);
+          sums.log_slack += 8 * kUnit / unit;
+          sums.log2 += std::log(s / unit) * std::log(s / unit);
+        } else {
+          ++sums.coincident_directions;
+        }
+      }
+      if (query.variances.empty()) continue;
+      if (squared > 0)
+        sums.cdnv += (static_cast<Real>(query.variances[j]) + query.variances[k]) / (2 * squared);
+      else
+        ++sums.coincident_means;
+    }
+  return sums;
+}
+
+void expect_pairs(Backend& backend, const Grid& A, PairQuery query) {
+  const Index R = A.rows;
+  Real gram_square = 0, frame_square = 0, largest = 0;
+  for (Index j = 0; j < R; ++j) query.norms.push_back(static_cast<double>(size(A, j)));
+  for (Index j = 0; j < R; ++j)
+    for (Index k = 0; k < R; ++k) {
+      const Real gram = dot(A, j, A, k);
+      const Real offset = query.offsets.empty() ? 0 : static_cast<Real>(query.offsets[j]) + query.offsets[k];
+      gram_square += gram * gram;
+      frame_square += (gram + offset) * (gram + offset);
+      largest = std::max(largest, std::fabs(gram));
+    }
+  query.gram_norm = static_cast<double>(std::sqrt(gram_square));
+  query.frame_norm = static_cast<double>(std::sqrt(frame_square));
+  const PlainPairs want = count_pairs(A, query);
+  const PairSums got = backend.pair_sums(A.on(backend), query);
+
+  // One pair: eps (d + few) of the norms; distances lose another 1e4 where they are not recomputed, logs as much.
+  const Real pairs = static_cast<Real>(R) * static_cast<Real>(R), one = 8 * static_cast<Real>(A.cols + 8) * kUnit;
+  EXPECT_EQ(got.angles, want.angles);
+  EXPECT_EQ(got.coincident_directions, want.coincident_directions);
+  EXPECT_EQ(got.coincident_means, want.coincident_means);
+  EXPECT_TRUE(within(got.etf_residual, want.etf, one * pairs * 8));
+  EXPECT_TRUE(within(got.frame_residual, want.frame, one * pairs * 8));
+  EXPECT_TRUE(within(got.cos_sum, want.cos, one * pairs));
+  EXPECT_TRUE(within(got.cos_square_sum, want.cos2, one * pairs * 4));
+  EXPECT_TRUE(within(got.cos_abs_sum, want.cos_abs, one * pairs));
+  EXPECT_TRUE(within(got.cos_max, want.cos_max, one));
+  EXPECT_TRUE(within(got.distance_sum, want.dist, one * pairs * 100));
+  EXPECT_TRUE(within(got.distance_square_sum, want.dist2, one * pairs * 400));
+  EXPECT_TRUE(within(got.min_unit_distance, want.unit_min, one * 100 * want.unit_min));
+  EXPECT_TRUE(within(got.log_sum, want.log, one * pairs * 100 + want.log_slack));
+  EXPECT_TRUE(within(got.log_square_sum, want.log2, one * pairs * 10000 + 60 * want.log_slack));
+  ASSERT_EQ(got.nearest_squared.size(), query.variances.empty() ? 0 : static_cast<std::size_t>(R));
+  if (query.variances.empty()) {
+    EXPECT_EQ(got.cdnv_sum, 0);
+    return;
+  }
+  EXPECT_TRUE(within(got.cdnv_sum, want.cdnv, one * 10000 * want.cdnv));
+  for (Index j = 0; j < R; ++j)
+    ASSERT_TRUE(within(got.nearest_squared[j], want.nearest[j], one * 10000 * want.nearest[j])) << j;
+}
+
+TEST_P(CudaBackendTest, PairSums) {
+  for (const auto& [rows, d] : shapes()) {
+    if (rows < 2 || rows > 300) continue;
+    SCOPED_TRACE(testing::Message() << rows << " x " << d);
+    const Grid A = Grid::random(rows, d, 21);
+    PairQuery query;
+    expect_pairs(*backend_, A, query);
+    query.offsets = Grid::random(1, rows, 22).values;
+    query.variances = Grid::random(1, rows, 23).values;
+    for (double& v : query.variances) v = std::abs(v);
+    expect_pairs(*backend_, A, query);
+  }
+}
+
+// Rows that are equal, parallel, zero, or so close that the expanded formula would return noise.
+TEST_P(CudaBackendTest, PairSumsOfDegenerateRows) {
+  const Index rows = 40, d = 19;
+  Grid A = Grid::random(rows, d, 24);
+  for (Index j = 0; j < d; ++j) {
+    A.at(1, j) = A.at(0, j);
+    A.at(2, j) = 2 * A.at(0, j);
+    A.at(3, j) = 0;
+    A.at(38, j) = 0;
+    A.at(5, j) = A.at(4, j) * (1 + 1e-9 * static_cast<double>(j));
+    A.at(39, j) = A.at(4, j) + (j == 3 ? 1e-10 : 0);
+    A.at(20, j) = A.at(39, j) * 1.001 + (j == 7 ? 1e-7 : 0);
+  }
+  PairQuery query;
+  query.variances.assign(static_cast<std::size_t>(rows), 0.5);
+  expect_pairs(*backend_, A, query);
+}
+
+TEST_P(CudaBackendTest, ProductSums) {
+  for (const auto& [rows, d] : shapes()) {
+    if (rows < 2 || rows > 300) continue;
+    const Grid A = Grid::random(rows, d, 31), B = Grid::random(rows, d, 32);
+    for (const bool with_frame : {false, true}) {
+      ProductQuery query;
+      if (with_frame) query.row_offsets = Grid::random(1, rows, 33).values;
+      const Real r = static_cast<Real>(rows);
+      Real norm = 0, frame_norm = 0, etf = 0, frame = 0;
+      for (int pass = 0; pass < 2; ++pass) {
+        for (Index j = 0; j < rows; ++j)
+          for (Index k = 0; k < rows; ++k) {
+            const Real value = dot(A, j, B, k), shifted = value + (with_frame ? query.row_offsets[j] : 0);
+            if (pass == 0) {
+              norm += value * value;
+              frame_norm += shifted * shifted;
+              continue;
+            }
+            const Real e = value / query.product_norm - ((j == k ? 1 : 0) - 1 / r) / std::sqrt(r - 1);
+            const Real f = with_frame ? shifted / query.frame_norm - (j == k ? 1 / std::sqrt(r) : 0) : 0;
+            etf += e * e;
+            frame += f * f;
+          }
+        if (pass == 0) {
+          query.product_norm = static_cast<double>(std::sqrt(norm));
+          query.frame_norm = with_frame ? static_cast<double>(std::sqrt(frame_norm)) : 0;
+        }
+      }
+      const ProductSums got = backend_->product_sums(A.on(*backend_), B.on(*backend_), query);
+      const Real bound = 64 * static_cast<Real>(d + 8) * r * kUnit;
+      EXPECT_TRUE(within(got.etf_residual, etf, bound)) << rows;
+      EXPECT_TRUE(within(got.frame_residual, frame, bound)) << rows;
+    }
+  }
+}
+
+TEST_P(CudaBackendTest, RepetitionGivesTheSameBits) {
+  const Index rows = kSmall ? 33 : 300, d = 17;
+  const Grid A = Grid::random(rows, d, 41), B = Grid::random(rows, d, 42);
+  const Matrix left = A.on(*backend_), right = B.on(*backend_);
+  PairQuery query;
+  for (Index j = 0; j < rows; ++j) query.norms.push_back(static_cast<double>(size(A, j)));
+  query.gram_norm = query.frame_norm = 3;
+  query.variances.assign(static_cast<std::size_t>(rows), 0.5);
+  std::vector<double> first;
+  for (int run = 0; run < 3; ++run) {
+    std::vector<double> all = backend_->row_dots(left, right);
+    const auto append = [&](const std::vector<double>& more) { all.insert(all.end(), more.begin(), more.end()); };
+    append(backend_->weighted_row_sum(left, query.norms));
+    const PairSums p = backend_->pair_sums(left, query);
+    append({p.etf_residual, p.frame_residual, p.cos_sum, p.cos_square_sum, p.cos_abs_sum, p.distance_sum,
+            p.distance_square_sum, p.log_sum, p.log_square_sum, p.cdnv_sum});
+    append(p.nearest_squared);
+    ProductQuery product{2, {}, 3};
+    const ProductSums s = backend_->product_sums(left, right, product);
+    append({s.etf_residual, s.frame_residual, backend_->inner(left, right)});
+    if (run == 0) first = all;
+    EXPECT_TRUE(same_bits(first, all));
+  }
+}
+
+}  // namespace
+}  // namespace ncollapse::test

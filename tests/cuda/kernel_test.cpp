@@ -1,0 +1,278 @@
+// Single kernels and pieces of the backend on the host stand-in, and the stand-in itself: that it would notice what it
+// is there to notice.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <numeric>
+
+#include "cuda/backend.hpp"
+#include "cuda/class_sums.hpp"
+#include "cuda/decide.hpp"
+#include "cuda/device.hpp"
+#include "cuda/rows.hpp"
+#include "ncollapse/error.hpp"
+#include "tests/cuda/samples.hpp"
+
+namespace ncollapse::cuda {
+namespace {
+
+using test::Grid;
+using test::kSmall;
+
+class KernelTest : public testing::Test {
+ protected:
+  KernelTest() : guard_(0), queue_(0, nullptr) {}
+  ~KernelTest() override { cuda_shim::check_guards(); }
+  cudaStream_t stream() const { return queue_.stream(); }
+
+  DeviceGuard guard_;
+  Queue queue_;
+};
+
+// ---------------------------------------------------------------- elements
+TEST(ElementTest, EveryHalfAndBfloat16IsConvertedExactly) {
+  for (unsigned bits = 0; bits < 0x10000; ++bits) {
+    const auto word = static_cast<std::uint16_t>(bits);
+    unsigned char bytes[8] = {};
+    std::memcpy(bytes, &word, 2);
+    for (const auto dtype : {Dtype::f16, Dtype::bf16}) {
+      const double want = test::decode(dtype, bytes);
+      const double got = dtype == Dtype::f16 ? to_double(Half{word}) : to_double(Bfloat16{word});
+      ASSERT_EQ(std::isnan(got), std::isnan(want)) << bits;
+      if (std::isnan(want)) continue;
+      ASSERT_EQ(got, want) << bits;
+      ASSERT_EQ(std::signbit(got), std::signbit(want)) << bits;
+    }
+  }
+}
+
+TEST(ElementTest, LanesCoverARow) {
+  EXPECT_EQ(lanes_log2<float>(0), 0);
+  EXPECT_EQ(lanes_log2<float>(1), 0);
+  EXPECT_EQ(lanes_log2<float>(4), 0);
+  EXPECT_EQ(lanes_log2<float>(5), 1);
+  EXPECT_EQ(lanes_log2<float>(12), 2);
+  EXPECT_EQ(lanes_log2<Half>(64), 3);
+  EXPECT_EQ(lanes_log2<float>(100000), 5);
+}
+
+// ---------------------------------------------------------------- sums in a fixed order
+__global__ void sum_everything(double* out) {
+  const double total = block_sum(1.0 + threadIdx.x, shared_memory<double>());
+  const double again = block_sum(total, shared_memory<double>());
+  out[thread_id()] = total;
+  out[thread_count() + thread_id()] = again;
+}
+
+TEST_F(KernelTest, BlockSumIsTheSameInEveryThread) {
+  const Index blocks = 3;
+  const Buffer<double> out(queue_, 2 * blocks * kBlock);
+  launch(stream(), {blocks, 1, kWarps * static_cast<Index>(sizeof(double))}, sum_everything, out.get());
+  const auto values = out.to_host();
+  const double total = kBlock * (kBlock + 1) / 2;
+  for (Index i = 0; i < blocks * kBlock; ++i) {
+    ASSERT_EQ(values[i], total);
+    ASSERT_EQ(values[blocks * kBlock + i], total * kBlock);
+  }
+}
+
+// ---------------------------------------------------------------- buckets
+TEST_F(KernelTest, BucketsKeepStreamOrder) {
+  for (const auto& [rows, classes] : {std::pair<Index, Index>{1, 1}, {31, 2}, {32, 300}, {kSmall ? 100 : 1000, 33}}) {
+    const auto labels = test::make_labels(test::Classes::uniform, rows, classes, 3);
+    const Buffer<Index> on_device(queue_, labels);
+    BucketSorter sorter(queue_, rows + 5, classes);
+    const Buckets buckets = sorter.sort({on_device.get(), LabelType::i64, rows});
+    std::vector<std::uint32_t> keys(static_cast<std::size_t>(rows)), order(keys),
+        begin(static_cast<std::size_t>(classes)), end(begin);
+    queue_.download(keys.data(), buckets.keys, rows * 4);
+    queue_.download(order.data(), buckets.rows, rows * 4);
+    queue_.download(begin.data(), buckets.begin, classes * 4);
+    queue_.download(end.data(), buckets.end, classes * 4);
+    for (Index p = 0; p < rows; ++p) {
+      ASSERT_EQ(labels[order[p]], keys[p]);
+      ASSERT_TRUE(p == 0 || keys[p - 1] < keys[p] || (keys[p - 1] == keys[p] && order[p - 1] < order[p]));
+      ASSERT_TRUE(begin[keys[p]] <= p && p < end[keys[p]]);
+    }
+    for (Index k = 0; k < classes; ++k) {
+      const Index size = std::count(labels.begin(), labels.end(), k);
+      ASSERT_TRUE(size == 0 || static_cast<Index>(end[k]) - static_cast<Index>(begin[k]) == size);
+    }
+  }
+}
+
+TEST(SumPlanTest, CoversTheShapeWhateverItsSize) {
+  for (const Index rows : {1, 31, 32, 33, 1000, 100000, 4000000})
+    for (const Index dim : {1, 3, 128, 257, 4096, 20000})
+      for (const auto dtype : {Dtype::f64, Dtype::f32, Dtype::f16}) {
+        const SumPlan plan = plan_sums(rows, dim, dtype);
+        EXPECT_TRUE(plan.run >= 32 && plan.run <= 512 && (plan.run & (plan.run - 1)) == 0);
+        EXPECT_TRUE(plan.runs * plan.run >= rows && (plan.runs - 1) * plan.run < rows);
+        const Index slab = kWarp * (dtype == Dtype::f16 ? 8 : 4);
+        EXPECT_TRUE(plan.slabs * slab >= dim && (plan.slabs - 1) * slab < dim);
+      }
+}
+
+// ---------------------------------------------------------------- decisions
+TEST_F(KernelTest, LeadersAreTheTwoBestAndTheLowestOfEquals) {
+  const Index rows = 70, count = 50, tile = 7;
+  Grid scores = Grid::random(rows, count, 5);
+  for (double& value : scores.values) value = std::round(value);  // many ties
+  const std::vector<double> constants(static_cast<std::size_t>(count), 0.5);
+  const Buffer<double> best(queue_, rows), second(queue_, rows), constant(queue_, constants);
+  const Buffer<Index> candidate(queue_, rows);
+  for (Index first = 0; first < count; first += tile) {
+    const Index width = std::min(tile, count - first);
+    Grid part(rows, width);
+    for (Index i = 0; i < rows; ++i)
+      for (Index k = 0; k < width; ++k) part.at(i, k) = scores.at(i, first + k);
+    const Buffer<double> on_device(queue_, part.values);
+    launch_merge_leaders(stream(), on_device.get(), constant.get() + first, rows, first, width,
+                         {best.get(), second.get(), candidate.get()});
+  }
+  const auto got_best = best.to_host(), got_second = second.to_host();
+  const auto got_candidate = candidate.to_host();
+  for (Index i = 0; i < rows; ++i) {
+    std::vector<double> row;
+    for (Index k = 0; k < count; ++k) row.push_back(scores.at(i, k) + 0.5);
+    const auto top = std::max_element(row.begin(), row.end());  // the first of equals
+    ASSERT_EQ(got_best[i], *top);
+    ASSERT_EQ(got_candidate[i], top - row.begin());
+    row.erase(top);
+    ASSERT_EQ(got_second[i], *std::max_element(row.begin(), row.end()));
+  }
+}
+
+TEST_F(KernelTest, CertificatesAreStrictAndFailForNaN) {
+  const double nan = std::numeric_limits<double>::quiet_NaN(), inf = std::numeric_limits<double>::infinity();
+  const ScoreBound bound = centre_bound(100, 2.0);
+  const double norm = 3, error = bound.constant + norm * (bound.linear + norm * bound.quadratic);
+  EXPECT_TRUE(test::within(error, 132 * 0x1p-53L * 25, 1e-20L));
+  const std::vector<double> best{1, 1, 1, nan, 1, inf, 1}, second{1, 1 - 1.9 * error, 1 - 2.2 * error, 0, nan, 0, -inf};
+  const std::vector<double> norms{3, 3, 3, 3, 3, 1e200, 3};
+  const std::vector<Index> candidate{5, 5, 5, 5, 5, 5, 5};
+  const Buffer<double> b(queue_, best), s(queue_, second), n(queue_, norms);
+  const Buffer<Index> c(queue_, candidate), decisions(queue_, 7);
+  launch_certify(stream(), {b.get(), s.get(), c.get()}, n.get(), 7, bound, decisions.get());
+  EXPECT_EQ(decisions.to_host(), (std::vector<Index>{-1, -1, 5, -1, -1, -1, 5}));
+  EXPECT_EQ(centre_bound(Index{1} << 53, 1).quadratic, inf);
+}
+
+// ---------------------------------------------------------------- the backend's care for what it is given
+TEST_F(KernelTest, NothingIsLeftBehind) {
+  const auto before = cuda_shim::live_allocations();
+  {
+    CudaBackend backend(0, {});
+    const Matrix A = Grid::random(5, 5, 1).on(backend);
+    backend.inner(A, A);
+    EXPECT_GT(cuda_shim::live_allocations(), before);
+  }
+  EXPECT_EQ(cuda_shim::live_allocations(), before);
+}
+
+TEST_F(KernelTest, TheCurrentDeviceIsPutBack) {
+  check(cudaSetDevice(1));
+  CudaBackend backend(0, {});
+  const Matrix A = Grid::random(5, 5, 1).on(backend);
+  backend.inner(A, A);
+  int device = -1;
+  check(cudaGetDevice(&device));
+  EXPECT_EQ(device, 1);
+}
+
+TEST_F(KernelTest, ABorrowedStreamIsUsedAndNotDestroyed) {
+  cudaStream_t mine = nullptr;
+  check(cudaStreamCreateWithFlags(&mine, cudaStreamNonBlocking));
+  {
+    ContextOptions options;
+    options.cuda_stream = mine;
+    CudaBackend backend(0, options);
+    EXPECT_EQ(backend.inner(Grid::random(2, 2, 1).on(backend), backend.matrix(2, 2)), 0);
+  }
+  check(cudaStreamSynchronize(mine));
+  check(cudaStreamDestroy(mine));
+}
+
+TEST_F(KernelTest, AnUnknownDeviceIsADeviceError) { EXPECT_THROW(open_cuda_backend(7, {}), DeviceError); }
+
+TEST_F(KernelTest, EigenvectorsThatAreNoneAreNotReturned) {
+  CudaBackend backend(0, {});
+  Matrix A = backend.matrix(6, 6);
+  backend.add_gram(1, Grid::random(9, 6, 2).on(backend), A);
+  Matrix again = backend.clone(A);
+  cuda_shim::spoil_next_eigenvectors();
+  EXPECT_THROW(backend.eigh(A), Error);
+  EXPECT_NO_THROW(backend.eigh(again));
+}
+
+// ---------------------------------------------------------------- the stand-in itself
+#if !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
+
+class ShimDeathTest : public KernelTest {};
+
+__global__ void write_at(double* out, Index at) {
+  if (thread_id() == 0) out[at] = 1;
+}
+__global__ void write_shared(Index at) {
+  if (thread_id() == 0) shared_memory<double>()[at] = 1;
+}
+__global__ void half_of_them_wait() {
+  if (threadIdx.x < kBlock / 2) __syncthreads();
+  if (threadIdx.x >= kBlock / 2) warp_sum(1.0);
+  if (threadIdx.x % kWarp < 3) __syncthreads();
+  warp_sum(1.0);
+}
+__global__ void pass_on_without_waiting(double* out) {
+  double* shared = shared_memory<double>();
+  shared[threadIdx.x] = threadIdx.x;
+  out[threadIdx.x] = shared[(threadIdx.x + 1) % kBlock];
+}
+
+TEST_F(ShimDeathTest, SeesWritesOutsideAnAllocation) {
+  EXPECT_DEATH(
+      {
+        const Buffer<double> out(queue_, 5);
+        launch(stream(), {1}, write_at, out.get(), Index{5});
+      },
+      "behind the end");
+  EXPECT_DEATH(
+      {
+        const Buffer<double> out(queue_, 5);
+        launch(stream(), {1}, write_at, out.get(), Index{-1});
+      },
+      "before the start");
+}
+
+TEST_F(ShimDeathTest, SeesWritesOutsideSharedMemory) {
+  EXPECT_DEATH(launch(stream(), {1, 1, 64}, write_shared, Index{8}), "shared memory");
+  launch(stream(), {1, 1, 72}, write_shared, Index{8});
+}
+
+TEST_F(ShimDeathTest, SeesHostCodeThatReadsDeviceMemory) {
+  const Buffer<double> out(queue_, std::vector<double>{1});
+  EXPECT_DEATH(std::printf("%f", *static_cast<volatile double*>(out.get())), "");
+}
+
+TEST_F(ShimDeathTest, SeesThreadsThatWaitForEachOtherForEver) {
+  EXPECT_DEATH(launch(stream(), {1}, half_of_them_wait), "wait for each other");
+}
+
+TEST_F(ShimDeathTest, RefusesTheDefaultStreamAndEmptyGrids) {
+  const Buffer<double> out(queue_, 5);
+  EXPECT_DEATH(launch(cudaStream_t{nullptr}, {1}, write_at, out.get(), Index{0}), "default stream");
+  launch(stream(), {0}, write_at, out.get(), Index{99});  // launch() leaves it out
+}
+
+TEST_F(ShimDeathTest, PoisonsFreshMemory) {
+  const Buffer<double> fresh(queue_, 100);
+  for (const double value : fresh.to_host()) EXPECT_TRUE(std::isnan(value));
+  // A missing __syncthreads reads poison (or a neighbour's old value) under the fibers, and is a race under TSan.
+  const Buffer<double> out(queue_, kBlock);
+  launch(stream(), {1, 1, kBlock * static_cast<Index>(sizeof(double))}, pass_on_without_waiting, out.get());
+  EXPECT_TRUE(std::isnan(out.to_host()[0]));
+}
+
+#endif
+
+}  // namespace
+}  // namespace ncollapse::cuda

@@ -1,0 +1,216 @@
+// A stand-in for the CUDA runtime, as far as cuda/ uses it, so that the whole backend runs on the host under test: put
+// this directory before the CUDA include path and compile the .cu files as C++. Kernels run block by block; inside a
+// block every CUDA thread has its own execution context, so __syncthreads and the warp exchanges mean what they mean on
+// a GPU. Two schedulers (shim.cpp): fibers, fast, and OS threads under the sanitizers, which then see races between
+// CUDA threads. The stand-in is stricter than a GPU where it can be: fresh memory is poisoned, allocations have guard
+// zones, copies are checked against the allocations, the default stream is refused.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__  // dynamic shared memory only: a global array, see shim.cpp
+#define __align__(n) __attribute__((aligned(n)))
+
+// ---------------------------------------------------------------- types
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorInsufficientDriver = 35,
+  cudaErrorNoDevice = 100,
+  cudaErrorInvalidDevice = 101
+};
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
+enum cudaDeviceAttr { cudaDevAttrMemoryPoolsSupported = 115 };
+enum cudaMemAllocationType { cudaMemAllocationTypePinned = 1 };
+enum cudaMemLocationType { cudaMemLocationTypeDevice = 1 };
+enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
+enum cudaMemoryType { cudaMemoryTypeUnregistered = 0, cudaMemoryTypeHost = 1, cudaMemoryTypeDevice = 2 };
+constexpr unsigned cudaStreamNonBlocking = 1;
+
+struct CUstream_st;
+struct CUmemPool_st;
+using cudaStream_t = CUstream_st*;
+using cudaMemPool_t = CUmemPool_st*;
+
+struct cudaMemLocation {
+  cudaMemLocationType type;
+  int id;
+};
+struct cudaMemPoolProps {
+  cudaMemAllocationType allocType;
+  cudaMemLocation location;
+};
+struct cudaPointerAttributes {
+  cudaMemoryType type;
+  int device;
+};
+struct cudaDeviceProp {
+  char name[256];
+  std::size_t totalGlobalMem;
+  int major, minor;
+};
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  dim3() = default;
+  explicit dim3(unsigned x_size, unsigned y_size = 1, unsigned z_size = 1) : x(x_size), y(y_size), z(z_size) {}
+};
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  std::size_t dynamicSmemBytes = 0;
+  cudaStream_t stream = nullptr;
+};
+
+// ---------------------------------------------------------------- runtime calls
+const char* cudaGetErrorString(cudaError_t status);
+const char* cudaGetErrorName(cudaError_t status);
+cudaError_t cudaGetLastError();
+cudaError_t cudaDriverGetVersion(int* version);
+cudaError_t cudaRuntimeGetVersion(int* version);
+cudaError_t cudaGetDeviceCount(int* count);
+cudaError_t cudaGetDevice(int* device);
+cudaError_t cudaSetDevice(int device);
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps* props);
+cudaError_t cudaMemPoolDestroy(cudaMemPool_t pool);
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribute, void* value);
+cudaError_t cudaMemPoolTrimTo(cudaMemPool_t pool, std::size_t keep);
+cudaError_t cudaMallocFromPoolAsync(void** memory, std::size_t bytes, cudaMemPool_t pool, cudaStream_t stream);
+cudaError_t cudaFreeAsync(void* memory, cudaStream_t stream);
+cudaError_t cudaMemGetInfo(std::size_t* free_bytes, std::size_t* total_bytes);
+cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t stream);
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
+cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
+                              std::size_t width, std::size_t height, cudaMemcpyKind kind, cudaStream_t stream);
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer);
+
+// ---------------------------------------------------------------- inside kernels
+constexpr int warpSize = 32;
+
+namespace cuda_shim {
+
+struct ThreadContext {
+  dim3 thread, block, block_size, grid_size;
+};
+const ThreadContext& context();  ///< of the calling CUDA thread
+void sync_block();
+/// Hands `bits` to the warp and returns what lane `from_lane` handed in. All 32 lanes have to take part.
+std::uint64_t exchange(unsigned mask, std::uint64_t bits, int from_lane);
+std::uint32_t ballot(unsigned mask, bool vote);
+int lane();
+
+template <class T>
+T exchange_value(unsigned mask, T value, int from_lane) {
+  static_assert(sizeof(T) <= 8);
+  std::uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof value);
+  bits = exchange(mask, bits, from_lane);
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+/// One CUDA thread's run of the kernel.
+using Body = void (*)(const void* closure);
+cudaError_t run(const cudaLaunchConfig_t& config, Body body, const void* closure);
+
+/// While one exists, host code may touch device memory: the vendor stand-ins, copies, kernels.
+class DeviceAccess {
+ public:
+  DeviceAccess();
+  ~DeviceAccess();
+  DeviceAccess(const DeviceAccess&) = delete;
+  DeviceAccess& operator=(const DeviceAccess&) = delete;
+};
+
+/// Ends the process unless [at, at + bytes) lies in one allocation.
+void require_device(const void* at, std::size_t bytes);
+
+// What tests may ask.
+std::size_t live_allocations();
+/// Fails the process when a guard zone was written to.
+void check_guards();
+/// Device memory beyond this many bytes in use cannot be had.
+void set_memory_limit(std::size_t bytes);
+
+}  // namespace cuda_shim
+
+namespace cuda_shim {
+template <dim3 ThreadContext::*vector, unsigned dim3::*axis>
+struct Coordinate {
+  operator unsigned() const { return context().*vector.*axis; }
+};
+template <dim3 ThreadContext::*vector>
+struct Coordinates {
+  Coordinate<vector, &dim3::x> x;
+  Coordinate<vector, &dim3::y> y;
+};
+}  // namespace cuda_shim
+inline constexpr cuda_shim::Coordinates<&cuda_shim::ThreadContext::thread> threadIdx{};
+inline constexpr cuda_shim::Coordinates<&cuda_shim::ThreadContext::block> blockIdx{};
+inline constexpr cuda_shim::Coordinates<&cuda_shim::ThreadContext::block_size> blockDim{};
+inline constexpr cuda_shim::Coordinates<&cuda_shim::ThreadContext::grid_size> gridDim{};
+
+inline void __syncthreads() { cuda_shim::sync_block(); }
+inline void __syncwarp(unsigned mask = 0xffffffffu) { cuda_shim::ballot(mask, true); }
+inline unsigned __ballot_sync(unsigned mask, bool vote) { return cuda_shim::ballot(mask, vote); }
+template <class T>
+T __shfl_sync(unsigned mask, T value, int from) {
+  return cuda_shim::exchange_value(mask, value, from & 31);
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int flip) {
+  return cuda_shim::exchange_value(mask, value, cuda_shim::lane() ^ flip);
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
+  const int from = cuda_shim::lane() + static_cast<int>(delta);
+  return cuda_shim::exchange_value(mask, value, from < warpSize ? from : cuda_shim::lane());
+}
+
+template <class T>
+T atomicAdd(T* address, T value) {
+  static_assert(std::is_integral_v<T>, "no floating-point atomics: their order is not fixed");
+  return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
+}
+template <class T>
+T atomicMin(T* address, T value) {
+  static_assert(std::is_integral_v<T>);
+  T seen = __atomic_load_n(address, __ATOMIC_RELAXED);
+  while (value < seen &&
+         !__atomic_compare_exchange_n(address, &seen, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
+  return seen;
+}
+
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline long long __double_as_longlong(double value) {
+  long long bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+using std::max;
+using std::min;
+
+// ---------------------------------------------------------------- launch
+template <class... Params, class... Args>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args&&... args) {
+  return [&](Params... params) {
+    const auto body = [&] { kernel(params...); };
+    return cuda_shim::run(
+        *config, [](const void* closure) { (*static_cast<const decltype(body)*>(closure))(); }, &body);
+  }(std::forward<Args>(args)...);
+}

@@ -1,0 +1,46 @@
+// The cuSOLVER calls that cuda/ uses, over LAPACKE, column-major. Work space sizes are made up, but asked for and
+// checked: a caller that forgets one of the two parts fails.
+#pragma once
+
+#include "tests/shim/cublas_v2.h"
+
+enum cusolverStatus_t {
+  CUSOLVER_STATUS_SUCCESS = 0,
+  CUSOLVER_STATUS_ALLOC_FAILED = 2,
+  CUSOLVER_STATUS_INVALID_VALUE = 3
+};
+enum cusolverEigMode_t { CUSOLVER_EIG_MODE_NOVECTOR = 0, CUSOLVER_EIG_MODE_VECTOR = 1 };
+enum cusolverDeterministicMode_t { CUSOLVER_DETERMINISTIC_RESULTS = 1 };
+struct cusolverDnContext;
+struct cusolverDnParams;
+using cusolverDnHandle_t = cusolverDnContext*;
+using cusolverDnParams_t = cusolverDnParams*;
+
+cusolverStatus_t cusolverDnCreate(cusolverDnHandle_t* handle);
+cusolverStatus_t cusolverDnDestroy(cusolverDnHandle_t handle);
+cusolverStatus_t cusolverDnSetStream(cusolverDnHandle_t handle, cudaStream_t stream);
+cusolverStatus_t cusolverDnSetDeterministicMode(cusolverDnHandle_t handle, cusolverDeterministicMode_t mode);
+cusolverStatus_t cusolverDnCreateParams(cusolverDnParams_t* params);
+cusolverStatus_t cusolverDnDestroyParams(cusolverDnParams_t params);
+cusolverStatus_t cusolverDnXsyevd_bufferSize(cusolverDnHandle_t handle, cusolverDnParams_t params,
+                                             cusolverEigMode_t mode, cublasFillMode_t fill, std::int64_t n,
+                                             cudaDataType type_a, const void* A, std::int64_t lda, cudaDataType type_w,
+                                             const void* W, cudaDataType compute, std::size_t* device_bytes,
+                                             std::size_t* host_bytes);
+cusolverStatus_t cusolverDnXsyevd(cusolverDnHandle_t handle, cusolverDnParams_t params, cusolverEigMode_t mode,
+                                  cublasFillMode_t fill, std::int64_t n, cudaDataType type_a, void* A, std::int64_t lda,
+                                  cudaDataType type_w, void* W, cudaDataType compute, void* device_space,
+                                  std::size_t device_bytes, void* host_space, std::size_t host_bytes, int* info);
+cusolverStatus_t cusolverDnXpotrf_bufferSize(cusolverDnHandle_t handle, cusolverDnParams_t params,
+                                             cublasFillMode_t fill, std::int64_t n, cudaDataType type_a, const void* A,
+                                             std::int64_t lda, cudaDataType compute, std::size_t* device_bytes,
+                                             std::size_t* host_bytes);
+cusolverStatus_t cusolverDnXpotrf(cusolverDnHandle_t handle, cusolverDnParams_t params, cublasFillMode_t fill,
+                                  std::int64_t n, cudaDataType type_a, void* A, std::int64_t lda, cudaDataType compute,
+                                  void* device_space, std::size_t device_bytes, void* host_space,
+                                  std::size_t host_bytes, int* info);
+
+namespace cuda_shim {
+/// The next cusolverDnXsyevd returns eigenvectors that are none.
+void spoil_next_eigenvectors();
+}  // namespace cuda_shim

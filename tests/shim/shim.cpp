@@ -1,0 +1,582 @@
+// The stand-in's memory and schedulers. Every check failure prints what is wrong and ends the process: a kernel that
+// writes outside its memory is not something a test goes on after.
+#include <sys/mman.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <vector>
+
+#include "tests/shim/cuda_runtime.h"
+
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+#define SHIM_OS_THREADS 1
+#endif
+#ifdef SHIM_OS_THREADS
+#include <barrier>
+#include <optional>
+#include <thread>
+#else
+#include <setjmp.h>
+#include <ucontext.h>
+#endif
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
+struct CUstream_st {
+  int device;
+};
+struct CUmemPool_st {
+  int device;
+};
+
+// The block's dynamic shared memory: what cuda/device.hpp declares `extern __shared__`.
+namespace ncollapse::cuda {
+constexpr std::size_t kMaxSharedBytes = std::size_t{48} << 10;
+alignas(16) extern unsigned char block_shared_bytes[];
+alignas(16) unsigned char block_shared_bytes[kMaxSharedBytes];
+}  // namespace ncollapse::cuda
+
+namespace {
+
+using ncollapse::cuda::block_shared_bytes;
+using ncollapse::cuda::kMaxSharedBytes;
+
+constexpr int kPoison = 0xff;  // NaN as a double, -1 as an integer
+constexpr int kGuard = 0xa5;
+constexpr std::size_t kGuardBytes = 256;
+constexpr std::size_t kPoisonedBytes = std::size_t{1} << 20;  // the rest of a larger allocation stays untouched
+
+[[noreturn]] void fail(const char* what) {
+  std::fprintf(stderr, "cuda shim: %s\n", what);
+  std::abort();
+}
+
+// ---------------------------------------------------------------- memory
+// An allocation: guard, memory, guard. Outside kernels, copies and vendor calls its pages cannot be touched at all, so
+// that host code reading device memory ends where it would end on a machine with a GPU. (Not under the sanitizers,
+// whose own guards are exact.)
+struct Allocation {
+  std::size_t bytes, mapped;
+  unsigned char* base;
+};
+struct Memory {
+  std::mutex lock;
+  std::map<unsigned char*, Allocation> live;
+  std::size_t used = 0, limit = std::size_t{4} << 30;
+};
+Memory& memory() {
+  static Memory instance;
+  return instance;
+}
+
+void hide([[maybe_unused]] void* at, [[maybe_unused]] std::size_t bytes, [[maybe_unused]] bool hidden) {
+#ifdef __SANITIZE_ADDRESS__
+  if (hidden)
+    ASAN_POISON_MEMORY_REGION(at, bytes);
+  else
+    ASAN_UNPOISON_MEMORY_REGION(at, bytes);
+#endif
+}
+
+void protect([[maybe_unused]] const Allocation& allocation, [[maybe_unused]] bool open) {
+#ifndef SHIM_OS_THREADS
+  if (mprotect(allocation.base, allocation.mapped, open ? PROT_READ | PROT_WRITE : PROT_NONE) != 0) fail("mprotect");
+#endif
+}
+
+void check_guard(const Allocation& allocation) {
+  unsigned char* data = allocation.base + kGuardBytes;
+  hide(allocation.base, kGuardBytes, false);
+  hide(data + allocation.bytes, kGuardBytes, false);
+  for (std::size_t i = 0; i < kGuardBytes; ++i) {
+    if (allocation.base[i] != kGuard) fail("a write before the start of an allocation");
+    if (data[allocation.bytes + i] != kGuard) fail("a write behind the end of an allocation");
+  }
+  hide(allocation.base, kGuardBytes, true);
+  hide(data + allocation.bytes, kGuardBytes, true);
+}
+
+/// The allocation that holds [at, at + bytes), or null when `at` is no device memory at all.
+const Allocation* find(const void* at, std::size_t bytes) {
+  auto& live = memory().live;
+  const auto* address = static_cast<const unsigned char*>(at);
+  auto next = live.upper_bound(const_cast<unsigned char*>(address));
+  if (next == live.begin()) return nullptr;
+  const auto& [data, allocation] = *--next;
+  if (address >= data + allocation.bytes + kGuardBytes) return nullptr;
+  if (address + bytes > data + allocation.bytes) fail("an access behind the end of an allocation");
+  return &allocation;
+}
+
+void require_host(const void* at) {
+  if (find(at, 0) != nullptr) fail("device memory where host memory is needed");
+}
+void require_stream(cudaStream_t stream) {
+  if (stream == nullptr) fail("work on the default stream");
+}
+
+int opened = 0;  // nested DeviceAccess
+
+}  // namespace
+
+namespace cuda_shim {
+
+DeviceAccess::DeviceAccess() {
+  const std::lock_guard guard(memory().lock);
+  if (opened++ == 0)
+    for (const auto& [data, allocation] : memory().live) protect(allocation, true);
+}
+DeviceAccess::~DeviceAccess() {
+  const std::lock_guard guard(memory().lock);
+  if (--opened == 0)
+    for (const auto& [data, allocation] : memory().live) protect(allocation, false);
+}
+
+void require_device(const void* at, std::size_t bytes) {
+  if (bytes > 0 && find(at, bytes) == nullptr) fail("host memory where device memory is needed");
+}
+
+std::size_t live_allocations() { return memory().live.size(); }
+void check_guards() {
+  const DeviceAccess access;
+  for (const auto& [data, allocation] : memory().live) check_guard(allocation);
+}
+void set_memory_limit(std::size_t bytes) { memory().limit = bytes; }
+
+}  // namespace cuda_shim
+
+using cuda_shim::DeviceAccess;
+using cuda_shim::require_device;
+
+cudaError_t cudaMallocFromPoolAsync(void** result, std::size_t bytes, cudaMemPool_t pool, cudaStream_t stream) {
+  require_stream(stream);
+  if (pool == nullptr || bytes == 0) return cudaErrorInvalidValue;
+  auto& state = memory();
+  const std::lock_guard guard(state.lock);
+  if (bytes > state.limit - std::min(state.used, state.limit)) return cudaErrorMemoryAllocation;
+  Allocation allocation{bytes, (bytes + 2 * kGuardBytes + 4095) / 4096 * 4096, nullptr};
+#ifdef SHIM_OS_THREADS
+  allocation.base = static_cast<unsigned char*>(std::aligned_alloc(256, allocation.mapped));
+#else
+  void* pages = mmap(nullptr, allocation.mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  allocation.base = pages == MAP_FAILED ? nullptr : static_cast<unsigned char*>(pages);
+#endif
+  if (allocation.base == nullptr) return cudaErrorMemoryAllocation;
+  unsigned char* data = allocation.base + kGuardBytes;
+  std::memset(allocation.base, kGuard, kGuardBytes);
+  std::memset(data, kPoison, std::min(bytes, kPoisonedBytes));
+  std::memset(data + bytes, kGuard, kGuardBytes);
+  hide(allocation.base, kGuardBytes, true);
+  hide(data + bytes, kGuardBytes, true);
+  if (opened == 0) protect(allocation, false);
+  state.live[data] = allocation;
+  state.used += bytes;
+  *result = data;
+  return cudaSuccess;
+}
+
+cudaError_t cudaFreeAsync(void* data, cudaStream_t stream) {
+  require_stream(stream);
+  auto& state = memory();
+  const std::lock_guard guard(state.lock);
+  const auto found = state.live.find(static_cast<unsigned char*>(data));
+  if (found == state.live.end()) fail("freeing what is not allocated");
+  const Allocation allocation = found->second;
+  state.live.erase(found);
+  state.used -= allocation.bytes;
+  protect(allocation, true);
+  check_guard(allocation);
+#ifdef SHIM_OS_THREADS
+  hide(allocation.base, allocation.mapped, false);
+  std::free(allocation.base);
+#else
+  munmap(allocation.base, allocation.mapped);  // a later access ends the process
+#endif
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemGetInfo(std::size_t* free_bytes, std::size_t* total_bytes) {
+  *total_bytes = memory().limit;
+  *free_bytes = memory().limit - std::min(memory().used, memory().limit);
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void* at, int value, std::size_t bytes, cudaStream_t stream) {
+  require_stream(stream);
+  require_device(at, bytes);
+  const DeviceAccess access;
+  std::memset(at, value, bytes);
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+  return cudaMemcpy2DAsync(to, bytes, from, bytes, bytes, 1, kind, stream);
+}
+
+cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
+                              std::size_t width, std::size_t height, cudaMemcpyKind kind, cudaStream_t stream) {
+  require_stream(stream);
+  if (width > to_pitch || width > from_pitch) return cudaErrorInvalidValue;
+  if (width == 0 || height == 0) return cudaSuccess;
+  if (kind == cudaMemcpyDeviceToHost)
+    require_host(to);
+  else
+    require_device(to, to_pitch * (height - 1) + width);
+  if (kind == cudaMemcpyHostToDevice)
+    require_host(from);
+  else
+    require_device(from, from_pitch * (height - 1) + width);
+  const DeviceAccess access;
+  for (std::size_t row = 0; row < height; ++row)
+    std::memcpy(static_cast<char*>(to) + row * to_pitch, static_cast<const char*>(from) + row * from_pitch, width);
+  return cudaSuccess;
+}
+
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
+  const std::lock_guard guard(memory().lock);
+  *attributes = {find(pointer, 0) ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered, 0};
+  return cudaSuccess;
+}
+
+// ---------------------------------------------------------------- devices, streams, pools
+namespace {
+constexpr int kDevices = 2;  // the second one is there to be left alone
+int current_device = 1;      // not the one that is opened first: a launch without the guard is noticed
+}  // namespace
+
+const char* cudaGetErrorString(cudaError_t status) { return status == cudaSuccess ? "no error" : "an error"; }
+const char* cudaGetErrorName(cudaError_t status) {
+  return status == cudaErrorMemoryAllocation ? "cudaErrorMemoryAllocation" : "cudaErrorInvalidValue";
+}
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = 13000;
+  return cudaSuccess;
+}
+cudaError_t cudaRuntimeGetVersion(int* version) { return cudaDriverGetVersion(version); }
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = kDevices;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDevice(int* device) {
+  *device = current_device;
+  return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int device) {
+  if (device < 0 || device >= kDevices) return cudaErrorInvalidDevice;
+  current_device = device;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+  if (device < 0 || device >= kDevices) return cudaErrorInvalidDevice;
+  *properties = {"host shim", memory().limit, 9, 0};
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = 1;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  *stream = new CUstream_st{current_device};
+  return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  delete stream;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  require_stream(stream);
+  return cudaSuccess;
+}
+cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps*) {
+  *pool = new CUmemPool_st{current_device};
+  return cudaSuccess;
+}
+cudaError_t cudaMemPoolDestroy(cudaMemPool_t pool) {
+  delete pool;
+  return cudaSuccess;
+}
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
+cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, std::size_t) { return cudaSuccess; }
+
+// ---------------------------------------------------------------- schedulers
+namespace cuda_shim {
+namespace {
+
+constexpr unsigned kMaxThreads = 1024, kMaxWarps = kMaxThreads / 32;
+
+/// What the lanes of a warp hand each other. Two slots in turn: a lane may write to the next slot while another still
+/// reads this one, and none can be two exchanges ahead.
+struct WarpSlots {
+  std::uint64_t bits[2][32];
+};
+WarpSlots slots[kMaxWarps];
+
+void begin_block(std::size_t shared_bytes) {
+  hide(block_shared_bytes, kMaxSharedBytes, false);
+  std::memset(block_shared_bytes, kPoison, shared_bytes);
+  std::memset(block_shared_bytes + shared_bytes, kGuard, kMaxSharedBytes - shared_bytes);
+  hide(block_shared_bytes + shared_bytes, kMaxSharedBytes - shared_bytes, true);
+}
+void end_block(std::size_t shared_bytes) {
+  hide(block_shared_bytes, kMaxSharedBytes, false);
+  for (std::size_t i = shared_bytes; i < kMaxSharedBytes; ++i)
+    if (block_shared_bytes[i] != kGuard) fail("a write behind the end of the block's shared memory");
+}
+
+dim3 block_at(const cudaLaunchConfig_t& config, std::uint64_t number) {
+  return dim3(static_cast<unsigned>(number % config.gridDim.x), static_cast<unsigned>(number / config.gridDim.x));
+}
+
+void require_valid(const cudaLaunchConfig_t& config) {
+  require_stream(config.stream);
+  const auto& [grid, block, shared, stream] = config;
+  if (stream->device != current_device) fail("a launch while another device is current");
+  if (grid.x == 0 || grid.y == 0 || grid.z != 1 || grid.x > 0x7fffffffu || grid.y > 65535) fail("grid size");
+  if (block.x == 0 || block.x > kMaxThreads || block.x % 32 != 0 || block.y != 1 || block.z != 1) fail("block size");
+  if (shared > kMaxSharedBytes) fail("more than 48 KiB of shared memory");
+}
+
+#ifdef SHIM_OS_THREADS
+
+// One OS thread per CUDA thread of a block; they live for the launch and go through its blocks together.
+struct BlockBarriers {
+  explicit BlockBarriers(unsigned threads) : block(threads) {
+    for (unsigned w = 0; w < threads / 32; ++w) warps[w].emplace(32);
+  }
+  std::barrier<> block;
+  std::optional<std::barrier<>> warps[kMaxWarps];
+};
+struct Worker {
+  ThreadContext context;
+  BlockBarriers* barriers = nullptr;
+  int phase = 0;
+};
+thread_local Worker worker;
+
+void wait_for_block() { worker.barriers->block.arrive_and_wait(); }
+void wait_for_warp() { worker.barriers->warps[worker.context.thread.x / 32]->arrive_and_wait(); }
+const ThreadContext& current() { return worker.context; }
+int& phase() { return worker.phase; }
+
+void run_blocks(const cudaLaunchConfig_t& config, Body body, const void* closure) {
+  const unsigned threads = config.blockDim.x;
+  const std::uint64_t blocks = std::uint64_t{config.gridDim.x} * config.gridDim.y;
+  std::optional<BlockBarriers> barriers;
+  std::uint64_t next = 0;
+  const auto between_blocks = [&]() noexcept {
+    if (next > 0) end_block(config.dynamicSmemBytes);
+    if (next < blocks) {
+      barriers.emplace(threads);
+      begin_block(config.dynamicSmemBytes);
+    }
+    ++next;
+  };
+  std::barrier gate(threads, between_blocks);
+  std::vector<std::thread> crew;
+  for (unsigned t = 0; t < threads; ++t)
+    crew.emplace_back([&, t] {
+      gate.arrive_and_wait();
+      for (std::uint64_t block = 0; block < blocks; ++block) {
+        worker = {{dim3(t), block_at(config, block), config.blockDim, config.gridDim}, &*barriers, 0};
+        worker.context.thread.x = t;
+        worker.context.thread.y = worker.context.thread.z = 0;
+        worker.context.block.z = 0;
+        body(closure);
+        barriers->warps[t / 32]->arrive_and_drop();  // who has returned is not waited for
+        barriers->block.arrive_and_drop();
+        gate.arrive_and_wait();
+      }
+    });
+  for (auto& thread : crew) thread.join();
+}
+
+#else
+
+// All CUDA threads of a block on one OS thread. A fiber runs CUDA threads to their end, one after the other, until one
+// of them has to wait; then the next fiber takes over. So a kernel that never waits costs no switch at all. Odd blocks
+// run their threads backwards: code that relies on an order without asking for it is likely to show. A fiber is entered
+// once by makecontext and then switched by _setjmp/_longjmp, which ask nothing of the operating system.
+struct Fiber;
+enum class State { idle, running, waits_for_warp, waits_for_block, done };
+struct Thread {
+  ThreadContext context;
+  State state = State::idle;
+  Fiber* fiber = nullptr;
+  int phase = 0;
+};
+struct Fiber {
+  jmp_buf here;
+  void* stack = nullptr;
+};
+constexpr std::size_t kStackBytes = std::size_t{128} << 10;
+
+struct Scheduler {
+  std::vector<Fiber> fibers = std::vector<Fiber>(kMaxThreads);
+  std::vector<Fiber*> parked;  // entered before, and with nothing to do
+  std::size_t entered = 0;
+  std::vector<Thread> threads = std::vector<Thread>(kMaxThreads);
+  jmp_buf here;
+  ucontext_t entry;
+  Thread* current = nullptr;
+  unsigned size = 0, started = 0;
+  bool backwards = false;
+  Body body = nullptr;
+  const void* closure = nullptr;
+
+  Thread& thread_number(unsigned n) { return threads[backwards ? size - 1 - n : n]; }
+};
+Scheduler scheduler;
+
+void switch_to(jmp_buf& from, jmp_buf& to) {
+  if (_setjmp(from) == 0) _longjmp(to, 1);
+}
+
+void fiber_main() {
+  auto& s = scheduler;
+  Fiber* self = &s.fibers[s.entered++];
+  for (;;) {
+    while (s.started < s.size) {
+      Thread& thread = s.thread_number(s.started++);
+      thread.state = State::running;
+      thread.fiber = self;
+      s.current = &thread;
+      s.body(s.closure);
+      thread.state = State::done;
+    }
+    s.parked.push_back(self);
+    switch_to(self->here, s.here);
+  }
+}
+
+void wait_as(State state) {
+  auto& s = scheduler;
+  Thread* self = s.current;
+  self->state = state;
+  switch_to(self->fiber->here, s.here);
+}
+
+void wait_for_block() { wait_as(State::waits_for_block); }
+void wait_for_warp() { wait_as(State::waits_for_warp); }
+const ThreadContext& current() { return scheduler.current->context; }
+int& phase() { return scheduler.current->phase; }
+
+/// Lets a fiber take up threads that have not started.
+void start_fiber() {
+  auto& s = scheduler;
+  if (!s.parked.empty()) {
+    Fiber* fiber = s.parked.back();
+    s.parked.pop_back();
+    return switch_to(s.here, fiber->here);
+  }
+  Fiber& fiber = s.fibers[s.entered];
+  fiber.stack = std::malloc(kStackBytes);
+  getcontext(&s.entry);
+  s.entry.uc_stack.ss_sp = fiber.stack;
+  s.entry.uc_stack.ss_size = kStackBytes;
+  s.entry.uc_link = nullptr;
+  makecontext(&s.entry, fiber_main, 0);
+  if (_setjmp(s.here) == 0) setcontext(&s.entry);
+}
+
+void resume(Thread& thread) {
+  thread.state = State::running;
+  scheduler.current = &thread;
+  switch_to(scheduler.here, thread.fiber->here);
+}
+
+/// True when all of [begin, end) that are not done wait as `state`, and there is one.
+bool all_wait(unsigned begin, unsigned end, State state) {
+  bool any = false;
+  for (unsigned t = begin; t < end; ++t) {
+    if (scheduler.threads[t].state == State::done) continue;
+    if (scheduler.threads[t].state != state) return false;
+    any = true;
+  }
+  return any;
+}
+
+void run_block() {
+  auto& s = scheduler;
+  const auto resume_range = [&](unsigned begin, unsigned end) {
+    for (unsigned n = begin; n < end; ++n) {
+      Thread& thread = s.threads[s.backwards ? end - 1 - (n - begin) : n];
+      if (thread.state != State::done) resume(thread);
+    }
+  };
+  while (s.started < s.size) start_fiber();
+  for (bool moved = true; moved;) {
+    moved = false;
+    for (unsigned w = 0; w < s.size; w += 32)
+      while (all_wait(w, w + 32, State::waits_for_warp)) {
+        resume_range(w, w + 32);
+        moved = true;
+      }
+    if (all_wait(0, s.size, State::waits_for_block)) {
+      resume_range(0, s.size);
+      moved = true;
+    }
+  }
+  for (unsigned t = 0; t < s.size; ++t)
+    if (s.threads[t].state != State::done) fail("threads of a block wait for each other at different places");
+}
+
+void run_blocks(const cudaLaunchConfig_t& config, Body body, const void* closure) {
+  auto& s = scheduler;
+  s.size = config.blockDim.x;
+  s.body = body;
+  s.closure = closure;
+  const std::uint64_t blocks = std::uint64_t{config.gridDim.x} * config.gridDim.y;
+  for (std::uint64_t block = 0; block < blocks; ++block) {
+    begin_block(config.dynamicSmemBytes);
+    s.started = 0;
+    s.backwards = block % 2 == 1;
+    for (unsigned t = 0; t < s.size; ++t) {
+      s.threads[t] = {{dim3(t), block_at(config, block), config.blockDim, config.gridDim}, State::idle, nullptr, 0};
+      s.threads[t].context.thread.y = s.threads[t].context.thread.z = 0;
+      s.threads[t].context.block.z = 0;
+    }
+    run_block();
+    end_block(config.dynamicSmemBytes);
+  }
+}
+
+#endif
+
+}  // namespace
+
+const ThreadContext& context() { return current(); }
+int lane() { return static_cast<int>(current().thread.x % 32); }
+void sync_block() { wait_for_block(); }
+
+std::uint64_t exchange(unsigned mask, std::uint64_t bits, int from_lane) {
+  if (mask != 0xffffffffu) fail("a warp exchange without all lanes");
+  WarpSlots& warp = slots[current().thread.x / 32];
+  const int turn = phase()++ % 2;
+  warp.bits[turn][lane()] = bits;
+  wait_for_warp();
+  return warp.bits[turn][from_lane];
+}
+
+std::uint32_t ballot(unsigned mask, bool vote) {
+  if (mask != 0xffffffffu) fail("a warp vote without all lanes");
+  WarpSlots& warp = slots[current().thread.x / 32];
+  const int turn = phase()++ % 2;
+  warp.bits[turn][lane()] = vote;
+  wait_for_warp();
+  std::uint32_t votes = 0;
+  for (int from = 0; from < 32; ++from) votes |= static_cast<std::uint32_t>(warp.bits[turn][from]) << from;
+  return votes;
+}
+
+cudaError_t run(const cudaLaunchConfig_t& config, Body body, const void* closure) {
+  require_valid(config);
+  const DeviceAccess access;
+  run_blocks(config, body, closure);
+  return cudaSuccess;
+}
+
+}  // namespace cuda_shim

@@ -1,0 +1,189 @@
+#include <cblas.h>
+#include <lapacke.h>
+
+#include <cstdio>
+#include <cstdlib>
+
+#include "tests/shim/cusolverDn.h"
+
+struct cublasContext {
+  cudaStream_t stream = nullptr;
+  bool workspace = false;
+};
+struct cusolverDnContext {
+  cudaStream_t stream = nullptr;
+  bool deterministic = false;
+};
+struct cusolverDnParams {};
+
+namespace {
+
+bool spoil = false;
+
+[[noreturn]] void fail(const char* what) {
+  std::fprintf(stderr, "cuda shim: %s\n", what);
+  std::abort();
+}
+
+/// Last element of a column-major matrix exists, first one as well.
+void require_matrix(const void* A, std::int64_t rows, std::int64_t cols, std::int64_t ld) {
+  if (rows <= 0 || cols <= 0) return;
+  if (ld < rows) fail("a leading dimension smaller than the column");
+  cuda_shim::require_device(A, sizeof(double) * static_cast<std::size_t>(ld * (cols - 1) + rows));
+}
+void require_ready(cublasHandle_t handle) {
+  if (handle->stream == nullptr) fail("cuBLAS on the default stream");
+  if (!handle->workspace) fail("cuBLAS without its own workspace (set after the stream)");
+}
+void require_ready(cusolverDnHandle_t handle) {
+  if (handle->stream == nullptr) fail("cuSOLVER on the default stream");
+  if (!handle->deterministic) fail("cuSOLVER not in deterministic mode");
+}
+void require_space(const void* device, std::size_t device_bytes, const void* host, std::size_t host_bytes,
+                   std::int64_t n, const int* info) {
+  if (device_bytes != static_cast<std::size_t>(8 * n) || host_bytes != static_cast<std::size_t>(4 * n))
+    fail("a work space that is not the one asked for");
+  cuda_shim::require_device(device, device_bytes);
+  cuda_shim::require_device(info, sizeof(int));
+  if (host == nullptr) fail("no host work space");
+}
+
+CBLAS_TRANSPOSE transpose(cublasOperation_t op) { return op == CUBLAS_OP_T ? CblasTrans : CblasNoTrans; }
+CBLAS_UPLO uplo(cublasFillMode_t fill) { return fill == CUBLAS_FILL_MODE_UPPER ? CblasUpper : CblasLower; }
+char uplo_letter(cublasFillMode_t fill) { return fill == CUBLAS_FILL_MODE_UPPER ? 'U' : 'L'; }
+int narrow(std::int64_t size) { return static_cast<int>(size); }
+
+}  // namespace
+
+namespace cuda_shim {
+void spoil_next_eigenvectors() { spoil = true; }
+}  // namespace cuda_shim
+
+const char* cublasGetStatusString(cublasStatus_t) { return "a cuBLAS status"; }
+cublasStatus_t cublasCreate(cublasHandle_t* handle) {
+  openblas_set_num_threads(1);  // its threads are unknown to the sanitizers
+  *handle = new cublasContext;
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasDestroy(cublasHandle_t handle) {
+  delete handle;
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasSetStream(cublasHandle_t handle, cudaStream_t stream) {
+  *handle = {stream, false};
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) { return CUBLAS_STATUS_SUCCESS; }
+cublasStatus_t cublasSetAtomicsMode(cublasHandle_t, cublasAtomicsMode_t) { return CUBLAS_STATUS_SUCCESS; }
+cublasStatus_t cublasSetWorkspace(cublasHandle_t handle, void* workspace, std::size_t bytes) {
+  cuda_shim::require_device(workspace, bytes);
+  handle->workspace = true;
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasDgemm_64(cublasHandle_t handle, cublasOperation_t op_a, cublasOperation_t op_b, std::int64_t m,
+                              std::int64_t n, std::int64_t k, const double* alpha, const double* A, std::int64_t lda,
+                              const double* B, std::int64_t ldb, const double* beta, double* C, std::int64_t ldc) {
+  require_ready(handle);
+  require_matrix(A, op_a == CUBLAS_OP_N ? m : k, op_a == CUBLAS_OP_N ? k : m, lda);
+  require_matrix(B, op_b == CUBLAS_OP_N ? k : n, op_b == CUBLAS_OP_N ? n : k, ldb);
+  require_matrix(C, m, n, ldc);
+  const cuda_shim::DeviceAccess access;
+  cblas_dgemm(CblasColMajor, transpose(op_a), transpose(op_b), narrow(m), narrow(n), narrow(k), *alpha, A, narrow(lda),
+              B, narrow(ldb), *beta, C, narrow(ldc));
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasDsyrk_64(cublasHandle_t handle, cublasFillMode_t fill, cublasOperation_t op, std::int64_t n,
+                              std::int64_t k, const double* alpha, const double* A, std::int64_t lda,
+                              const double* beta, double* C, std::int64_t ldc) {
+  require_ready(handle);
+  require_matrix(A, op == CUBLAS_OP_N ? n : k, op == CUBLAS_OP_N ? k : n, lda);
+  require_matrix(C, n, n, ldc);
+  const cuda_shim::DeviceAccess access;
+  cblas_dsyrk(CblasColMajor, uplo(fill), transpose(op), narrow(n), narrow(k), *alpha, A, narrow(lda), *beta, C,
+              narrow(ldc));
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasDtrsm_64(cublasHandle_t handle, cublasSideMode_t side, cublasFillMode_t fill, cublasOperation_t op,
+                              cublasDiagType_t diag, std::int64_t m, std::int64_t n, const double* alpha,
+                              const double* A, std::int64_t lda, double* B, std::int64_t ldb) {
+  require_ready(handle);
+  const std::int64_t order = side == CUBLAS_SIDE_LEFT ? m : n;
+  require_matrix(A, order, order, lda);
+  require_matrix(B, m, n, ldb);
+  const cuda_shim::DeviceAccess access;
+  cblas_dtrsm(CblasColMajor, side == CUBLAS_SIDE_LEFT ? CblasLeft : CblasRight, uplo(fill), transpose(op),
+              diag == CUBLAS_DIAG_UNIT ? CblasUnit : CblasNonUnit, narrow(m), narrow(n), *alpha, A, narrow(lda), B,
+              narrow(ldb));
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cusolverStatus_t cusolverDnCreate(cusolverDnHandle_t* handle) {
+  *handle = new cusolverDnContext;
+  return CUSOLVER_STATUS_SUCCESS;
+}
+cusolverStatus_t cusolverDnDestroy(cusolverDnHandle_t handle) {
+  delete handle;
+  return CUSOLVER_STATUS_SUCCESS;
+}
+cusolverStatus_t cusolverDnSetStream(cusolverDnHandle_t handle, cudaStream_t stream) {
+  handle->stream = stream;
+  return CUSOLVER_STATUS_SUCCESS;
+}
+cusolverStatus_t cusolverDnSetDeterministicMode(cusolverDnHandle_t handle, cusolverDeterministicMode_t mode) {
+  handle->deterministic = mode == CUSOLVER_DETERMINISTIC_RESULTS;
+  return CUSOLVER_STATUS_SUCCESS;
+}
+cusolverStatus_t cusolverDnCreateParams(cusolverDnParams_t* params) {
+  *params = new cusolverDnParams;
+  return CUSOLVER_STATUS_SUCCESS;
+}
+cusolverStatus_t cusolverDnDestroyParams(cusolverDnParams_t params) {
+  delete params;
+  return CUSOLVER_STATUS_SUCCESS;
+}
+
+cusolverStatus_t cusolverDnXsyevd_bufferSize(cusolverDnHandle_t handle, cusolverDnParams_t, cusolverEigMode_t,
+                                             cublasFillMode_t, std::int64_t n, cudaDataType, const void*, std::int64_t,
+                                             cudaDataType, const void*, cudaDataType, std::size_t* device_bytes,
+                                             std::size_t* host_bytes) {
+  require_ready(handle);
+  *device_bytes = static_cast<std::size_t>(8 * n);
+  *host_bytes = static_cast<std::size_t>(4 * n);
+  return CUSOLVER_STATUS_SUCCESS;
+}
+
+cusolverStatus_t cusolverDnXsyevd(cusolverDnHandle_t handle, cusolverDnParams_t, cusolverEigMode_t mode,
+                                  cublasFillMode_t fill, std::int64_t n, cudaDataType, void* A, std::int64_t lda,
+                                  cudaDataType, void* W, cudaDataType, void* device_space, std::size_t device_bytes,
+                                  void* host_space, std::size_t host_bytes, int* info) {
+  require_ready(handle);
+  require_space(device_space, device_bytes, host_space, host_bytes, n, info);
+  require_matrix(A, n, n, lda);
+  require_matrix(W, n, 1, n);
+  const cuda_shim::DeviceAccess access;
+  *info = LAPACKE_dsyevd(LAPACK_COL_MAJOR, mode == CUSOLVER_EIG_MODE_VECTOR ? 'V' : 'N', uplo_letter(fill), narrow(n),
+                         static_cast<double*>(A), narrow(lda), static_cast<double*>(W));
+  if (std::exchange(spoil, false)) static_cast<double*>(A)[0] += 0.5;
+  return CUSOLVER_STATUS_SUCCESS;
+}
+
+cusolverStatus_t cusolverDnXpotrf_bufferSize(cusolverDnHandle_t handle, cusolverDnParams_t, cublasFillMode_t,
+                                             std::int64_t n, cudaDataType, const void*, std::int64_t, cudaDataType,
+                                             std::size_t* device_bytes, std::size_t* host_bytes) {
+  return cusolverDnXsyevd_bufferSize(handle, nullptr, {}, {}, n, {}, nullptr, n, {}, nullptr, {}, device_bytes,
+                                     host_bytes);
+}
+
+cusolverStatus_t cusolverDnXpotrf(cusolverDnHandle_t handle, cusolverDnParams_t, cublasFillMode_t fill, std::int64_t n,
+                                  cudaDataType, void* A, std::int64_t lda, cudaDataType, void* device_space,
+                                  std::size_t device_bytes, void* host_space, std::size_t host_bytes, int* info) {
+  require_ready(handle);
+  require_space(device_space, device_bytes, host_space, host_bytes, n, info);
+  require_matrix(A, n, n, lda);
+  const cuda_shim::DeviceAccess access;
+  *info = LAPACKE_dpotrf(LAPACK_COL_MAJOR, uplo_letter(fill), narrow(n), static_cast<double*>(A), narrow(lda));
+  return CUSOLVER_STATUS_SUCCESS;
+}
