@@ -57,12 +57,7 @@ LabelSurvey survey(ArrayFile& labels, Index total) {
   for (Index first = 0; first < total; first += kLabelBlock) {
     const LabelView block = labels.read_labels(first, std::min(kLabelBlock, total - first));
     for (Index i = 0; i < block.size; ++i) {
-      Index label = 0;
-      switch (block.type) {
-        case LabelType::i64: label = static_cast<const std::int64_t*>(block.data)[i]; break;
-        case LabelType::i32: label = static_cast<const std::int32_t*>(block.data)[i]; break;
-        case LabelType::u8: label = static_cast<const std::uint8_t*>(block.data)[i]; break;
-      }
+      const Index label = label_at(block, i);
       if (label < 0 || label >= kSane)
         throw DataError(
             labels.name() + ": the label at row " + std::to_string(first + i) + " is " + std::to_string(label),

@@ -82,7 +82,7 @@ void add_analyze(CLI::App& app, Common& common) {
   command->add_option("--test-labels", request.test_labels, "Test labels")->type_name("FILE[:KEY]");
   command->add_option("--ood-features", request.ood_features, "Out-of-distribution features")->type_name("FILE[:KEY]");
   command->add_option("--classes", request.classes, "K; default: rows of the classifier, else largest label + 1")
-      ->check(CLI::PositiveNumber)
+      ->check(kAtLeastOne)
       ->type_name("K");
   command->add_option("--convention", options->convention, "zhu, papyan, peer, anova or classavg")
       ->capture_default_str()
@@ -95,10 +95,10 @@ void add_analyze(CLI::App& app, Common& common) {
       ->capture_default_str()
       ->type_name("NAME");
   command->add_option("--batch-rows", request.batch_rows, "Rows read at a time; default: about 64 MiB of features")
-      ->check(CLI::PositiveNumber)
+      ->check(kAtLeastOne)
       ->type_name("R");
   command->add_option("--threads", options->threads, "CPU threads; default: all cores")
-      ->check(CLI::PositiveNumber)
+      ->check(kAtLeastOne)
       ->type_name("T");
   command->add_option("--json", common.json, "Write the report as JSON; - is standard output")->type_name("FILE");
   command->add_option("--csv", options->csv, "Write the report as CSV; - is standard output")->type_name("FILE");

@@ -9,5 +9,6 @@
 #include "ncollapse/decisions.hpp"
 #include "ncollapse/error.hpp"
 #include "ncollapse/metrics.hpp"
+#include "ncollapse/theory.hpp"
 #include "ncollapse/types.hpp"
 #include "ncollapse/version.hpp"

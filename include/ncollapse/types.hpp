@@ -39,6 +39,16 @@ struct LabelView {
   MemorySpace space = MemorySpace::host;
 };
 
+/// Label i of a view in host memory.
+inline Index label_at(const LabelView& labels, Index i) {
+  switch (labels.type) {
+    case LabelType::i64: return static_cast<const std::int64_t*>(labels.data)[i];
+    case LabelType::i32: return static_cast<const std::int32_t*>(labels.data)[i];
+    case LabelType::u8: return static_cast<const std::uint8_t*>(labels.data)[i];
+  }
+  return -1;
+}
+
 inline MatrixView view(const double* data, Index rows, Index cols, Index stride = 0) {
   return {data, Dtype::f64, rows, cols, stride, MemorySpace::host};
 }

@@ -349,6 +349,50 @@ TEST_F(Command, HelpVersionAndListings) {
   EXPECT_EQ(run_command({"devices"}).exit_code, 0);
 }
 
+// ------------------------------------------------------------------------------------------------ predict
+
+TEST_F(Command, PredictsTheMinimiser) {
+  const std::vector<std::string> call{"predict",    "--counts", "20,12,12,5,3", "--layers", "2",
+                                      "--lambda-w", "2e-3",     "--lambda-h",   "1e-3"};
+  const Outcome table = run_command(call);
+  EXPECT_EQ(table.exit_code, 0) << table.err;
+  EXPECT_NE(table.out.find("0.01932808845"), std::string::npos) << table.out;
+  auto with_json = call;
+  with_json.insert(with_json.end(), {"--json", "-"});
+  const Json json = Json::parse(run_command(with_json).out, nullptr, false);
+  ASSERT_TRUE(json.is_object());
+  EXPECT_TRUE(std::abs(json["minimum"].get<double>() - 0.01932808845) <= 1e-10);
+  for (const auto* key : {"sigma", "w", "z", "survives", "critical_lambda_product", "bias"})
+    EXPECT_EQ(json[key].size(), 5U) << key;
+  EXPECT_EQ(json["layer_singular_values"].size(), 2U);
+  EXPECT_EQ(json["class_mean_logits"].size(), 5U);
+  EXPECT_EQ(json["lost_classes"], Json::array());
+
+  auto from_labels = with_json;
+  from_labels[1] = "--counts-from";
+  std::vector<std::int64_t> labels;
+  for (const auto& [label, count] : {std::pair{0, 20}, {1, 12}, {2, 12}, {3, 5}, {4, 3}})
+    labels.insert(labels.end(), static_cast<std::size_t>(count), label);
+  from_labels[2] = labels_file("counted.npy", labels);
+  EXPECT_EQ(Json::parse(run_command(from_labels).out, nullptr, false), json);
+}
+
+TEST_F(Command, PredictsNothingFromWrongInput) {
+  const auto fails = [&](const std::string& counts, const std::string& lambda, const std::string& word) {
+    const Outcome run = run_command({"predict", "--counts", counts, "--lambda-w", lambda, "--lambda-h", "1e-3"});
+    EXPECT_EQ(run.exit_code, kUsage) << counts;
+    EXPECT_EQ(run.out, "");
+    EXPECT_NE(run.err.find(word), std::string::npos) << run.err;
+  };
+  fails("", "1e-3", "--counts");
+  fails("5,0", "1e-3", "class 1");
+  fails("5,-3", "1e-3", "-3");
+  fails("5,many", "1e-3", "many");
+  fails("5,,3", "1e-3", "not a number");
+  fails("5,3", "0", "no minimiser");
+  fails("5,3", "-1", "positive");
+}
+
 // ------------------------------------------------------------------------------------------------ large files
 
 TEST_F(Command, AFileLargerThanItsMemory) {

@@ -1,0 +1,105 @@
+// What collapse looks like when the classes are imbalanced: the spectrum of the label matrix and the global minimiser
+// of the L-extended unconstrained feature model (UFM),
+//
+//   f(W_1..W_L, H, b) = 1/(2N) |W_L...W_1 H + b 1^T - Y|^2 + sum_l lambda_l/2 |W_l|^2 + lambda_H/2 |H|^2.
+//
+// Sources: H. Liu, arXiv 2411.17278 (with bias); H. Dang et al., ICML 2023 (without); C. Thrampoulidis et al.,
+// NeurIPS 2022 (SELI, cross-entropy). Symbols: K classes of n_k samples, N = sum n_k, D = diag(sqrt n_k), m distinct
+// sizes.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "ncollapse/export.hpp"
+#include "ncollapse/types.hpp"
+
+namespace ncollapse {
+
+/// The matrix whose singular value decomposition U diag(sigma) V^T governs the geometry.
+enum class LabelModel {
+  with_bias,     ///< Yhat = (I - n 1^T/N) D
+  without_bias,  ///< D
+  seli,          ///< (I - 1 1^T/K) D, the class-mean form of the SELI matrix
+};
+
+/// Directions of one singular value. Inside an eigenspace the basis is arbitrary; nothing measured may depend on it.
+struct Eigenspace {
+  double sigma = 0;
+  Index multiplicity = 0;
+};
+
+/// The singular value decomposition of a label matrix without a dense decomposition: classes of equal size share a
+/// singular value (contrasts inside the group), and the m - 1 values between them are roots of a secular equation
+/// (LAPACK's dlaed4). Takes O(K log K + m^2) time and O(K) memory. Deterministic; host only.
+class NCOLLAPSE_EXPORT LabelSpectrum {
+ public:
+  /// Throws UsageError when there is no class or a count is below 1.
+  LabelSpectrum(std::vector<Index> counts, LabelModel model);
+  ~LabelSpectrum();
+  LabelSpectrum(LabelSpectrum&&) noexcept;
+  LabelSpectrum& operator=(LabelSpectrum&&) noexcept;
+
+  Index classes() const;  ///< K
+  Index samples() const;  ///< N
+  LabelModel model() const;
+  const std::vector<Index>& counts() const;  ///< n_k in the caller's order, [K]
+  /// Eigenspaces by descending sigma; with a bias and for SELI the last one is sigma = 0.
+  const std::vector<Eigenspace>& eigenspaces() const;
+  /// The K singular values, descending.
+  std::vector<double> sigma() const;
+  /// U^T X and V^T X for X [K x columns] row-major; row i belongs to sigma()[i]. O((K + m^2) columns) time.
+  std::vector<double> apply_left(const std::vector<double>& X, Index columns) const;
+  std::vector<double> apply_right(const std::vector<double>& X, Index columns) const;
+
+  struct Structure;
+  const Structure& structure() const { return *structure_; }  ///< for code inside the library
+
+ private:
+  std::unique_ptr<Structure> structure_;
+};
+
+struct UfmOptions {
+  std::vector<Index> counts;     ///< n_k >= 1, [K]
+  std::vector<double> lambda_w;  ///< one weight decay for each of the L layers, W_1 first; all > 0
+  double lambda_h = 0;           ///< weight decay of the features, > 0
+  bool bias = true;              ///< the last layer has an (unregularised) bias
+  Index width = 0;               ///< smallest of the layers' widths and d; 0: no limit
+};
+
+/// The global minimiser in the directions of one eigenspace.
+struct DirectionPrediction {
+  double sigma = 0;
+  Index multiplicity = 0;
+  Index surviving = 0;  ///< how many of them survive; fewer than the multiplicity only when the width cuts through
+  bool at_threshold = false;  ///< exactly at the threshold for L >= 2: vanishing is as good as surviving
+  double x = 0;               ///< the root x* of theory; 0 when the direction vanishes
+  double w = 0;               ///< singular value of W = W_L...W_1
+  double z = 0;               ///< singular value of Z = M D, M the class means as columns
+  std::vector<double> layer_singular_values;  ///< of W_1..W_L, [L]
+  double critical_lambda_product = 0;         ///< largest lambda_H prod_l lambda_l at which the direction survives
+};
+
+struct UfmPrediction {
+  Index classes = 0, samples = 0;
+  std::vector<DirectionPrediction> directions;  ///< one entry an eigenspace, by descending sigma
+  double minimum = 0;                           ///< predicted minimum of f
+  std::vector<double> bias;                     ///< n/N [K]; empty without bias
+  /// Classes whose mean's largest logit is not their own alone (minority collapse), ascending. Empty optional when the
+  /// width cuts through an eigenspace, so that the minimiser does not determine it.
+  std::optional<std::vector<Index>> lost_classes;
+};
+
+/// The global minimiser of the UFM, for any L >= 1: every direction's x* minimises g(x) = 1/(x^L + 1) + alpha x, with
+/// alpha = L N (N lambda_H prod lambda_l)^(1/L) / sigma^2. O(K log K + m^3) time. Deterministic.
+/// Throws UsageError for counts below 1, no layer, a weight decay that is not positive and finite (at 0 the minimum is
+/// not attained), a negative width.
+NCOLLAPSE_EXPORT UfmPrediction predict(const UfmOptions& options);
+
+/// Predicted logits of the class means, W M + b 1^T = U diag(w z) V^T D^-1 + (n/N) 1^T [K x K] row-major (column k: the
+/// mean of class k). Needs K x K memory. Throws UsageError when the width cuts through an eigenspace.
+NCOLLAPSE_EXPORT std::vector<double> predicted_logits(const UfmOptions& options);
+
+}  // namespace ncollapse

@@ -1,0 +1,369 @@
+// The theory of imbalanced collapse against dense linear algebra, the raw loss, and numbers from an independent program
+// (L-BFGS on the raw loss in double precision).
+#include "ncollapse/theory.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <random>
+
+#include "ncollapse/error.hpp"
+
+namespace ncollapse {
+namespace {
+
+using Vector = std::vector<double>;
+
+const std::vector<Index> kImbalanced{20, 12, 12, 5, 3};
+
+/// A dense matrix with the few operations the tests need.
+struct Dense {
+  Index rows, cols;
+  Vector values;
+  Dense(Index r, Index c) : rows(r), cols(c), values(static_cast<std::size_t>(r * c), 0.0) {}
+  double& operator()(Index i, Index j) { return values[static_cast<std::size_t>(i * cols + j)]; }
+  double operator()(Index i, Index j) const { return values[static_cast<std::size_t>(i * cols + j)]; }
+  double squares() const { return std::inner_product(values.begin(), values.end(), values.begin(), 0.0); }
+};
+Dense times(const Dense& a, const Dense& b) {
+  Dense c(a.rows, b.cols);
+  for (Index i = 0; i < a.rows; ++i)
+    for (Index k = 0; k < a.cols; ++k)
+      for (Index j = 0; j < b.cols; ++j) c(i, j) += a(i, k) * b(k, j);
+  return c;
+}
+Dense transposed(const Dense& a) {
+  Dense t(a.cols, a.rows);
+  for (Index i = 0; i < a.rows; ++i)
+    for (Index j = 0; j < a.cols; ++j) t(j, i) = a(i, j);
+  return t;
+}
+Dense identity(Index n) {
+  Dense unit(n, n);
+  for (Index i = 0; i < n; ++i) unit(i, i) = 1;
+  return unit;
+}
+double largest_gap(const Dense& a, const Dense& b) {
+  double gap = 0;
+  for (std::size_t i = 0; i < a.values.size(); ++i) gap = std::max(gap, std::abs(a.values[i] - b.values[i]));
+  return gap;
+}
+
+Dense label_matrix(const std::vector<Index>& counts, LabelModel model) {
+  const auto classes = static_cast<Index>(counts.size());
+  const auto samples = static_cast<double>(std::accumulate(counts.begin(), counts.end(), Index{0}));
+  Dense matrix(classes, classes);
+  for (Index j = 0; j < classes; ++j)
+    for (Index k = 0; k < classes; ++k) {
+      const double mean = model == LabelModel::with_bias ? static_cast<double>(counts[j]) / samples
+                          : model == LabelModel::seli    ? 1 / static_cast<double>(classes)
+                                                         : 0.0;
+      matrix(j, k) = ((j == k ? 1.0 : 0.0) - mean) * std::sqrt(static_cast<double>(counts[k]));
+    }
+  return matrix;
+}
+
+/// U^T or V^T as a matrix.
+Dense basis(const LabelSpectrum& spectrum, bool left) {
+  const Dense unit = identity(spectrum.classes());
+  Dense result = unit;
+  result.values = left ? spectrum.apply_left(unit.values, unit.cols) : spectrum.apply_right(unit.values, unit.cols);
+  return result;
+}
+
+std::vector<std::vector<Index>> many_imbalances() {
+  std::vector<std::vector<Index>> all{{7},
+                                      {4, 4},
+                                      {9, 1},
+                                      {5, 5, 5},
+                                      {1, 2, 3},
+                                      {3, 1, 2, 1},
+                                      kImbalanced,
+                                      {1000000, 999999, 999999, 1},
+                                      {500, 500, 400, 400, 300, 300, 200, 200, 100, 100}};
+  std::mt19937 random(3);
+  for (const Index classes : {17, 64, 300})
+    for (const Index largest : {Index{3}, Index{50}, Index{100000}}) {
+      std::vector<Index> counts;
+      for (Index k = 0; k < classes; ++k) counts.push_back(1 + static_cast<Index>(random() % largest));
+      all.push_back(counts);
+    }
+  return all;
+}
+
+TEST(LabelSpectrum, PublishedExample) {
+  const LabelSpectrum spectrum({500, 500, 400, 400, 300, 300, 200, 200, 100, 100}, LabelModel::with_bias);
+  const Vector expected{22.36067977, 21.28034791, 20,          18.40281884, 17.32050808,
+                        15.06110948, 14.14213562, 10.72284321, 10,          0};
+  const Vector sigma = spectrum.sigma();
+  ASSERT_EQ(sigma.size(), expected.size());
+  for (std::size_t i = 0; i < sigma.size(); ++i) EXPECT_NEAR(sigma[i], expected[i], 5.1e-9) << i;
+  EXPECT_EQ(sigma.back(), 0.0);
+}
+
+TEST(LabelSpectrum, DecomposesTheDenseMatrix) {
+  for (const auto& counts : many_imbalances())
+    for (const auto model : {LabelModel::with_bias, LabelModel::without_bias, LabelModel::seli}) {
+      const LabelSpectrum spectrum(counts, model);
+      const Vector sigma = spectrum.sigma();
+      const auto classes = static_cast<Index>(counts.size());
+      ASSERT_EQ(sigma.size(), counts.size());
+      const Dense left = basis(spectrum, true), right = basis(spectrum, false);
+      const double unit = 1e-14 * static_cast<double>(classes);
+      for (const Dense& vectors : {left, right}) {
+        const double gap = largest_gap(times(vectors, transposed(vectors)), identity(classes));
+        EXPECT_TRUE(gap <= unit) << gap << " with " << classes << " classes of at most "
+                                 << *std::max_element(counts.begin(), counts.end());
+      }
+      const Dense product = times(times(left, label_matrix(counts, model)), transposed(right));
+      Dense expected(classes, classes);
+      for (Index i = 0; i < classes; ++i) expected(i, i) = sigma[static_cast<std::size_t>(i)];
+      EXPECT_TRUE(largest_gap(product, expected) <= unit * sigma.front()) << classes << " classes";
+      for (std::size_t i = 1; i < sigma.size(); ++i) EXPECT_LE(sigma[i], sigma[i - 1]);
+    }
+}
+
+TEST(LabelSpectrum, InterlacesWithTheClassSizes) {
+  for (auto counts : many_imbalances()) {
+    const Vector sigma = LabelSpectrum(counts, LabelModel::with_bias).sigma();
+    std::sort(counts.rbegin(), counts.rend());
+    for (std::size_t i = 0; i + 1 < counts.size(); ++i) {
+      EXPECT_LE(sigma[i], std::sqrt(static_cast<double>(counts[i])) * (1 + 1e-15));
+      EXPECT_GE(sigma[i], std::sqrt(static_cast<double>(counts[i + 1])) * (1 - 1e-15));
+    }
+    EXPECT_EQ(sigma.back(), 0.0);
+  }
+}
+
+TEST(LabelSpectrum, ManyEqualClassesShareTheirValue) {
+  const LabelSpectrum spectrum(std::vector<Index>(100000, 7), LabelModel::with_bias);
+  ASSERT_EQ(spectrum.eigenspaces().size(), 2U);
+  EXPECT_EQ(spectrum.eigenspaces()[0].multiplicity, 99999);
+  EXPECT_DOUBLE_EQ(spectrum.eigenspaces()[0].sigma, std::sqrt(7.0));
+}
+
+// ------------------------------------------------------------------------------------------------ the minimiser
+
+UfmOptions ufm(std::vector<Index> counts, Index layers, double lambda_w, double lambda_h, bool bias, Index width = 0) {
+  return {std::move(counts), Vector(static_cast<std::size_t>(layers), lambda_w), lambda_h, bias, width};
+}
+
+/// f at layers W_1..W_L, class features H (all samples of a class equal, columns are classes) and bias b.
+double loss(const UfmOptions& model, const std::vector<Dense>& layers, const Dense& features, const Vector& bias) {
+  Dense product = layers.front();
+  for (std::size_t l = 1; l < layers.size(); ++l) product = times(layers[l], product);
+  const Dense logits = times(product, features);
+  double samples = 0, fit = 0, decay = 0;
+  for (const Index count : model.counts) samples += static_cast<double>(count);
+  for (Index k = 0; k < logits.cols; ++k) {
+    const auto count = static_cast<double>(model.counts[static_cast<std::size_t>(k)]);
+    for (Index j = 0; j < logits.rows; ++j) {
+      const double gap = logits(j, k) + (model.bias ? bias[static_cast<std::size_t>(j)] : 0.0) - (j == k ? 1.0 : 0.0);
+      fit += count * gap * gap;
+    }
+    for (Index i = 0; i < features.rows; ++i) decay += model.lambda_h / 2 * count * features(i, k) * features(i, k);
+  }
+  for (std::size_t l = 0; l < layers.size(); ++l) decay += model.lambda_w[l] / 2 * layers[l].squares();
+  return fit / (2 * samples) + decay;
+}
+
+TEST(Predict, MinimaFoundByOptimisation) {
+  const double with_bias[] = {0.01656018, 0.01932809, 0.02279918};
+  const double without[] = {0.02147428, 0.02470530, 0.02895435};
+  for (Index layers = 1; layers <= 3; ++layers) {
+    EXPECT_NEAR(predict(ufm(kImbalanced, layers, 2e-3, 1e-3, true)).minimum, with_bias[layers - 1], 5.1e-9);
+    EXPECT_NEAR(predict(ufm(kImbalanced, layers, 2e-3, 1e-3, false)).minimum, without[layers - 1], 5.1e-9);
+  }
+  EXPECT_NEAR(predict(ufm(kImbalanced, 2, 2e-3, 1e-3, true, 2)).minimum, 0.103008, 5.1e-7);  // rank-limited
+  const UfmPrediction four = predict(ufm(kImbalanced, 3, 1e-2, 6e-3, true));
+  EXPECT_NEAR(four.minimum, 0.116693, 5.1e-7);
+  EXPECT_NEAR(predict(ufm({500, 500, 400, 400, 300, 300, 200, 200, 100, 100}, 3, 1e-5, 1e-5, true)).minimum,
+              0.0007267897402421933, 1e-15);
+}
+
+// The predicted singular values, put together with the spectrum's vectors, have the predicted loss: so it is reached.
+TEST(Predict, TheMinimiserReachesItsLoss) {
+  for (const auto& counts : {kImbalanced, {9, 1}, {6, 6, 6}, {1000, 30, 30, 2, 1}})
+    for (const bool bias : {true, false})
+      for (Index layers = 1; layers <= 9; layers += 2)
+        for (const double lambda : {1e-7, 1e-4, 2e-2}) {
+          UfmOptions model = ufm(counts, layers, lambda, lambda / 3, bias);
+          for (Index l = 0; l < layers; ++l)
+            model.lambda_w[static_cast<std::size_t>(l)] *= 1 + 0.3 * static_cast<double>(l);
+          const UfmPrediction prediction = predict(model);
+          const LabelSpectrum spectrum(counts, bias ? LabelModel::with_bias : LabelModel::without_bias);
+          const auto classes = spectrum.classes();
+          const Dense left = basis(spectrum, true), right = basis(spectrum, false);
+          std::vector<Dense> matrices(static_cast<std::size_t>(layers), Dense(classes, classes));
+          Dense features(classes, classes);
+          Index i = 0;
+          for (const auto& direction : prediction.directions)
+            for (Index copy = 0; copy < direction.multiplicity; ++copy, ++i) {
+              if (copy >= direction.surviving) continue;
+              for (Index l = 0; l < layers; ++l) {
+                const double s = direction.layer_singular_values[static_cast<std::size_t>(l)];
+                for (Index k = 0; k < classes; ++k) {
+                  if (l + 1 == layers)
+                    matrices[static_cast<std::size_t>(l)](k, i) = left(i, k) * s;  // U diag(s)
+                  else if (k == i)
+                    matrices[static_cast<std::size_t>(l)](i, i) = s;
+                }
+              }
+              for (Index k = 0; k < classes; ++k)
+                features(i, k) =
+                    direction.z * right(i, k) / std::sqrt(static_cast<double>(counts[static_cast<std::size_t>(k)]));
+            }
+          const double reached = loss(model, matrices, features, prediction.bias);
+          EXPECT_TRUE(std::abs(reached - prediction.minimum) <= 1e-12 * prediction.minimum + 1e-15)
+              << reached << " " << prediction.minimum << " L " << layers << " lambda " << lambda;
+        }
+}
+
+TEST(Predict, NoRandomPointIsBelow) {
+  std::mt19937 random(11);
+  std::normal_distribution<double> normal;
+  for (int trial = 0; trial < 1000; ++trial) {
+    const Index classes = 2 + static_cast<Index>(random() % 4), layers = 1 + static_cast<Index>(random() % 3), dim = 5;
+    std::vector<Index> counts;
+    for (Index k = 0; k < classes; ++k) counts.push_back(1 + static_cast<Index>(random() % 30));
+    const UfmOptions model = ufm(counts, layers, std::pow(10, -1 - 4 * (random() % 100) / 100.0), 1e-3, trial % 2 == 0);
+    const double size = 0.05 + 2.0 * (random() % 100) / 100;
+    std::vector<Dense> matrices;
+    for (Index l = 0; l < layers; ++l) {
+      matrices.emplace_back(l + 1 == layers ? classes : dim, dim);
+      for (auto& value : matrices.back().values) value = size * normal(random);
+    }
+    Dense features(dim, classes);
+    for (auto& value : features.values) value = size * normal(random);
+    Vector bias;
+    for (const Index count : counts)
+      bias.push_back(static_cast<double>(count) /
+                     static_cast<double>(std::accumulate(counts.begin(), counts.end(), Index{0})));
+    EXPECT_GE(loss(model, matrices, features, bias), predict(model).minimum);
+  }
+}
+
+// x* is compared with a fine scan of g, which knows nothing of thresholds or roots.
+TEST(Predict, EveryRootMinimisesG) {
+  for (Index layers = 1; layers <= 9; ++layers)
+    for (const double lambda : {1e-6, 1e-3, 1e-2, 3e-2, 0.1}) {
+      const UfmOptions model = ufm(kImbalanced, layers, lambda, lambda, true);
+      const double samples = 52, product = std::pow(lambda, static_cast<double>(layers + 1)),
+                   L = static_cast<double>(layers);
+      for (const auto& direction : predict(model).directions) {
+        if (direction.sigma == 0) continue;
+        const double alpha = L * samples * std::pow(samples * product, 1 / L) / (direction.sigma * direction.sigma);
+        const auto g = [&](double x) { return 1 / (std::pow(x, L) + 1) + alpha * x; };
+        double best = 1;
+        for (double u = -12; u < 14; u += 1e-3) best = std::min(best, g(std::exp(u)));
+        const double value = direction.surviving > 0 ? g(direction.x) : 1.0;
+        EXPECT_TRUE(value <= best + 1e-14) << layers << " " << lambda << " " << direction.sigma;
+        EXPECT_EQ(direction.surviving > 0, product < direction.critical_lambda_product);
+      }
+    }
+}
+
+TEST(Predict, TheThreshold) {
+  for (Index layers = 1; layers <= 5; ++layers) {
+    const UfmPrediction free = predict(ufm({8, 8}, layers, 1e-6, 1e-6, true));
+    const double critical = free.directions[0].critical_lambda_product;
+    const auto survives_at = [&](double factor) {  // lambda_h carries the whole change
+      const UfmPrediction p = predict(ufm({8, 8}, layers, 1e-3, factor * critical / std::pow(1e-3, layers), true));
+      return p.directions[0];
+    };
+    EXPECT_EQ(survives_at(1 - 1e-9).surviving, 1);
+    EXPECT_EQ(survives_at(1 + 1e-9).surviving, 0);
+    const DirectionPrediction below = survives_at(1 - 1e-9);
+    if (layers == 1)
+      EXPECT_LT(below.x, 1e-8);  // shrinks continuously
+    else
+      EXPECT_NEAR(below.x, std::pow(layers - 1, 1.0 / static_cast<double>(layers)), 1e-3);  // jumps
+    EXPECT_EQ(survives_at(1).at_threshold, layers > 1);
+  }
+}
+
+TEST(Predict, LayersShareTheirPenalty) {
+  UfmOptions model = ufm(kImbalanced, 3, 1e-4, 3e-4, true);
+  model.lambda_w = {1e-4, 5e-5, 2e-3};
+  for (const auto& direction : predict(model).directions) {
+    if (direction.surviving == 0) continue;
+    const double features = model.lambda_h * direction.z * direction.z;
+    double product = 1;
+    for (std::size_t l = 0; l < 3; ++l) {
+      const double s = direction.layer_singular_values[l];
+      EXPECT_NEAR(model.lambda_w[l] * s * s / features, 1, 1e-12);
+      product *= s;
+    }
+    EXPECT_NEAR(product / direction.w, 1, 1e-12);
+  }
+}
+
+TEST(Predict, LogitsAndLostClasses) {
+  for (const auto& counts : {kImbalanced, {9, 1}, {100, 100, 3, 3, 2}, {50, 20, 20, 1}})
+    for (const bool bias : {true, false})
+      for (const double lambda : {1e-5, 3e-3, 2e-2, 1.0}) {
+        const UfmOptions model = ufm(counts, 2, lambda, lambda, bias);
+        const UfmPrediction prediction = predict(model);
+        const LabelSpectrum spectrum(counts, bias ? LabelModel::with_bias : LabelModel::without_bias);
+        const Dense left = basis(spectrum, true), right = basis(spectrum, false);
+        const auto classes = spectrum.classes();
+        const Vector logits = predicted_logits(model);
+        ASSERT_EQ(logits.size(), static_cast<std::size_t>(classes * classes));
+        std::vector<Index> lost;
+        for (Index k = 0; k < classes; ++k) {
+          double rival = -1e300, own = 0;
+          for (Index j = 0; j < classes; ++j) {
+            double expected = bias ? prediction.bias[static_cast<std::size_t>(j)] : 0.0;
+            Index i = 0;
+            for (const auto& direction : prediction.directions)
+              for (Index copy = 0; copy < direction.multiplicity; ++copy, ++i)
+                expected += left(i, j) * direction.w * direction.z * right(i, k) /
+                            std::sqrt(static_cast<double>(counts[static_cast<std::size_t>(k)]));
+            EXPECT_NEAR(logits[static_cast<std::size_t>(j * classes + k)], expected, 1e-13);
+            (j == k ? own : rival) = j == k ? expected : std::max(rival, expected);
+          }
+          if (own <= rival + 1e-12) lost.push_back(k);
+        }
+        EXPECT_EQ(prediction.lost_classes, std::optional(lost)) << lambda;
+      }
+  // So strong a decay that nothing survives: only the largest class is told from the others, by the bias alone.
+  const UfmPrediction nothing = predict(ufm(kImbalanced, 1, 1, 1, true));
+  EXPECT_EQ(nothing.lost_classes, std::optional(std::vector<Index>{1, 2, 3, 4}));
+  EXPECT_EQ(predict(ufm({5, 5, 5}, 1, 1, 1, true)).lost_classes->size(), 3U);
+}
+
+TEST(Predict, AWidthThatCutsThroughAnEigenspace) {
+  const UfmOptions model = ufm({10, 10, 10, 10}, 1, 1e-3, 1e-3, true, 2);
+  const UfmPrediction prediction = predict(model);
+  EXPECT_EQ(prediction.directions[0].multiplicity, 3);
+  EXPECT_EQ(prediction.directions[0].surviving, 2);
+  EXPECT_FALSE(prediction.lost_classes.has_value());
+  EXPECT_THROW(predicted_logits(model), UsageError);
+}
+
+TEST(Predict, WrongInput) {
+  const auto fails = [](const UfmOptions& model, const std::string& word) {
+    try {
+      predict(model);
+      ADD_FAILURE() << word;
+    } catch (const UsageError& error) {
+      EXPECT_NE((error.what() + error.hint()).find(word), std::string::npos) << error.what();
+    }
+  };
+  fails(ufm({}, 1, 1, 1, true), "no class counts");
+  fails(ufm({3, 0}, 1, 1, 1, true), "class 1");
+  fails(ufm({3, -2}, 1, 1, 1, true), "-2");
+  fails(ufm({3, 2}, 0, 1, 1, true), "layers");
+  fails(ufm({3, 2}, 1, 0, 1, true), "no minimiser");
+  fails(ufm({3, 2}, 1, 1, -1, true), "lambda_h");
+  fails(ufm({3, 2}, 1, std::nan(""), 1, true), "lambda_w");
+  fails(ufm({3, 2}, 1, 1, 1, true, -1), "width");
+  fails(ufm({INT64_MAX, 2}, 1, 1, 1, true), "overflow");
+  const LabelSpectrum spectrum(kImbalanced, LabelModel::with_bias);
+  EXPECT_THROW(spectrum.apply_left(Vector(7), 2), UsageError);
+}
+
+}  // namespace
+}  // namespace ncollapse
