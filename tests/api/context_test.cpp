@@ -1,4 +1,6 @@
 // Devices and contexts.
+#include <optional>
+
 #include "tests/api/support.hpp"
 
 namespace ncollapse_test {
@@ -37,6 +39,22 @@ TEST(Devices, ADeviceThatIsNotThereIsAnError) {
   EXPECT_THROW(Context(Device{DeviceType::cuda, 1000}), ncollapse::DeviceError);
   if (!ncollapse::cuda_unavailable_reason().empty()) {
     EXPECT_THROW(Context(Device{DeviceType::cuda, 0}), ncollapse::DeviceError);
+  }
+}
+
+TEST(Devices, ThreadCountsAgree) {
+  const Problem problem = typical_problem();
+  const int usual = Context(Device{}).info().threads;
+  std::optional<Report> want;
+  for (int threads : {1, 2, 3, usual}) {  // the last one leaves the process as it was
+    ncollapse::ContextOptions options;
+    options.threads = threads;
+    const Context context(Device{}, options);
+    EXPECT_EQ(context.info().threads, threads);
+    const Report report = measure_problem(context, problem);
+    if (!want) want = report;
+    expect_same_metrics(report, *want, kOrder, kZero);
+    expect_same_bits(report, measure_problem(context, problem));
   }
 }
 

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <nlohmann/json.hpp>
 
 #include "tests/api/support.hpp"
@@ -77,14 +78,15 @@ TEST_P(Dumps, EveryExpectedMetricOfEveryConvention) {
     ncollapse::Classifier classifier;
     for (ArrayFile& file : files) classifier.layers.push_back(file.read_matrix(0, file.rows()));
     classifier.bias = bias.read_matrix(0, bias.rows());
-    if (classifier.bias.cols == 1) std::swap(classifier.bias.rows, classifier.bias.cols);  // a vector as a row
+    std::swap(classifier.bias.rows, classifier.bias.cols);  // a column of the file as the row of a classifier
     classifier.bias.stride = 0;
 
     ncollapse::DecisionCounter train_counter(moments, &classifier), test_counter(moments, &classifier);
     stream(name, "", [&](const auto& features, const auto& labels) { train_counter.add(features, labels); });
     stream(name, "test_", [&](const auto& features, const auto& labels) { test_counter.add(features, labels); });
     const DecisionCounts train = train_counter.finish(), test = test_counter.finish();
-    for (const auto& [convention, values] : expected(name).items()) {
+    const nlohmann::json wanted = expected(name);
+    for (const auto& [convention, values] : wanted.items()) {
       SCOPED_TRACE(convention);
       const Report report =
           ncollapse::measure(moments, {&classifier, &train, &test, nullptr}, ncollapse::parse_convention(convention));
@@ -129,7 +131,8 @@ TEST_P(Dumps, AnalyzeGivesTheExpectedMetrics) {
   request.test_features = dump(name) + "test_features.npy";
   request.test_labels = dump(name) + "test_labels.npy";
   request.batch_rows = 999;
-  for (const auto& [convention, values] : expected(name).items()) {
+  const nlohmann::json wanted = expected(name);
+  for (const auto& [convention, values] : wanted.items()) {
     request.convention = ncollapse::parse_convention(convention);
     const Report report = ncollapse::analyze(context(), request);
     EXPECT_EQ(report.dtype, "f32");

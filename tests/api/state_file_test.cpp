@@ -1,4 +1,6 @@
 // Accumulator::save and load.
+#include <unistd.h>
+
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -19,7 +21,7 @@ class StateFile : public OnDevice {
     std::string name = testing::UnitTest::GetInstance()->current_test_info()->name();
     for (char& c : name)
       if (c == '/') c = '_';
-    directory_ = std::filesystem::temp_directory_path() / ("ncollapse_state_" + name);
+    directory_ = std::filesystem::temp_directory_path() / ("ncollapse_state_" + std::to_string(getpid()) + name);
     std::filesystem::remove_all(directory_);
     std::filesystem::create_directories(directory_);
   }

@@ -94,23 +94,19 @@ namespace {
 int mantissa_bits(Dtype dtype) { return dtype == Dtype::f16 ? 10 : 7; }
 int exponent_bias(Dtype dtype) { return dtype == Dtype::f16 ? 15 : 127; }
 
-/// Nearest value; subnormal results and overflow are outside what the tests encode.
+/// The nearest value, ties to even.
 std::uint16_t encode16(double x, Dtype dtype) {
   const int m = mantissa_bits(dtype), bias = exponent_bias(dtype);
   const auto sign = static_cast<std::uint16_t>(std::signbit(x) ? 0x8000 : 0);
-  if (std::isnan(x) || std::isinf(x)) {
-    const auto infinity = static_cast<std::uint16_t>(0x7fff >> m << m);
-    return static_cast<std::uint16_t>(sign | infinity | (std::isnan(x) ? 1 : 0));
-  }
+  const auto infinity = static_cast<std::uint16_t>(0x7fff >> m << m);
+  if (std::isnan(x)) return static_cast<std::uint16_t>(infinity | 1);
+  if (std::isinf(x)) return static_cast<std::uint16_t>(sign | infinity);
   if (x == 0) return sign;
-  int exponent = std::ilogb(x);
-  auto mantissa = static_cast<int>(std::nearbyint(std::ldexp(std::abs(x), m - exponent)));  // 2^m .. 2^(m+1)
-  if (mantissa == 2 << m) {
-    mantissa = 1 << m;
-    ++exponent;
-  }
-  EXPECT_TRUE(exponent > -bias && exponent <= bias) << x << " is not in the normal range of the element type";
-  return static_cast<std::uint16_t>(sign | ((exponent + bias) << m) | (mantissa - (1 << m)));
+  const int exponent = std::max(std::ilogb(x), 1 - bias);  // subnormal values share the lowest one
+  const auto mantissa = static_cast<int>(std::nearbyint(std::ldexp(std::abs(x), m - exponent)));  // up to 2^(m+1)
+  const int bits = ((exponent + bias - 1) << m) + mantissa;  // the leading 1 raises the exponent field
+  EXPECT_LT(bits, infinity) << x << " is too large for the element type";
+  return static_cast<std::uint16_t>(sign | bits);
 }
 
 template <class T>
@@ -286,14 +282,18 @@ Truth::Truth(const Problem& problem) : moments_(oracle::moments(problem.train.tr
   vci_ = static_cast<double>(oracle::vci(moments_));
 }
 
+oracle::Evidence Truth::evidence() const {
+  oracle::Evidence result;
+  result.train = &train_;
+  if (head_.weights.rows > 0) result.head = &head_;
+  if (!test_.samples.empty()) result.test = &test_;
+  if (!ood_mean_.empty()) result.ood_mean = &ood_mean_;
+  return result;
+}
+
 std::map<std::string, double> Truth::metrics(Convention convention) const {
-  oracle::Evidence evidence;
-  evidence.train = &train_;
-  if (head_.weights.rows > 0) evidence.head = &head_;
-  if (!test_.samples.empty()) evidence.test = &test_;
-  if (!ood_mean_.empty()) evidence.ood_mean = &ood_mean_;
   std::map<std::string, double> result;
-  for (const auto& [key, value] : oracle::metrics(moments_, evidence, convention))
+  for (const auto& [key, value] : oracle::metrics(moments_, evidence(), convention))
     result[key] = static_cast<double>(value);
   if (convention != Convention::classavg) result["nc1_vci"] = vci_;
   return result;
@@ -301,7 +301,7 @@ std::map<std::string, double> Truth::metrics(Convention convention) const {
 
 std::map<std::string, std::vector<double>> Truth::per_class(Convention convention) const {
   std::map<std::string, std::vector<double>> result;
-  for (const auto& [key, values] : oracle::per_class(moments_, convention))
+  for (const auto& [key, values] : oracle::per_class(moments_, evidence(), convention))
     result[key].assign(values.begin(), values.end());
   return result;
 }
@@ -427,14 +427,22 @@ void expect_same_bits(const Report& a, const Report& b) {
 
 const std::vector<std::string>& promised_scalars() {
   static const std::vector<std::string> keys = {
-      "nc1_pinv",        "nc1_pinv_sum",      "nc1_trace_ratio",    "nc1_within_frac",   "nc1_cdnv",
-      "nc1_vci",         "nc2_equinorm_h",    "nc2_equinorm_w",     "nc2_equiang_h",     "nc2_equiang_w",
-      "nc2_cos_mean_h",  "nc2_cos_std_h",     "nc2_cos_max_h",      "nc2_etf_h",         "nc2_etf_w",
-      "nc2_of_h",        "nc2_gnc_dist_mean", "nc2_gnc_dist_var",   "nc2_gnc_log_mean",  "nc2_gnc_log_var",
-      "nc2_nearest_etf", "nc_drift",          "nc3_dual",           "nc3_wh_etf",        "nc3_wh_of",
-      "nc3_cos_mean",    "nc3_cos_min",       "nc3_uni_dot_var",    "nc0_rowsum",        "nc_bias",
-      "nc_bias_prior",   "nc4_agree_train",   "nc4_agree_test",     "acc_top1_train",    "acc_top1_test",
-      "ncc_acc_train",   "ncc_acc_test",      "acc_balanced_train", "acc_balanced_test", "nc5_ortho"};
+      "nc1_pinv",          "nc1_pinv_sum",      "nc1_trace_ratio",    "nc1_within_frac",   "nc1_cdnv",
+      "nc1_vci",           "nc2_equinorm_h",    "nc2_equinorm_w",     "nc2_equiang_h",     "nc2_equiang_w",
+      "nc2_cos_mean_h",    "nc2_cos_std_h",     "nc2_cos_max_h",      "nc2_etf_h",         "nc2_etf_w",
+      "nc2_of_h",          "nc2_gnc_dist_mean", "nc2_gnc_dist_var",   "nc2_gnc_log_mean",  "nc2_gnc_log_var",
+      "nc2_nearest_etf",   "nc_drift",          "nc3_dual",           "nc3_wh_etf",        "nc3_wh_of",
+      "nc3_cos_mean",      "nc3_cos_min",       "nc3_uni_dot_var",    "nc0_rowsum",        "nc_bias",
+      "nc_bias_prior",     "nc2_cos_mean_w",    "nc2_cos_std_w",      "nc2_cos_max_w",     "nc2_of_w",
+      "nc2_min_angle_deg", "nc4_agree_train",   "nc4_agree_test",     "acc_top1_train",    "acc_top1_test",
+      "ncc_acc_train",     "ncc_acc_test",      "acc_balanced_train", "acc_balanced_test", "nc5_ortho"};
+  return keys;
+}
+
+const std::vector<std::string>& promised_vectors() {
+  static const std::vector<std::string> keys = {"nc1_per_class",           "nc1_per_class_nearest",
+                                                "acc_per_class_train",     "acc_per_class_test",
+                                                "ncc_acc_per_class_train", "ncc_acc_per_class_test"};
   return keys;
 }
 

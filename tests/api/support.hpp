@@ -152,6 +152,8 @@ class Truth {
   const oracle::Decisions& test() const { return test_; }
 
  private:
+  oracle::Evidence evidence() const;
+
   oracle::Head head_;
   oracle::Moments moments_;
   oracle::Decisions train_, test_;
@@ -171,7 +173,8 @@ bool same_bits(const std::vector<double>& a, const std::vector<double>& b);
 void expect_same_bits(const ClassMoments& a, const ClassMoments& b);
 void expect_same_bits(const Report& a, const Report& b);
 
-/// Keys of the catalogue that every report has to account for.
+/// Keys that the catalogue has to have.
 const std::vector<std::string>& promised_scalars();
+const std::vector<std::string>& promised_vectors();
 
 }  // namespace ncollapse_test

@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <fstream>
 #include <limits>
 #include <numeric>
 #include <stdexcept>
+#include <utility>
 
 namespace oracle {
 
@@ -197,29 +199,34 @@ void add_geometry(std::map<std::string, Real>& out, const Matrix& A, const std::
   for (Index k = 0; k < K; ++k) norms.push_back(norm(A, k));
   out["nc2_equinorm" + suffix] = std::sqrt(variance(norms)) / mean(norms);
   out["nc2_etf" + suffix] = distance_of_directions(product(A, transpose(A)), simplex(K));
+  if (suffix == "_w") out["nc2_of_w"] = distance_of_directions(product(A, transpose(A)), frame(K));
   if (*std::min_element(norms.begin(), norms.end()) == 0) return;
 
-  Vector cosines, deviations, distances, logs;
+  Vector cosines, deviations, angles, distances, logs;
   for (Index j = 0; j < K; ++j)
     for (Index k = j + 1; k < K; ++k) {
       cosines.push_back(dot(A, j, A, k) / (norms[at(j)] * norms[at(k)]));
       deviations.push_back(std::abs(cosines.back() + 1 / Real(K - 1)));
-      Real square = 0;
+      Real apart = 0, together = 0;  // |a^_j - a^_k|^2, |a^_j + a^_k|^2
       for (Index c = 0; c < A.cols; ++c) {
-        const Real difference = A(j, c) / norms[at(j)] - A(k, c) / norms[at(k)];
-        square += difference * difference;
+        const Real a = A(j, c) / norms[at(j)], b = A(k, c) / norms[at(k)];
+        apart += (a - b) * (a - b);
+        together += (a + b) * (a + b);
       }
-      distances.push_back(std::sqrt(square));
+      angles.push_back(2 * std::atan2(std::sqrt(apart), std::sqrt(together)));
+      distances.push_back(std::sqrt(apart));
       logs.push_back(-std::log(distances.back()));
     }
   out["nc2_equiang" + suffix] = mean(deviations);
+  out["nc2_cos_mean" + suffix] = mean(cosines);
+  out["nc2_cos_std" + suffix] = std::sqrt(variance(cosines));
+  out["nc2_cos_max" + suffix] = *std::max_element(cosines.begin(), cosines.end());
   if (suffix != "_h") return;
-  out["nc2_cos_mean_h"] = mean(cosines);
-  out["nc2_cos_std_h"] = std::sqrt(variance(cosines));
-  out["nc2_cos_max_h"] = *std::max_element(cosines.begin(), cosines.end());
+  const Real closest = *std::min_element(distances.begin(), distances.end());
+  out["nc2_min_angle_deg"] = *std::min_element(angles.begin(), angles.end()) * 180 / std::acos(Real(-1));
   out["nc2_gnc_dist_mean"] = mean(distances);
   out["nc2_gnc_dist_var"] = variance(distances);
-  if (*std::min_element(distances.begin(), distances.end()) == 0) return;
+  if (closest == 0) return;
   out["nc2_gnc_log_mean"] = mean(logs);
   out["nc2_gnc_log_var"] = variance(logs);
 }
@@ -458,7 +465,7 @@ Real vci(const Moments& m, Real cut) {
   return 1 - trace_of_product(pseudo_inverse(sigma_t, cut), sigma_b) / limit;
 }
 
-std::map<std::string, Vector> per_class(const Moments& m, Convention convention) {
+std::map<std::string, Vector> per_class(const Moments& m, const Evidence& evidence, Convention convention) {
   const Between b = between(m, convention);
   const Real none = std::numeric_limits<Real>::quiet_NaN();
   Vector centre(m.counts.size(), none), nearest(m.counts.size(), none);
@@ -475,7 +482,18 @@ std::map<std::string, Vector> per_class(const Moments& m, Convention convention)
     if (to_centre > 0) centre[at(label)] = variance_k / to_centre;
     if (to_nearest > 0) nearest[at(label)] = variance_k / to_nearest;
   }
-  return {{"nc1_per_class_centre", centre}, {"nc1_per_class_nearest", nearest}};
+  std::map<std::string, Vector> out = {{"nc1_per_class", centre}, {"nc1_per_class_nearest", nearest}};
+  const auto add_recalls = [&](const std::string& key, const std::vector<Index>& correct, const Decisions& split) {
+    for (std::size_t k = 0; k < correct.size(); ++k)
+      out[key].push_back(split.samples[k] > 0 ? static_cast<Real>(correct[k]) / static_cast<Real>(split.samples[k])
+                                              : none);
+  };
+  for (const auto& [split, suffix] : {std::pair(evidence.train, "_train"), std::pair(evidence.test, "_test")}) {
+    if (!split) continue;
+    add_recalls(std::string("ncc_acc_per_class") + suffix, split->correct_centre, *split);
+    if (evidence.head) add_recalls(std::string("acc_per_class") + suffix, split->correct_classifier, *split);
+  }
+  return out;
 }
 
 // --- files

@@ -89,8 +89,10 @@ std::map<std::string, Real> metrics(const Moments& moments, const Evidence& evid
 /// The cut lies above the rounding of double (d eps), which a library working in double cannot tell from 0.
 Real vci(const Moments& moments, Real cut = 1e-13L);
 
-/// nc1_per_class_centre and nc1_per_class_nearest, [K]; NaN for absent classes and where the denominator is 0.
-std::map<std::string, Vector> per_class(const Moments& moments, ncollapse::Convention convention);
+/// Per-class metrics by key, [K]; NaN for classes without samples (of the split, for accuracies) and where a
+/// denominator is 0.
+std::map<std::string, Vector> per_class(const Moments& moments, const Evidence& evidence,
+                                        ncollapse::Convention convention);
 
 /// A .npy file of version 1 with float32, float64 or int64 entries in C order; a vector has one column.
 Matrix read_npy(const std::string& path);
