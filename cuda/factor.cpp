@@ -1,7 +1,7 @@
 // Spectral verbs. The results of a vendor solver are not believed unseen: eigenpairs are checked by their residual.
 //
 // pinv_trace. tr(B A^+ B^T) needs no eigenvectors when A is safely positive definite: with A = L L^T it is
-// |B L^-T|_F^2. The rank rule of the seam counts eigenvalues above t = n eps max A_ii. Cholesky's factor belongs
+// |B L^-T|_F^2. The rank rule of the seam counts eigenvalues above t = n eps lambda_max. Cholesky's factor belongs
 // exactly to A + E, |E|_2 <= n (n+1) eps max A_ii (Higham 2002, theorem 10.3), and the smallest eigenvalue of L L^T is
 // at least 1/|L^-1|_F^2. So when 1/|L^-1|_F^2 > 4 n (n+1) eps max A_ii, every eigenvalue of A is above t and the rank
 // is n. A cheap first look at the factor's diagonal (its smallest square bounds that eigenvalue from above) spares
@@ -82,7 +82,7 @@ PinvTrace CudaBackend::pinv_trace(Matrix& A, const Matrix& B) {
   const auto squares = row_dots(along, along);
   PinvTrace trace;
   for (Index i = 0; i < n; ++i) {
-    if (!(values[i] > n_eps * scale)) continue;
+    if (!(values[i] > n_eps * values.back())) continue;
     trace.value += squares[i] / values[i];
     ++trace.rank;
   }

@@ -5,6 +5,7 @@ namespace ncollapse::cuda {
 namespace {
 
 constexpr double kClose = 1e-4;
+constexpr double kSameDirection = 4 * 0x1p-52;  // unit vectors this close differ only by the rounding of their norms
 
 /// The simplex ETF of R vectors: Gram entries on and off the diagonal (unit Frobenius norm), cosine, distance.
 struct Simplex {
@@ -15,26 +16,26 @@ __device__ Simplex simplex(Index count) {
   return {(1 - 1 / r) / root, -1 / r / root, -1 / (r - 1), distance, log(distance), 1 / sqrt(r)};
 }
 
-/// |scale_a a - scale_b b|^2 by the whole warp.
-__device__ double squared_distance(const double* a, double scale_a, const double* b, double scale_b, Index dim) {
+/// |a/norm_a - b/norm_b|^2 by the whole warp.
+__device__ double squared_distance(const double* a, double norm_a, const double* b, double norm_b, Index dim) {
   double sum = 0;
   for (Index col = lane_id(); col < dim; col += kWarp) {
-    const double gap = a[col] * scale_a - b[col] * scale_b;
+    const double gap = a[col] / norm_a - b[col] / norm_b;
     sum += gap * gap;
   }
   return warp_sum(sum);
 }
 
 /// Gives every lane that asks for it the exact squared distance of its pair (row j, its own row k).
-__device__ double recompute(bool asked, double otherwise, const PairTask& task, Index j, double scale_j, Index k,
-                            double scale_k) {
+__device__ double recompute(bool asked, double otherwise, const PairTask& task, Index j, double norm_j, Index k,
+                            double norm_k) {
   double result = otherwise;
   for (unsigned open = __ballot_sync(kAllLanes, asked); open != 0; open &= open - 1) {
     const int lane = __ffs(static_cast<int>(open)) - 1;
     const Index other = __shfl_sync(kAllLanes, k, lane);
-    const double scale = __shfl_sync(kAllLanes, scale_k, lane);
+    const double norm = __shfl_sync(kAllLanes, norm_k, lane);
     const double exact =
-        squared_distance(task.rows + j * task.dim, scale_j, task.rows + other * task.dim, scale, task.dim);
+        squared_distance(task.rows + j * task.dim, norm_j, task.rows + other * task.dim, norm, task.dim);
     if (lane_id() == lane) result = exact;
   }
   return result;
@@ -87,7 +88,8 @@ __global__ void reduce_pairs(PairTask task, const double* tile, Index first_row,
       const bool angle = pair && norm_j > 0 && norm_k > 0;
       const double cosine = angle ? max(-1.0, min(1.0, gram / (norm_j * norm_k))) : 0;
       double unit_squared = 2 - 2 * cosine;
-      unit_squared = recompute(angle && unit_squared < 2 * kClose, unit_squared, task, j, 1 / norm_j, k, 1 / norm_k);
+      unit_squared = recompute(angle && unit_squared < 2 * kClose, unit_squared, task, j, norm_j, k, norm_k);
+      if (unit_squared <= kSameDirection * kSameDirection) unit_squared = 0;
       if (angle) {
         const double e = cosine - etf.cosine, unit = sqrt(unit_squared), f = unit - etf.distance;
         mine[kAngles] += 1;
