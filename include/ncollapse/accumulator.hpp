@@ -28,7 +28,7 @@ struct AccumulatorOptions {
   /// Weight a_k of a sample of class k in the pooled scatter, K values > 0; empty: all 1. The convention `classavg`
   /// averages covariances over classes and so needs a_k = 1/n_k, which must be known before the pass (count the
   /// labels first). Every other convention needs weights 1.
-  std::vector<double> scatter_weights;
+  std::vector<double> scatter_weights = {};
 };
 
 /// The finished moments of a data set, in the memory of the device that made them. Immutable; copies share memory.

@@ -20,15 +20,15 @@ struct Progress {
 
 /// Files as ArrayFile::open takes them ("path" or "path:key").
 struct AnalysisRequest {
-  std::string features, labels;
-  std::vector<std::string> weights;  ///< W_1 first
-  std::string bias;
-  std::string test_features, test_labels;
-  std::string ood_features;
+  std::string features = {}, labels = {};
+  std::vector<std::string> weights = {};  ///< W_1 first
+  std::string bias = {};
+  std::string test_features = {}, test_labels = {};
+  std::string ood_features = {};
   Index classes = 0;  ///< K; 0: from the classifier's rows, else the largest label + 1
   Convention convention = Convention::zhu;
-  Index batch_rows = 0;                              ///< 0: about 64 MiB of features a batch
-  std::function<void(const Progress&)> on_progress;  ///< called after every batch; may throw to stop
+  Index batch_rows = 0;                                   ///< 0: about 64 MiB of features a batch
+  std::function<void(const Progress&)> on_progress = {};  ///< called after every batch; may throw to stop
 };
 
 /// Streams the files through Accumulator and DecisionCounter in bounded memory and measures. One pass over the training

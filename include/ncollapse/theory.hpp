@@ -62,11 +62,11 @@ class NCOLLAPSE_EXPORT LabelSpectrum {
 };
 
 struct UfmOptions {
-  std::vector<Index> counts;     ///< n_k >= 1, [K]
-  std::vector<double> lambda_w;  ///< one weight decay for each of the L layers, W_1 first; all > 0
-  double lambda_h = 0;           ///< weight decay of the features, > 0
-  bool bias = true;              ///< the last layer has an (unregularised) bias
-  Index width = 0;               ///< smallest of the layers' widths and d; 0: no limit
+  std::vector<Index> counts = {};     ///< n_k >= 1, [K]
+  std::vector<double> lambda_w = {};  ///< one weight decay for each of the L layers, W_1 first; all > 0
+  double lambda_h = 0;                ///< weight decay of the features, > 0
+  bool bias = true;                   ///< the last layer has an (unregularised) bias
+  Index width = 0;                    ///< smallest of the layers' widths and d; 0: no limit
 };
 
 /// The global minimiser in the directions of one eigenspace.
