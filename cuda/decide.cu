@@ -72,43 +72,40 @@ __global__ void certify(Leaders leaders, const double* norms, Index rows, ScoreB
   }
 }
 
-/// A block per open row, a warp per candidate.
+/// A block per row, most of which have nothing to do; a warp per candidate.
 template <class T>
 __global__ void decide_exactly(Rows<T> x, const double* A, const double* bias, Index count, Index* decisions) {
+  const Index i = blockIdx.x;
+  if (decisions[i] >= 0) return;  // the whole block
   double* warp_best = shared_memory<double>();
   Index* warp_candidate = reinterpret_cast<Index*>(warp_best + kWarps);
-  for (Index i = blockIdx.x; i < x.rows; i += gridDim.x) {
-    if (decisions[i] >= 0) continue;  // the whole block
-    const T* h = x.row(i);
-    double best = kNoScore;
-    Index candidate = 0;
-    for (Index k = warp_in_block(); k < count; k += kWarps) {
-      const double* row = A + k * x.cols;
-      double sum = 0;
-      for (Index col = lane_id(); col < x.cols; col += kWarp) {
-        const double value = to_double(h[col]), gap = value - row[col];
-        sum += bias ? value * row[col] : gap * gap;
-      }
-      sum = warp_sum(sum);
-      const double score = bias ? sum + bias[k] : -sum;
-      if (score > best) {
-        best = score;
-        candidate = k;
-      }
+  const T* h = x.row(i);
+  double best = kNoScore;
+  Index candidate = 0;
+  for (Index k = warp_in_block(); k < count; k += kWarps) {
+    const double* row = A + k * x.cols;
+    double sum = 0;
+    for (Index col = lane_id(); col < x.cols; col += kWarp) {
+      const double value = to_double(h[col]), gap = value - row[col];
+      sum += bias ? value * row[col] : gap * gap;
     }
-    if (lane_id() == 0) {
-      warp_best[warp_in_block()] = best;
-      warp_candidate[warp_in_block()] = candidate;
+    sum = warp_sum(sum);
+    const double score = bias ? sum + bias[k] : -sum;
+    if (score > best) {
+      best = score;
+      candidate = k;
     }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      Leader leader{kNoScore, kNoScore, 0};
-      for (int warp = 0; warp < kWarps; ++warp)
-        if (warp_best[warp] > kNoScore) leader = merge(leader, {warp_best[warp], kNoScore, warp_candidate[warp]});
-      decisions[i] = leader.candidate;
-    }
-    __syncthreads();  // the shared arrays may be written again
   }
+  if (lane_id() == 0) {
+    warp_best[warp_in_block()] = best;
+    warp_candidate[warp_in_block()] = candidate;
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  Leader leader{kNoScore, kNoScore, 0};
+  for (int warp = 0; warp < kWarps; ++warp)
+    if (warp_best[warp] > kNoScore) leader = merge(leader, {warp_best[warp], kNoScore, warp_candidate[warp]});
+  decisions[i] = leader.candidate;
 }
 
 __device__ void increment(Index* counter) { atomicAdd(reinterpret_cast<Count*>(counter), Count{1}); }
@@ -165,7 +162,7 @@ void launch_decide_exactly(cudaStream_t stream, const FeatureBlock& x, const dou
                            Index* decisions) {
   const Index shared = kWarps * static_cast<Index>(sizeof(double) + sizeof(Index));
   with_element(x.dtype, [&]<class T>(T) {
-    launch(stream, {blocks_for(x.rows, 1), 1, shared}, decide_exactly<T>, rows_of<T>(x), A, bias, count, decisions);
+    launch(stream, {x.rows, 1, shared}, decide_exactly<T>, rows_of<T>(x), A, bias, count, decisions);
   });
 }
 

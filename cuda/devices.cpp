@@ -2,6 +2,7 @@
 #include <string>
 
 #include "cuda/backend.hpp"
+#include "cuda/rows.hpp"
 #include "ncollapse/error.hpp"
 
 namespace ncollapse::cuda {
@@ -44,6 +45,14 @@ std::vector<DeviceInfo> list_devices(std::string* reason) {
     const std::string capability = std::to_string(properties.major) + "." + std::to_string(properties.minor);
     if (properties.major * 10 + properties.minor < kOldestMajor * 10 + kOldestMinor) {
       why = std::string(properties.name) + " has compute capability " + capability + "; 7.5 is the oldest supported";
+      continue;
+    }
+    if (const cudaError_t answer = probe(device); answer != cudaSuccess) {
+      why = std::string(properties.name) + (answer == cudaErrorNoKernelImageForDevice
+                                                ? " has compute capability " + capability +
+                                                      ", for which this library was not compiled "
+                                                      "(CMAKE_CUDA_ARCHITECTURES)"
+                                                : std::string(" does not answer: ") + cudaGetErrorString(answer));
       continue;
     }
     DeviceInfo info;

@@ -57,6 +57,16 @@ __global__ void add_chunks(const double* partial, Index chunks, Index cols, doub
   out[col] = sum;
 }
 
+/// A thread per group and column: neighbouring threads read neighbouring columns.
+__global__ void sum_group_rows(const double* A, const Index* begin, Index groups, Index cols, double* out) {
+  for (Index i = thread_id(); i < groups * cols; i += thread_count()) {
+    const Index group = i / cols, col = i % cols;
+    double sum = 0;
+    for (Index row = begin[group]; row < begin[group + 1]; ++row) sum += A[row * cols + col];
+    out[i] = sum;
+  }
+}
+
 __global__ void inner_partials(const double* A, const double* B, Index size, double* partial) {
   double sum = 0;
   for (Index i = thread_id(); i < size; i += thread_count()) sum += A[i] * B[i];
@@ -107,6 +117,11 @@ void launch_select_rows(cudaStream_t stream, const double* A, const Index* index
   launch(stream, {blocks_for(rows * cols)}, select_rows, A, index, rows, cols, out);
 }
 
+void launch_sum_groups(cudaStream_t stream, const double* A, const Index* begin, Index groups, Index cols,
+                       double* out) {
+  launch(stream, {blocks_for(groups * cols)}, sum_group_rows, A, begin, groups, cols, out);
+}
+
 void launch_centre_rows(cudaStream_t stream, double* A, const double* centre, Index rows, Index cols) {
   launch(stream, {blocks_for(rows * cols)}, subtract_centre, A, centre, rows, cols);
 }
@@ -135,6 +150,17 @@ void launch_mirror_lower(cudaStream_t stream, double* A, Index n) {
 
 void launch_diagonal(cudaStream_t stream, const double* A, Index n, double* out) {
   launch(stream, {blocks_for(n)}, read_diagonal, A, n, out);
+}
+
+cudaError_t probe(int device) {
+  int previous = 0;
+  cudaError_t status = cudaGetDevice(&previous);
+  if (status == cudaSuccess) status = cudaSetDevice(device);
+  cudaFuncAttributes attributes{};
+  if (status == cudaSuccess) status = cudaFuncGetAttributes(&attributes, set_identity);
+  cudaSetDevice(previous);
+  cudaGetLastError();  // clear it, or the next caller is blamed
+  return status;
 }
 
 void launch_identity(cudaStream_t stream, double* A, Index n) {

@@ -20,6 +20,8 @@ void launch_combine_rows(cudaStream_t stream, const double* a, const double* A, 
                          Index rows, Index cols, double* out);
 /// out_i = A_{index_i}.
 void launch_select_rows(cudaStream_t stream, const double* A, const Index* index, Index rows, Index cols, double* out);
+/// out_g = sum of the rows begin[g] .. begin[g+1] - 1, in row order; begin [groups + 1] on the device.
+void launch_sum_groups(cudaStream_t stream, const double* A, const Index* begin, Index groups, Index cols, double* out);
 /// A_k -= centre.
 void launch_centre_rows(cudaStream_t stream, double* A, const double* centre, Index rows, Index cols);
 /// out_k = <A_k, B_k>.
@@ -35,5 +37,9 @@ void launch_mirror_lower(cudaStream_t stream, double* A, Index n);
 void launch_diagonal(cudaStream_t stream, const double* A, Index n, double* out);
 /// A := identity [n x n].
 void launch_identity(cudaStream_t stream, double* A, Index n);
+
+/// Whether the device answers and this library holds code that it can run: cudaSuccess,
+/// cudaErrorNoKernelImageForDevice, or what CUDA says. Never throws.
+cudaError_t probe(int device);
 
 }  // namespace ncollapse::cuda

@@ -206,6 +206,19 @@ TEST_F(KernelTest, EigenvectorsThatAreNoneAreNotReturned) {
 }
 
 // ---------------------------------------------------------------- the stand-in itself
+/// Wants a __syncthreads between the two lines.
+__global__ void pass_on_without_waiting(double* out) {
+  double* shared = shared_memory<double>();
+  shared[threadIdx.x] = threadIdx.x;
+  out[threadIdx.x] = shared[(threadIdx.x + 1) % kBlock];
+}
+
+// Fails under ThreadSanitizer, as it should; run by a test of its own that expects the report.
+TEST_F(KernelTest, DISABLED_ARaceIsReported) {
+  const Buffer<double> out(queue_, kBlock);
+  launch(stream(), {1, 1, kBlock * static_cast<Index>(sizeof(double))}, pass_on_without_waiting, out.get());
+}
+
 #if !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
 
 class ShimDeathTest : public KernelTest {};
@@ -221,11 +234,6 @@ __global__ void half_of_them_wait() {
   if (threadIdx.x >= kBlock / 2) warp_sum(1.0);
   if (threadIdx.x % kWarp < 3) __syncthreads();
   warp_sum(1.0);
-}
-__global__ void pass_on_without_waiting(double* out) {
-  double* shared = shared_memory<double>();
-  shared[threadIdx.x] = threadIdx.x;
-  out[threadIdx.x] = shared[(threadIdx.x + 1) % kBlock];
 }
 
 TEST_F(ShimDeathTest, SeesWritesOutsideAnAllocation) {

@@ -15,7 +15,7 @@
 namespace ncollapse::test {
 
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-inline constexpr bool kSmall = true;  // one OS thread per CUDA thread: keep sizes low
+inline constexpr bool kSmall = true;  // slow: keep sizes low
 #else
 inline constexpr bool kSmall = false;
 #endif

@@ -1,9 +1,9 @@
 // A stand-in for the CUDA runtime, as far as cuda/ uses it, so that the whole backend runs on the host under test: put
 // this directory before the CUDA include path and compile the .cu files as C++. Kernels run block by block; inside a
-// block every CUDA thread has its own execution context, so __syncthreads and the warp exchanges mean what they mean on
-// a GPU. Two schedulers (shim.cpp): fibers, fast, and OS threads under the sanitizers, which then see races between
-// CUDA threads. The stand-in is stricter than a GPU where it can be: fresh memory is poisoned, allocations have guard
-// zones, copies are checked against the allocations, the default stream is refused.
+// block every CUDA thread is a fiber of its own, so __syncthreads and the warp exchanges mean what they mean on a GPU,
+// and under ThreadSanitizer races between CUDA threads are seen (shim.cpp). The stand-in is stricter than a GPU where
+// it can be: fresh memory is poisoned, allocations have guard zones and cannot be touched by host code, copies are
+// checked against the allocations, the default stream is refused.
 #pragma once
 
 #include <algorithm>
@@ -27,7 +27,8 @@ enum cudaError_t {
   cudaErrorMemoryAllocation = 2,
   cudaErrorInsufficientDriver = 35,
   cudaErrorNoDevice = 100,
-  cudaErrorInvalidDevice = 101
+  cudaErrorInvalidDevice = 101,
+  cudaErrorNoKernelImageForDevice = 209
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
 enum cudaDeviceAttr { cudaDevAttrMemoryPoolsSupported = 115 };
@@ -35,7 +36,7 @@ enum cudaMemAllocationType { cudaMemAllocationTypePinned = 1 };
 enum cudaMemLocationType { cudaMemLocationTypeDevice = 1 };
 enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
 enum cudaMemoryType { cudaMemoryTypeUnregistered = 0, cudaMemoryTypeHost = 1, cudaMemoryTypeDevice = 2 };
-constexpr unsigned cudaStreamNonBlocking = 1;
+constexpr unsigned cudaStreamDefault = 0, cudaStreamNonBlocking = 1;
 
 struct CUstream_st;
 struct CUmemPool_st;
@@ -81,6 +82,11 @@ cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
+struct cudaFuncAttributes {};
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel) {
+  return cudaSuccess;  // the host can run everything
+}
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);

@@ -1,28 +1,29 @@
-// The stand-in's memory and schedulers. Every check failure prints what is wrong and ends the process: a kernel that
+// The stand-in's memory and scheduler. Every check failure prints what is wrong and ends the process: a kernel that
 // writes outside its memory is not something a test goes on after.
+//
+// Under ThreadSanitizer (CUDA_SHIM_TSAN) every CUDA thread is a fiber that TSan knows as a thread of its own, switched
+// without a happens-before edge; only barriers and warp exchanges make edges. So a missing __syncthreads is a data race
+// in the report, just as with one OS thread per CUDA thread, a hundred times faster. This file is then compiled without
+// instrumentation: the scheduler's own data is nobody's race.
+#include <setjmp.h>
 #include <sys/mman.h>
+#include <ucontext.h>
 
 #include <cstdio>
 #include <cstdlib>
 #include <map>
-#include <mutex>
+#include <memory>
 #include <vector>
 
 #include "tests/shim/cuda_runtime.h"
 
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-#define SHIM_OS_THREADS 1
-#endif
-#ifdef SHIM_OS_THREADS
-#include <barrier>
-#include <optional>
-#include <thread>
-#else
-#include <setjmp.h>
-#include <ucontext.h>
-#endif
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#define CUDA_SHIM_ASAN 1
+#endif
+#ifdef CUDA_SHIM_TSAN
+#include <sanitizer/tsan_interface.h>
 #endif
 
 struct CUstream_st {
@@ -63,7 +64,6 @@ struct Allocation {
   unsigned char* base;
 };
 struct Memory {
-  std::mutex lock;
   std::map<unsigned char*, Allocation> live;
   std::size_t used = 0, limit = std::size_t{4} << 30;
 };
@@ -73,7 +73,7 @@ Memory& memory() {
 }
 
 void hide([[maybe_unused]] void* at, [[maybe_unused]] std::size_t bytes, [[maybe_unused]] bool hidden) {
-#ifdef __SANITIZE_ADDRESS__
+#ifdef CUDA_SHIM_ASAN
   if (hidden)
     ASAN_POISON_MEMORY_REGION(at, bytes);
   else
@@ -81,10 +81,8 @@ void hide([[maybe_unused]] void* at, [[maybe_unused]] std::size_t bytes, [[maybe
 #endif
 }
 
-void protect([[maybe_unused]] const Allocation& allocation, [[maybe_unused]] bool open) {
-#ifndef SHIM_OS_THREADS
+void protect(const Allocation& allocation, bool open) {
   if (mprotect(allocation.base, allocation.mapped, open ? PROT_READ | PROT_WRITE : PROT_NONE) != 0) fail("mprotect");
-#endif
 }
 
 void check_guard(const Allocation& allocation) {
@@ -125,12 +123,10 @@ int opened = 0;  // nested DeviceAccess
 namespace cuda_shim {
 
 DeviceAccess::DeviceAccess() {
-  const std::lock_guard guard(memory().lock);
   if (opened++ == 0)
     for (const auto& [data, allocation] : memory().live) protect(allocation, true);
 }
 DeviceAccess::~DeviceAccess() {
-  const std::lock_guard guard(memory().lock);
   if (--opened == 0)
     for (const auto& [data, allocation] : memory().live) protect(allocation, false);
 }
@@ -155,15 +151,10 @@ cudaError_t cudaMallocFromPoolAsync(void** result, std::size_t bytes, cudaMemPoo
   require_stream(stream);
   if (pool == nullptr || bytes == 0) return cudaErrorInvalidValue;
   auto& state = memory();
-  const std::lock_guard guard(state.lock);
   if (bytes > state.limit - std::min(state.used, state.limit)) return cudaErrorMemoryAllocation;
   Allocation allocation{bytes, (bytes + 2 * kGuardBytes + 4095) / 4096 * 4096, nullptr};
-#ifdef SHIM_OS_THREADS
-  allocation.base = static_cast<unsigned char*>(std::aligned_alloc(256, allocation.mapped));
-#else
   void* pages = mmap(nullptr, allocation.mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   allocation.base = pages == MAP_FAILED ? nullptr : static_cast<unsigned char*>(pages);
-#endif
   if (allocation.base == nullptr) return cudaErrorMemoryAllocation;
   unsigned char* data = allocation.base + kGuardBytes;
   std::memset(allocation.base, kGuard, kGuardBytes);
@@ -181,7 +172,6 @@ cudaError_t cudaMallocFromPoolAsync(void** result, std::size_t bytes, cudaMemPoo
 cudaError_t cudaFreeAsync(void* data, cudaStream_t stream) {
   require_stream(stream);
   auto& state = memory();
-  const std::lock_guard guard(state.lock);
   const auto found = state.live.find(static_cast<unsigned char*>(data));
   if (found == state.live.end()) fail("freeing what is not allocated");
   const Allocation allocation = found->second;
@@ -189,12 +179,8 @@ cudaError_t cudaFreeAsync(void* data, cudaStream_t stream) {
   state.used -= allocation.bytes;
   protect(allocation, true);
   check_guard(allocation);
-#ifdef SHIM_OS_THREADS
   hide(allocation.base, allocation.mapped, false);
-  std::free(allocation.base);
-#else
   munmap(allocation.base, allocation.mapped);  // a later access ends the process
-#endif
   return cudaSuccess;
 }
 
@@ -236,7 +222,6 @@ cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, 
 }
 
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
-  const std::lock_guard guard(memory().lock);
   *attributes = {find(pointer, 0) ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered, 0};
   return cudaSuccess;
 }
@@ -302,7 +287,7 @@ cudaError_t cudaMemPoolDestroy(cudaMemPool_t pool) {
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
 cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, std::size_t) { return cudaSuccess; }
 
-// ---------------------------------------------------------------- schedulers
+// ---------------------------------------------------------------- scheduler
 namespace cuda_shim {
 namespace {
 
@@ -328,7 +313,7 @@ void end_block(std::size_t shared_bytes) {
 }
 
 dim3 block_at(const cudaLaunchConfig_t& config, std::uint64_t number) {
-  return dim3(static_cast<unsigned>(number % config.gridDim.x), static_cast<unsigned>(number / config.gridDim.x));
+  return dim3(static_cast<unsigned>(number % config.gridDim.x), static_cast<unsigned>(number / config.gridDim.x), 0);
 }
 
 void require_valid(const cudaLaunchConfig_t& config) {
@@ -340,152 +325,132 @@ void require_valid(const cudaLaunchConfig_t& config) {
   if (shared > kMaxSharedBytes) fail("more than 48 KiB of shared memory");
 }
 
-#ifdef SHIM_OS_THREADS
-
-// One OS thread per CUDA thread of a block; they live for the launch and go through its blocks together.
-struct BlockBarriers {
-  explicit BlockBarriers(unsigned threads) : block(threads) {
-    for (unsigned w = 0; w < threads / 32; ++w) warps[w].emplace(32);
-  }
-  std::barrier<> block;
-  std::optional<std::barrier<>> warps[kMaxWarps];
-};
-struct Worker {
-  ThreadContext context;
-  BlockBarriers* barriers = nullptr;
-  int phase = 0;
-};
-thread_local Worker worker;
-
-void wait_for_block() { worker.barriers->block.arrive_and_wait(); }
-void wait_for_warp() { worker.barriers->warps[worker.context.thread.x / 32]->arrive_and_wait(); }
-const ThreadContext& current() { return worker.context; }
-int& phase() { return worker.phase; }
-
-void run_blocks(const cudaLaunchConfig_t& config, Body body, const void* closure) {
-  const unsigned threads = config.blockDim.x;
-  const std::uint64_t blocks = std::uint64_t{config.gridDim.x} * config.gridDim.y;
-  std::optional<BlockBarriers> barriers;
-  std::uint64_t next = 0;
-  const auto between_blocks = [&]() noexcept {
-    if (next > 0) end_block(config.dynamicSmemBytes);
-    if (next < blocks) {
-      barriers.emplace(threads);
-      begin_block(config.dynamicSmemBytes);
-    }
-    ++next;
-  };
-  std::barrier gate(threads, between_blocks);
-  std::vector<std::thread> crew;
-  for (unsigned t = 0; t < threads; ++t)
-    crew.emplace_back([&, t] {
-      gate.arrive_and_wait();
-      for (std::uint64_t block = 0; block < blocks; ++block) {
-        worker = {{dim3(t), block_at(config, block), config.blockDim, config.gridDim}, &*barriers, 0};
-        worker.context.thread.x = t;
-        worker.context.thread.y = worker.context.thread.z = 0;
-        worker.context.block.z = 0;
-        body(closure);
-        barriers->warps[t / 32]->arrive_and_drop();  // who has returned is not waited for
-        barriers->block.arrive_and_drop();
-        gate.arrive_and_wait();
-      }
-    });
-  for (auto& thread : crew) thread.join();
-}
-
+// Every CUDA thread of a block is a fiber; fiber t runs thread t of every block. A fiber runs until its thread has to
+// wait or ends. Odd blocks run their threads backwards: code that relies on an order without asking for it is likely to
+// show. A fiber is entered by makecontext; after that _setjmp/_longjmp switch without asking the operating system (the
+// sanitizers want swapcontext).
+#if defined(CUDA_SHIM_ASAN) || defined(CUDA_SHIM_TSAN)
+constexpr bool kSanitized = true;
 #else
+constexpr bool kSanitized = false;
+#endif
 
-// All CUDA threads of a block on one OS thread. A fiber runs CUDA threads to their end, one after the other, until one
-// of them has to wait; then the next fiber takes over. So a kernel that never waits costs no switch at all. Odd blocks
-// run their threads backwards: code that relies on an order without asking for it is likely to show. A fiber is entered
-// once by makecontext and then switched by _setjmp/_longjmp, which ask nothing of the operating system.
-struct Fiber;
-enum class State { idle, running, waits_for_warp, waits_for_block, done };
-struct Thread {
-  ThreadContext context;
-  State state = State::idle;
-  Fiber* fiber = nullptr;
-  int phase = 0;
-};
 struct Fiber {
   jmp_buf here;
-  void* stack = nullptr;
+  ucontext_t machine;
+  bool entered = false;
+  void* tsan = nullptr;  // TSan's and ASan's view of it
+  void* fake_stack = nullptr;
+  std::unique_ptr<unsigned char[]> memory;
+  const void* stack = nullptr;  // `memory`, or the stack of the OS thread
+  std::size_t stack_bytes = 0;
 };
-constexpr std::size_t kStackBytes = std::size_t{128} << 10;
+enum class State { running, waits_for_warp, waits_for_block, done };
+struct Thread {
+  ThreadContext context;
+  State state = State::done;
+  unsigned exchanges = 0, barriers = 0;  // done so far in this block
+  Fiber fiber;
+};
 
 struct Scheduler {
-  std::vector<Fiber> fibers = std::vector<Fiber>(kMaxThreads);
-  std::vector<Fiber*> parked;  // entered before, and with nothing to do
-  std::size_t entered = 0;
   std::vector<Thread> threads = std::vector<Thread>(kMaxThreads);
-  jmp_buf here;
-  ucontext_t entry;
+  Fiber main;
   Thread* current = nullptr;
-  unsigned size = 0, started = 0;
-  bool backwards = false;
+  unsigned size = 0;
   Body body = nullptr;
   const void* closure = nullptr;
-
-  Thread& thread_number(unsigned n) { return threads[backwards ? size - 1 - n : n]; }
 };
 Scheduler scheduler;
 
-void switch_to(jmp_buf& from, jmp_buf& to) {
-  if (_setjmp(from) == 0) _longjmp(to, 1);
+// Happens-before edges, where CUDA promises them: from the launch to every thread, from every thread to the end of its
+// block (two places, or a thread that starts late would learn of one that has ended), and at barriers. Barriers of a
+// kind take two places in turn: a thread that is already at the next one must not hand its later accesses to those that
+// only now leave this one.
+char begin_edge, end_edge, block_edges[2], warp_edges[kMaxWarps][2];
+void arrive([[maybe_unused]] char& edge) {
+#ifdef CUDA_SHIM_TSAN
+  __tsan_release(&edge);
+#endif
+}
+void depart([[maybe_unused]] char& edge) {
+#ifdef CUDA_SHIM_TSAN
+  __tsan_acquire(&edge);
+#endif
+}
+
+[[gnu::noinline]] void switch_to(Fiber& from, Fiber& to) {
+#ifdef CUDA_SHIM_TSAN
+  __tsan_switch_to_fiber(to.tsan, __tsan_switch_to_fiber_no_sync);
+#endif
+#ifdef CUDA_SHIM_ASAN
+  __sanitizer_start_switch_fiber(&from.fake_stack, to.stack, to.stack_bytes);
+#endif
+  if (kSanitized) {
+    swapcontext(&from.machine, &to.machine);
+  } else if (_setjmp(from.here) == 0) {
+    if (to.entered) _longjmp(to.here, 1);
+    to.entered = true;
+    setcontext(&to.machine);
+  }
+#ifdef CUDA_SHIM_ASAN
+  __sanitizer_finish_switch_fiber(from.fake_stack, nullptr, nullptr);
+#endif
 }
 
 void fiber_main() {
-  auto& s = scheduler;
-  Fiber* self = &s.fibers[s.entered++];
+  Thread& self = *scheduler.current;
+#ifdef CUDA_SHIM_ASAN
+  __sanitizer_finish_switch_fiber(nullptr, &scheduler.main.stack, &scheduler.main.stack_bytes);
+#endif
   for (;;) {
-    while (s.started < s.size) {
-      Thread& thread = s.thread_number(s.started++);
-      thread.state = State::running;
-      thread.fiber = self;
-      s.current = &thread;
-      s.body(s.closure);
-      thread.state = State::done;
-    }
-    s.parked.push_back(self);
-    switch_to(self->here, s.here);
+    depart(begin_edge);
+    scheduler.body(scheduler.closure);
+    arrive(end_edge);
+    self.state = State::done;
+    switch_to(self.fiber, scheduler.main);
   }
 }
 
-void wait_as(State state) {
-  auto& s = scheduler;
-  Thread* self = s.current;
-  self->state = state;
-  switch_to(self->fiber->here, s.here);
+[[gnu::noinline]] void make_fiber(Fiber& fiber) {
+  getcontext(&fiber.machine);
+  fiber.stack_bytes = std::size_t{128} << 10;
+  fiber.memory = std::make_unique_for_overwrite<unsigned char[]>(fiber.stack_bytes);
+  fiber.stack = fiber.memory.get();
+  fiber.machine.uc_stack.ss_size = fiber.stack_bytes;
+  fiber.machine.uc_stack.ss_sp = fiber.memory.get();
+  fiber.machine.uc_link = nullptr;
+  makecontext(&fiber.machine, fiber_main, 0);
+#ifdef CUDA_SHIM_TSAN
+  fiber.tsan = __tsan_create_fiber(0);
+#endif
 }
 
-void wait_for_block() { wait_as(State::waits_for_block); }
-void wait_for_warp() { wait_as(State::waits_for_warp); }
-const ThreadContext& current() { return scheduler.current->context; }
-int& phase() { return scheduler.current->phase; }
+void make_fibers() {
+  scheduler.main.entered = true;
+#ifdef CUDA_SHIM_TSAN
+  scheduler.main.tsan = __tsan_get_current_fiber();
+#endif
+  for (unsigned t = 0; t < scheduler.size; ++t)
+    if (Fiber& fiber = scheduler.threads[t].fiber; fiber.stack == nullptr) make_fiber(fiber);
+}
 
-/// Lets a fiber take up threads that have not started.
-void start_fiber() {
-  auto& s = scheduler;
-  if (!s.parked.empty()) {
-    Fiber* fiber = s.parked.back();
-    s.parked.pop_back();
-    return switch_to(s.here, fiber->here);
-  }
-  Fiber& fiber = s.fibers[s.entered];
-  fiber.stack = std::malloc(kStackBytes);
-  getcontext(&s.entry);
-  s.entry.uc_stack.ss_sp = fiber.stack;
-  s.entry.uc_stack.ss_size = kStackBytes;
-  s.entry.uc_link = nullptr;
-  makecontext(&s.entry, fiber_main, 0);
-  if (_setjmp(s.here) == 0) setcontext(&s.entry);
+void wait_as(State state, char& edge) {
+  Thread& self = *scheduler.current;
+  self.state = state;
+  arrive(edge);
+  switch_to(self.fiber, scheduler.main);
+  depart(edge);
+}
+void wait_for_block() { wait_as(State::waits_for_block, block_edges[scheduler.current->barriers++ % 2]); }
+void wait_for_warp(unsigned turn) {
+  wait_as(State::waits_for_warp, warp_edges[scheduler.current->context.thread.x / 32][turn]);
 }
 
 void resume(Thread& thread) {
   thread.state = State::running;
   scheduler.current = &thread;
-  switch_to(scheduler.here, thread.fiber->here);
+  switch_to(scheduler.main, thread.fiber);
 }
 
 /// True when all of [begin, end) that are not done wait as `state`, and there is one.
@@ -499,24 +464,24 @@ bool all_wait(unsigned begin, unsigned end, State state) {
   return any;
 }
 
-void run_block() {
+void run_block(bool backwards) {
   auto& s = scheduler;
-  const auto resume_range = [&](unsigned begin, unsigned end) {
+  const auto resume_range = [&](unsigned begin, unsigned end, bool starting) {
     for (unsigned n = begin; n < end; ++n) {
-      Thread& thread = s.threads[s.backwards ? end - 1 - (n - begin) : n];
-      if (thread.state != State::done) resume(thread);
+      Thread& thread = s.threads[backwards ? end - 1 - (n - begin) : n];
+      if (starting || thread.state != State::done) resume(thread);
     }
   };
-  while (s.started < s.size) start_fiber();
+  resume_range(0, s.size, true);
   for (bool moved = true; moved;) {
     moved = false;
     for (unsigned w = 0; w < s.size; w += 32)
       while (all_wait(w, w + 32, State::waits_for_warp)) {
-        resume_range(w, w + 32);
+        resume_range(w, w + 32, false);
         moved = true;
       }
     if (all_wait(0, s.size, State::waits_for_block)) {
-      resume_range(0, s.size);
+      resume_range(0, s.size, false);
       moved = true;
     }
   }
@@ -524,49 +489,52 @@ void run_block() {
     if (s.threads[t].state != State::done) fail("threads of a block wait for each other at different places");
 }
 
+void prepare_threads(const cudaLaunchConfig_t& config, std::uint64_t block) {
+  for (unsigned t = 0; t < scheduler.size; ++t) {
+    Thread& thread = scheduler.threads[t];
+    thread.context = {dim3(t, 0, 0), block_at(config, block), config.blockDim, config.gridDim};
+    thread.exchanges = thread.barriers = 0;
+  }
+}
+
 void run_blocks(const cudaLaunchConfig_t& config, Body body, const void* closure) {
   auto& s = scheduler;
   s.size = config.blockDim.x;
   s.body = body;
   s.closure = closure;
+  make_fibers();
   const std::uint64_t blocks = std::uint64_t{config.gridDim.x} * config.gridDim.y;
   for (std::uint64_t block = 0; block < blocks; ++block) {
     begin_block(config.dynamicSmemBytes);
-    s.started = 0;
-    s.backwards = block % 2 == 1;
-    for (unsigned t = 0; t < s.size; ++t) {
-      s.threads[t] = {{dim3(t), block_at(config, block), config.blockDim, config.gridDim}, State::idle, nullptr, 0};
-      s.threads[t].context.thread.y = s.threads[t].context.thread.z = 0;
-      s.threads[t].context.block.z = 0;
-    }
-    run_block();
+    prepare_threads(config, block);
+    arrive(begin_edge);
+    run_block(block % 2 == 1);
+    depart(end_edge);
     end_block(config.dynamicSmemBytes);
   }
 }
 
-#endif
-
 }  // namespace
 
-const ThreadContext& context() { return current(); }
-int lane() { return static_cast<int>(current().thread.x % 32); }
+const ThreadContext& context() { return scheduler.current->context; }
+int lane() { return static_cast<int>(scheduler.current->context.thread.x % 32); }
 void sync_block() { wait_for_block(); }
 
 std::uint64_t exchange(unsigned mask, std::uint64_t bits, int from_lane) {
   if (mask != 0xffffffffu) fail("a warp exchange without all lanes");
-  WarpSlots& warp = slots[current().thread.x / 32];
-  const int turn = phase()++ % 2;
+  WarpSlots& warp = slots[context().thread.x / 32];
+  const unsigned turn = scheduler.current->exchanges++ % 2;
   warp.bits[turn][lane()] = bits;
-  wait_for_warp();
+  wait_for_warp(turn);
   return warp.bits[turn][from_lane];
 }
 
 std::uint32_t ballot(unsigned mask, bool vote) {
   if (mask != 0xffffffffu) fail("a warp vote without all lanes");
-  WarpSlots& warp = slots[current().thread.x / 32];
-  const int turn = phase()++ % 2;
+  WarpSlots& warp = slots[context().thread.x / 32];
+  const unsigned turn = scheduler.current->exchanges++ % 2;
   warp.bits[turn][lane()] = vote;
-  wait_for_warp();
+  wait_for_warp(turn);
   std::uint32_t votes = 0;
   for (int from = 0; from < 32; ++from) votes |= static_cast<std::uint32_t>(warp.bits[turn][from]) << from;
   return votes;
