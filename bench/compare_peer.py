@@ -31,6 +31,8 @@ CASES = ["50000x512x10", "50000x512x100", "50000x512x1000", "20000x2048x1000"]
 # Our key -> how far the peer's fp32 sums, fp32 pseudo-inverse and fp32 distances may be from it, relative.
 AGREE_WITHIN = {"nc1_pinv": 1e-3, "nc1_cdnv": 1e-4, "nc2_etf_h": 1e-4, "nc3_wh_etf": 1e-4, "nc4_agree_train": 1e-4}
 
+QUIET = 0.05  # a run in which others took more of the processor than this is repeated
+
 
 def generate(case, folder):
     """Gaussian class means of unit-variance entries, within-class noise of 0.3, head = means + noise; labels uniform."""
@@ -100,18 +102,36 @@ def run_peer(folder, package, batch):
                       "faiss": dec_accum.index is not None}))
 
 
+def busy_seconds():
+    """Processor time that anybody has used, from /proc/stat (user, nice, system, interrupts, stolen; not idle)."""
+    fields = [int(field) for field in open("/proc/stat").readline().split()[1:9]]
+    return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+
+
 def measured(command):
-    """Runs a command; its standard output, wall seconds and peak memory in MiB. This process stays small, because a
-    child's ru_maxrss is never below that of the process that started it."""
-    start = time.perf_counter()
+    """Runs a command; its standard output, wall seconds, peak memory in MiB, and the share of the processor that others
+    took meanwhile. This process stays small, because a child's ru_maxrss is never below that of its parent."""
+    start, busy = time.perf_counter(), busy_seconds()
     child = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE)
     output = child.stdout.read()
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     wall = time.perf_counter() - start
+    others = (busy_seconds() - busy - usage.ru_utime - usage.ru_stime) / (wall * os.cpu_count())
     if child.returncode != 0:
         sys.exit(f"failed with {child.returncode}: {' '.join(map(str, command))}")
-    return output.decode(), wall, usage.ru_maxrss / 1024
+    return output.decode(), wall, usage.ru_maxrss / 1024, max(others, 0.0)
+
+
+def measured_alone(command):
+    """As `measured`, again while others took a part: the threads of both contestants wait for each other, so that one
+    that is pushed aside costs more than its share."""
+    for attempt in range(20):
+        result = measured(command)
+        if result[3] <= QUIET:
+            break
+        time.sleep(min(attempt, 5))
+    return result
 
 
 def contestants(folder, options):
@@ -142,12 +162,13 @@ def run_case(case, options):
         commands = contestants(folder, options)
         for turn in range(options.repeats + 1):
             for who, command in commands.items():
-                output, wall, peak = measured(command)
+                output, wall, peak, others = measured_alone(command) if turn else measured(command)
                 if turn == 0:
                     continue  # brings the files into the page cache
                 answer = json.loads(output)
                 seconds = wall if who == "command" else answer["seconds"]
-                runs.setdefault(who, []).append({"seconds": seconds, "wall_seconds": wall, "peak_mib": peak, **{
+                runs.setdefault(who, []).append({"seconds": seconds, "wall_seconds": wall, "peak_mib": peak,
+                                                 "others": others, **{
                     key: answer[key] for key in ("accumulate_seconds", "measure_seconds") if key in answer}})
                 runs.setdefault("metrics", {})[who] = {key: answer["metrics"][key] for key in AGREE_WITHIN}
     return runs
@@ -196,6 +217,8 @@ def row(case, runs):
         else:
             cells += ["-", "-"]
     worst = max(differences(runs["metrics"]).values())
+    if max(run["others"] for who in ("peer", "in_memory", "command") for run in runs.get(who, [])) > QUIET:
+        cells[0] += " (disturbed)"
     return "| " + " | ".join(cells + [" / ".join(peaks), f"{worst:.0e}"]) + " |"
 
 
@@ -239,7 +262,8 @@ def main():
         "# ncollapse and the PyTorch package rhubarbwu/neural-collapse, CPU", "",
         f"{about['date']}, commit {commit}, {about['processor']}; torch {torch_version} ({about['torch_blas']}), "
         f"OpenBLAS {about['openblas']}. Seconds are medians of {options.repeats} alternating runs; batches of "
-        f"{options.batch} samples, float32.", "",
+        f"{options.batch} samples, float32. A run in which other processes took more than {QUIET:.0%} of the processor was "
+        "repeated.", "",
         "| N | d | K | peer | in memory | faster | command | faster | peak MiB: peer / in memory / command | largest difference |",
         "|---|---|---|---|---|---|---|---|---|---|", *rows, "",
         "peer, in memory: accumulate, decide and measure, features in memory (the peer measures 5 metrics, ncollapse "

@@ -88,6 +88,14 @@ Matrix CudaBackend::select_rows(const Matrix& A, const std::vector<Index>& index
   return result;
 }
 
+Matrix CudaBackend::sum_groups(const Matrix& A, const std::vector<Index>& begin) {
+  const DeviceGuard on(queue_->device());
+  Matrix sums = matrix(static_cast<Index>(begin.size()) - 1, A.cols);
+  const Buffer<Index> starts(*queue_, begin);
+  launch_sum_groups(queue_->stream(), A.data(), starts.get(), sums.rows, A.cols, sums.data());
+  return sums;
+}
+
 void CudaBackend::centre_rows(Matrix& A, const std::vector<double>& centre) {
   if (A.size() == 0) return;
   const DeviceGuard on(queue_->device());

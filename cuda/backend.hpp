@@ -26,6 +26,7 @@ class CudaBackend final : public Backend {
   void combine_rows(const std::vector<double>& a, const Matrix& A, const std::vector<double>& b, const Matrix& B,
                     Matrix& out) override;
   Matrix select_rows(const Matrix& A, const std::vector<Index>& index) override;
+  Matrix sum_groups(const Matrix& A, const std::vector<Index>& begin) override;
   void centre_rows(Matrix& A, const std::vector<double>& centre) override;
   std::vector<double> weighted_row_sum(const Matrix& A, const std::vector<double>& w) override;
   std::vector<double> row_dots(const Matrix& A, const Matrix& B) override;

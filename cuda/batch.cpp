@@ -26,6 +26,12 @@ void require_device_memory(const void* pointer, const char* what) {
   if (attributes.type == cudaMemoryTypeUnregistered)
     throw UsageError(std::string(what) + " were said to lie in device memory, but CUDA does not know their address",
                      "pass MemorySpace::host for ordinary host memory");
+  int device = 0;
+  check(cudaGetDevice(&device));  // the context's: every verb makes it current
+  if (attributes.type == cudaMemoryTypeDevice && attributes.device != device)
+    throw UsageError(std::string(what) + " lie on CUDA device " + std::to_string(attributes.device) +
+                         ", but the context is on device " + std::to_string(device),
+                     "open the context on the device that holds them");
 }
 
 void upload_rows(Queue& queue, void* to, const MatrixView& from, Index first, Index rows) {

@@ -60,7 +60,8 @@ PinvTrace CudaBackend::pinv_trace(Matrix& A, const Matrix& B) {
   if (!(scale > 0)) return {};
 
   Matrix L = clone(A);
-  const double safe = 4 * static_cast<double>(n + 1) * n_eps * scale;
+  // And well enough conditioned (lambda_max <= n scale) for the solve to be right to 1e-8, as on the CPU.
+  const double safe = static_cast<double>(n) * scale * std::max(4 * static_cast<double>(n + 1) * kEps, 1e-8);
   if (cholesky(*queue_, L.data(), n)) {
     const auto roots = diagonal(*queue_, L);
     const double smallest = *std::min_element(roots.begin(), roots.end());

@@ -32,7 +32,8 @@ Owned<cudaMemPool_t, cudaMemPoolDestroy> make_pool(int device) {
 
 Stream::Stream(cudaStream_t borrowed) : raw_(borrowed) {
   if (borrowed) return;
-  check(cudaStreamCreateWithFlags(&raw_, cudaStreamNonBlocking));
+  // Not cudaStreamNonBlocking: callers who queue their work on the legacy default stream are to be seen.
+  check(cudaStreamCreateWithFlags(&raw_, cudaStreamDefault));
   own_.reset(raw_);
 }
 

@@ -18,6 +18,7 @@ namespace {
 
 constexpr Index kBatchBytes = Index{64} << 20;
 constexpr Index kLabelBlock = Index{1} << 20;
+constexpr Index kMaxClasses = Index{1} << 28;  // a label above is a mistake, not a class
 
 using Clock = std::chrono::steady_clock;
 
@@ -47,27 +48,36 @@ Split open_split(const std::string& features, const std::string& labels) {
 
 /// The labels' range and counts, read before the features: it finds bad labels early, gives K, and costs little.
 struct LabelSurvey {
-  Index largest = -1;
+  Index largest = -1, largest_row = -1;
   std::vector<Index> counts;  // up to the largest label
 };
 
 LabelSurvey survey(ArrayFile& labels, Index total) {
-  constexpr Index kSane = Index{1} << 28;
   LabelSurvey result;
   for (Index first = 0; first < total; first += kLabelBlock) {
     const LabelView block = labels.read_labels(first, std::min(kLabelBlock, total - first));
     for (Index i = 0; i < block.size; ++i) {
       const Index label = label_at(block, i);
-      if (label < 0 || label >= kSane)
+      if (label < 0 || label >= kMaxClasses)
         throw DataError(
             labels.name() + ": the label at row " + std::to_string(first + i) + " is " + std::to_string(label),
             "labels are class numbers from 0 to K-1");
       if (label >= static_cast<Index>(result.counts.size())) result.counts.resize(static_cast<std::size_t>(label) + 1);
       ++result.counts[label];
-      result.largest = std::max(result.largest, label);
+      if (label > result.largest) {
+        result.largest = label;
+        result.largest_row = first + i;
+      }
     }
   }
   return result;
+}
+
+void check_largest(const ArrayFile& labels, const LabelSurvey& found, Index classes) {
+  if (found.largest < classes) return;
+  throw DataError(labels.name() + ": the label at row " + std::to_string(found.largest_row) + " is " +
+                      std::to_string(found.largest) + ", but there are " + std::to_string(classes) + " classes",
+                  "labels are class numbers from 0 to K-1; give --classes or the classifier that fits");
 }
 
 /// Runs `body` and puts the file's name before what the library says about its content.
@@ -163,6 +173,13 @@ void Analysis::check_request() const {
     throw UsageError("test features and test labels are given together or not at all");
   if (!request_.bias.empty() && request_.weights.empty())
     throw UsageError("a bias needs the weights that it belongs to");
+  if (request_.lambda_w.empty() != (request_.lambda_h == 0))
+    throw UsageError("the weight decays of layers and features are given together or not at all");
+  if (!request_.lambda_w.empty() && request_.weights.empty())
+    throw UsageError("weight decays need the weights that they act on");
+  if (request_.classes > kMaxClasses)
+    throw UsageError("classes is " + std::to_string(request_.classes) + ", at most " + std::to_string(kMaxClasses) +
+                     " are possible");
   if (request_.classes < 0) throw UsageError("classes is " + std::to_string(request_.classes) + ", must be positive");
   if (request_.batch_rows < 0)
     throw UsageError("batch rows is " + std::to_string(request_.batch_rows) + ", must be positive");
@@ -221,16 +238,8 @@ Report Analysis::run() {
   Index classes = request_.classes;
   if (classes == 0) classes = classifier != nullptr ? classifier->layers.back().rows : labels.largest + 1;
   check_weights(weights, request_, dim, classes, train.features.name());
-  if (labels.largest >= classes)
-    throw DataError(train.labels->name() + ": the largest label is " + std::to_string(labels.largest) +
-                        ", but there are " + std::to_string(classes) + " classes",
-                    "labels are class numbers from 0 to K-1; give --classes or the classifier that fits");
-  if (test) {
-    const LabelSurvey test_labels = survey(*test->labels, test->features.rows());
-    if (test_labels.largest >= classes)
-      throw DataError(test->labels->name() + ": the largest label is " + std::to_string(test_labels.largest) +
-                      ", but there are " + std::to_string(classes) + " classes");
-  }
+  check_largest(*train.labels, labels, classes);
+  if (test) check_largest(*test->labels, survey(*test->labels, test->features.rows()), classes);
   labels.counts.resize(static_cast<std::size_t>(classes));
   if (const auto seen = std::count_if(labels.counts.begin(), labels.counts.end(), [](Index n) { return n > 0; });
       seen < 2)
@@ -263,6 +272,8 @@ Report Analysis::run() {
   evidence.classifier = classifier;
   evidence.train = &train_counts;
   evidence.test = test_counts ? &*test_counts : nullptr;
+  evidence.lambda_w = request_.lambda_w;
+  evidence.lambda_h = request_.lambda_h;
   evidence.ood_mean = ood ? &ood_mean : nullptr;
   Report report = measure(moments, evidence, request_.convention);
 

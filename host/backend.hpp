@@ -12,6 +12,7 @@
 
 #include "ncollapse/accumulator.hpp"
 #include "ncollapse/context.hpp"
+#include "ncollapse/error.hpp"
 #include "ncollapse/types.hpp"
 
 namespace ncollapse {
@@ -140,6 +141,8 @@ class Backend {
                             const Matrix& B, Matrix& out) = 0;
   /// out_i = A_{index_i}: picks rows (host indices).
   virtual Matrix select_rows(const Matrix& A, const std::vector<Index>& index) = 0;
+  /// out_g = sum of the rows begin[g] .. begin[g+1] - 1 of A, in row order; begin [groups + 1], host.
+  virtual Matrix sum_groups(const Matrix& A, const std::vector<Index>& begin) = 0;
   /// A_k -= centre for every row; centre [cols].
   virtual void centre_rows(Matrix& A, const std::vector<double>& centre) = 0;
   /// sum_k w_k A_k, [cols]; w [rows].
@@ -165,11 +168,15 @@ class Backend {
   virtual ProductSums product_sums(const Matrix& A, const Matrix& B, const ProductQuery& query) = 0;
 
   // --- conveniences over the verbs above.
-  Matrix matrix(Index rows, Index cols) {
-    return {std::static_pointer_cast<double>(allocate(rows * cols * static_cast<Index>(sizeof(double)))), rows, cols};
-  }
-  IndexArray index_array(Index rows, Index cols) {
-    return {std::static_pointer_cast<Index>(allocate(rows * cols * static_cast<Index>(sizeof(Index)))), rows, cols};
+  Matrix matrix(Index rows, Index cols) { return array<double>(rows, cols); }
+  IndexArray index_array(Index rows, Index cols) { return array<Index>(rows, cols); }
+  template <class T>
+  Array<T> array(Index rows, Index cols) {
+    Index bytes = 0;
+    if (__builtin_mul_overflow(rows, cols, &bytes) ||
+        __builtin_mul_overflow(bytes, static_cast<Index>(sizeof(T)), &bytes))
+      throw DeviceError(std::to_string(rows) + " x " + std::to_string(cols) + " numbers fit no memory");
+    return {std::static_pointer_cast<T>(allocate(bytes)), rows, cols};
   }
   template <class T>
   Array<T> clone(const Array<T>& source) {
@@ -189,6 +196,8 @@ class Backend {
   }
 };
 
+/// What the CPU backend would say of itself; opens nothing.
+DeviceInfo cpu_device(int threads);
 std::shared_ptr<Backend> open_cpu_backend(const ContextOptions& options);
 
 /// Defined in cuda/; a library built without CUDA has a stub in host/ that throws DeviceError.

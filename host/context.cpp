@@ -18,7 +18,10 @@ Device Device::best() {
 Device Device::parse(std::string_view text) {
   if (text == "auto") return best();
   if (text == "cpu") return {DeviceType::cpu, 0};
-  if (text == "cuda") return {DeviceType::cuda, 0};
+  if (text == "cuda") {  // the first usable one; whether there is any, Context will say
+    const auto gpus = cuda_devices(nullptr);
+    return gpus.empty() ? Device{DeviceType::cuda, 0} : gpus.front().device;
+  }
   constexpr std::string_view prefix = "cuda:";
   if (text.starts_with(prefix)) {
     const auto number = text.substr(prefix.size());
@@ -34,7 +37,7 @@ std::string to_string(Device device) {
 }
 
 std::vector<DeviceInfo> devices() {
-  std::vector<DeviceInfo> all{open_cpu_backend({})->info()};
+  std::vector<DeviceInfo> all{cpu_device(0)};
   for (auto& gpu : cuda_devices(nullptr)) all.push_back(std::move(gpu));
   return all;
 }

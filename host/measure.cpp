@@ -11,12 +11,13 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdio>
 #include <limits>
-#include <set>
 
 #include "host/backend.hpp"
 #include "host/classifier_product.hpp"
 #include "host/moments.hpp"
+#include "host/theory/imbalance.hpp"
 #include "ncollapse/error.hpp"
 #include "ncollapse/metrics.hpp"
 
@@ -48,10 +49,22 @@ const ConventionRules& rules_of(Convention convention) {
   throw UsageError("unknown convention");
 }
 
+std::string text_of(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.3g", value);
+  return text;
+}
+
 double mean(const std::vector<double>& values) {
   double sum = 0;
   for (const double value : values) sum += value;
   return sum / static_cast<double>(values.size());
+}
+
+/// Whether the word is one of the metric's inputs.
+bool needs(const MetricInfo& info, std::string_view word) {
+  const std::string padded = " " + std::string(info.needs) + " ";
+  return padded.find(" " + std::string(word) + " ") != std::string::npos;
 }
 
 // sum (x - mean)^2 / (count - ddof)
@@ -104,6 +117,7 @@ class Measurement {
   void geometry(const Matrix& rows, const std::vector<double>& norms, const std::string& suffix, PairQuery query);
   void nearest_simplex(double frobenius);
   void duality();
+  void imbalance(const Matrix& weights, const std::vector<double>& bias);
   void decisions(const DecisionCounts* counts, const std::string& split);
   void out_of_distribution();
   void explain_missing();
@@ -193,6 +207,8 @@ void Measurement::centre() {
   report_.classes = moments_.classes();
   report_.dim = moments_.dim();
   report_.counts = moments_.counts();
+  report_.lambda_w = evidence_.lambda_w;
+  report_.lambda_h = evidence_.lambda_h;
   report_.device = backend_.info();
   Index singles = 0;
   for (Index k = 0; k < moments_.classes(); ++k) {
@@ -225,8 +241,19 @@ void Measurement::centre() {
   backend_.centre_rows(centred_, centre_);
 
   const auto squares = backend_.row_dots(centred_, centred_);
-  // The centre is rounded, so equal means may differ from it by an ulp; that is 0, not a geometry.
   const auto raw_squares = backend_.row_dots(means_, means_);
+  // Products of four such lengths must neither overflow nor vanish.
+  constexpr double kSmallest = 1e-70, kLargest = 1e70;
+  double largest_mean = 0, largest_centred = 0;
+  for (std::size_t i = 0; i < squares.size(); ++i) {
+    largest_mean = std::max(largest_mean, std::sqrt(raw_squares[i]));
+    largest_centred = std::max(largest_centred, std::sqrt(squares[i]));
+  }
+  if (!(largest_mean < kLargest) || (largest_centred > 0 && largest_centred < kSmallest))
+    throw DataError("class means of size " + text_of(largest_mean) + ", " + text_of(largest_centred) +
+                        " apart from their centre, are beyond what the metrics can be computed for",
+                    "rescale the features: the metrics do not depend on their unit");
+  // The centre is rounded, so equal means may differ from it by an ulp; that is 0, not a geometry.
   for (std::size_t i = 0; i < squares.size(); ++i) {
     constexpr double kRounding = 16 * std::numeric_limits<double>::epsilon();
     const bool rounding = squares[i] <= kRounding * kRounding * raw_squares[i];
@@ -309,7 +336,8 @@ void Measurement::pseudo_inverse() {
   const auto spread = backend_.row_dots(along, between.directions);
   double sum = 0;
   for (Index i = 0; i < between.kept; ++i) sum += spread[i] / between.values[i] / between.values[i];
-  sum = std::max(0.0, sum * scale);
+  sum *= scale;
+  if (sum < 0) sum = 0;  // rounding; a NaN stays one
   set("nc1_pinv_sum", sum);
   set("nc1_pinv", rules_.divide_by_classes ? sum / k_ : sum);
 }
@@ -330,7 +358,9 @@ void Measurement::collapse_index() {
   backend_.add_gram(1.0, between, total);
   const PinvTrace trace = backend_.pinv_trace(total, between);
   if (trace.rank == 0 || trace_between_ == 0) return undefined("nc1_vci", "all class means are equal");
-  set("nc1_vci", 1 - trace.value / std::min(k_ - 1, static_cast<double>(moments_.dim())));
+  // Rounding may carry a collapsed index below 0 by some 1e-13; nothing else can.
+  const double index = 1 - trace.value / std::min(k_ - 1, static_cast<double>(moments_.dim()));
+  set("nc1_vci", index < 0 ? 0 : index);
 }
 
 void Measurement::geometry(const Matrix& rows, const std::vector<double>& norms, const std::string& suffix,
@@ -464,6 +494,39 @@ void Measurement::duality() {
   if (weights_norm > 0 && centred_norm > 0)
     query.product_norm > 0 ? set("nc3_wh_etf", std::sqrt(sums.etf_residual)) : undefined("nc3_wh_etf", orthogonal);
   query.frame_norm > 0 ? set("nc3_wh_of", std::sqrt(sums.frame_residual)) : undefined("nc3_wh_of", orthogonal);
+  imbalance(weights, bias);
+}
+
+void Measurement::imbalance(const Matrix& weights, const std::vector<double>& bias) {
+  const auto& layers = evidence_.classifier->layers;
+  ImbalanceInput input;
+  input.counts.reserve(seen_.size());
+  for (const Index k : seen_) input.counts.push_back(moments_.counts()[k]);
+  input.means = means_;
+  input.sample_mean = sample_mean_;
+  input.variances = variances_;
+  if (moments_.data().options.scatter_weights.empty()) input.scatter = moments_.data().scatter;
+  input.weights = weights;
+  input.bias = bias;
+  input.smallest_width = moments_.dim();
+  for (std::size_t l = 0; l + 1 < layers.size(); ++l)
+    input.smallest_width = std::min(input.smallest_width, layers[l].rows);
+  const bool decays = !evidence_.lambda_w.empty() && evidence_.lambda_h > 0;
+  if (decays && report_.classes_seen == report_.classes) {
+    for (const auto& layer : layers) {
+      const Matrix entries = backend_.import(layer);
+      input.layer_squares.push_back(backend_.inner(entries, entries));
+    }
+    input.lambda_w = evidence_.lambda_w;
+    input.lambda_h = evidence_.lambda_h;
+  }
+  ImbalanceMeasures measures = measure_imbalance(backend_, input);
+  for (const auto& [key, value] : measures.values) set(key, value);
+  for (const auto& [key, why] : measures.undefined) undefined(key, why);
+  report_.spectrum = std::move(measures.spectrum);
+  if (!decays || report_.classes_seen == report_.classes) return;
+  for (const auto& info : metric_catalogue())
+    if (needs(info, "lambda")) skip(info.key, "the minimiser is known only where every class has samples");
 }
 
 void Measurement::decisions(const DecisionCounts* counts, const std::string& split) {
@@ -538,7 +601,9 @@ void Measurement::explain_missing() {
       {"scatter", moments_.statistics() >= Statistics::full, "the within-class scatter was not accumulated"},
       {"variances", moments_.statistics() >= Statistics::traces, "within-class variances were not accumulated"},
       {"classifier", classifier, "no classifier weights were given"},
+      {"nobias", !classifier || evidence_.classifier->bias.rows == 0, "the classifier has a bias (see ufmb_*)"},
       {"bias", classifier && evidence_.classifier->bias.rows > 0, "no bias was given"},
+      {"lambda", !evidence_.lambda_w.empty() && evidence_.lambda_h > 0, "no weight decays were given"},
       {"train", evidence_.train != nullptr, "decisions on the training set were not counted"},
       {"test", evidence_.test != nullptr, "no test set was given"},
       {"ood", evidence_.ood_mean != nullptr, "no out-of-distribution features were given"},
@@ -551,7 +616,7 @@ void Measurement::explain_missing() {
     if (present) continue;
     std::string why = "its inputs were not given";
     for (const auto& input : inputs)
-      if (!input.given && info.needs.find(input.word) != std::string_view::npos) why = input.why;
+      if (!input.given && needs(info, input.word)) why = input.why;
     skip(key, why);
   }
 }

@@ -19,26 +19,29 @@ volatile std::sig_atomic_t interrupted = 0;
 
 struct AnalyzeOptions {
   AnalysisRequest request;
+  std::optional<double> lambda_h;
   std::string convention = "zhu", device = "auto", csv;
-  std::optional<double> lambda_w, lambda_h;
   int threads = 0;
 };
-
-void check_lambda(const char* name, const std::optional<double>& value) {
-  if (value && !(*value > 0)) throw UsageError(fmt::format("{} is {}, must be positive", name, *value));
-}
 
 void run(AnalyzeOptions& options, const Common& common) {
   check_output(common.json);
   check_output(options.csv);
   if (common.json == "-" && options.csv == "-")
     throw UsageError("--json - and --csv - cannot share standard output", "give one of them a file");
-  check_lambda("--lambda-w", options.lambda_w);
-  check_lambda("--lambda-h", options.lambda_h);
+  for (const double lambda : options.request.lambda_w)
+    if (!(lambda > 0)) throw UsageError(fmt::format("--lambda-w is {}, must be positive", lambda));
+  if (options.lambda_h && !(*options.lambda_h > 0))
+    throw UsageError(fmt::format("--lambda-h is {}, must be positive", *options.lambda_h));
+  options.request.lambda_h = options.lambda_h.value_or(0);
   options.request.convention = parse_convention(options.convention);
   const Context context(Device::parse(options.device), {.threads = options.threads});
 
-  std::signal(SIGINT, [](int) { interrupted = 1; });
+  // The first Ctrl-C ends the run between two batches, a second one ends it at once.
+  struct sigaction on_interrupt = {};
+  on_interrupt.sa_handler = [](int) { interrupted = 1; };
+  on_interrupt.sa_flags = static_cast<int>(SA_RESETHAND);
+  sigaction(SIGINT, &on_interrupt, nullptr);
   ProgressBar bar(!common.quiet && isatty(STDERR_FILENO) == 1);
   options.request.on_progress = [&](const Progress& progress) {
     if (interrupted != 0) throw Interrupted();
@@ -46,11 +49,7 @@ void run(AnalyzeOptions& options, const Common& common) {
   };
   Report report = analyze(context, options.request);
   bar.clear();
-  if (options.lambda_w || options.lambda_h)
-    report.notes.push_back("weight decays are recorded, no metric of this version uses them");
-  for (const auto& [name, value] : {std::pair{"lambda_w", options.lambda_w}, std::pair{"lambda_h", options.lambda_h}})
-    if (value) report.source.emplace_back(name, fmt::format("{}", *value));
-
+  if (interrupted != 0) throw Interrupted();
   if (!common.json.empty()) write_output(common.json, to_json(report) + "\n");
   if (!options.csv.empty()) write_output(options.csv, to_csv(report));
   const bool stdout_taken = common.json == "-" || options.csv == "-";
@@ -87,10 +86,11 @@ void add_analyze(CLI::App& app, Common& common) {
   command->add_option("--convention", options->convention, "zhu, papyan, peer, anova or classavg")
       ->capture_default_str()
       ->type_name("NAME");
-  command->add_option("--lambda-w", options->lambda_w, "Weight decay of the classifier layers, recorded in the report")
+  command
+      ->add_option("--lambda-w", request.lambda_w,
+                   "Weight decay of the layers, one for all or one each: compare with the predicted minimiser")
       ->type_name("X");
-  command->add_option("--lambda-h", options->lambda_h, "Weight decay of the features, recorded in the report")
-      ->type_name("X");
+  command->add_option("--lambda-h", options->lambda_h, "Weight decay of the features")->type_name("X");
   command->add_option("--device", options->device, "auto, cpu, cuda or cuda:N")
       ->capture_default_str()
       ->type_name("NAME");

@@ -49,17 +49,20 @@ void write_output(const std::string& path, const std::string& text) {
     if (!std::cout) throw DataError("cannot write to standard output");
     return;
   }
-  const std::string temporary = path + ".tmp" + std::to_string(getpid());
+  // A regular file is replaced as a whole; a pipe, a device or what a link leads to is written where it is.
+  std::error_code ignored;
+  const auto kind = std::filesystem::symlink_status(path, ignored).type();
+  const bool replace = kind == std::filesystem::file_type::not_found || kind == std::filesystem::file_type::regular;
+  const std::string temporary = replace ? path + ".tmp" + std::to_string(getpid()) : path;
   std::ofstream file(temporary, std::ios::binary | std::ios::trunc);
   file << text << std::flush;
   const bool written = static_cast<bool>(file);
   const int reason = errno;
   file.close();
   std::error_code status;
-  if (written) std::filesystem::rename(temporary, path, status);
+  if (written && replace) std::filesystem::rename(temporary, path, status);
   if (!written || status) {
-    std::error_code ignored;
-    std::filesystem::remove(temporary, ignored);
+    if (replace) std::filesystem::remove(temporary, ignored);
     throw DataError(path + ": cannot write: " +
                     (written ? status.message() : std::error_code(reason, std::generic_category()).message()));
   }

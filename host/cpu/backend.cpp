@@ -56,14 +56,8 @@ NCOLLAPSE_VECTORISED void add_scaled(double scale, const double* row, double* su
 OneBlasThread::OneBlasThread(int restore) : restore_(restore) { openblas_set_num_threads(1); }
 OneBlasThread::~OneBlasThread() { openblas_set_num_threads(restore_); }
 
-CpuBackend::CpuBackend(const ContextOptions& options)
-    : threads_(options.threads > 0 ? options.threads : omp_get_max_threads()) {
+CpuBackend::CpuBackend(const ContextOptions& options) : info_(cpu_device(options.threads)), threads_(info_.threads) {
   openblas_set_num_threads(threads_);
-  info_.device = {DeviceType::cpu, 0};
-  info_.name = processor_name();
-  info_.memory_bytes = static_cast<Index>(sysconf(_SC_PHYS_PAGES)) * static_cast<Index>(sysconf(_SC_PAGE_SIZE));
-  info_.capability = std::string("OpenBLAS ") + openblas_get_corename();
-  info_.threads = threads_;
 }
 
 std::shared_ptr<void> CpuBackend::allocate(Index bytes) {
@@ -99,7 +93,7 @@ Matrix CpuBackend::import(const MatrixView& source) {
 void CpuBackend::combine_rows(const std::vector<double>& a, const Matrix& A, const std::vector<double>& b,
                               const Matrix& B, Matrix& out) {
   const Index cols = A.cols;
-#pragma omp parallel for num_threads(threads_) schedule(static)
+#pragma omp parallel for num_threads(threads_for(A.size())) schedule(static)
   for (Index k = 0; k < A.rows; ++k) {
     const double* left = A.data() + k * cols;
     double* target = out.data() + k * cols;
@@ -118,8 +112,17 @@ Matrix CpuBackend::select_rows(const Matrix& A, const std::vector<Index>& index)
   return result;
 }
 
+Matrix CpuBackend::sum_groups(const Matrix& A, const std::vector<Index>& begin) {
+  Matrix sums = matrix(static_cast<Index>(begin.size()) - 1, A.cols);
+#pragma omp parallel for num_threads(threads_for(A.size())) schedule(dynamic)
+  for (Index g = 0; g < sums.rows; ++g)
+    for (Index i = begin[g]; i < begin[g + 1]; ++i)
+      add_scaled(1.0, A.data() + i * A.cols, sums.data() + g * A.cols, A.cols);
+  return sums;
+}
+
 void CpuBackend::centre_rows(Matrix& A, const std::vector<double>& centre) {
-#pragma omp parallel for num_threads(threads_) schedule(static)
+#pragma omp parallel for num_threads(threads_for(A.size())) schedule(static)
   for (Index k = 0; k < A.rows; ++k)
     for (Index j = 0; j < A.cols; ++j) A.data()[k * A.cols + j] -= centre[j];
 }
@@ -129,7 +132,7 @@ std::vector<double> CpuBackend::weighted_row_sum(const Matrix& A, const std::vec
   constexpr Index kStrip = 64;
   std::vector<double> sum(static_cast<std::size_t>(A.cols), 0.0);
   const Index strips = (A.cols + kStrip - 1) / kStrip;
-#pragma omp parallel for num_threads(threads_) schedule(static)
+#pragma omp parallel for num_threads(threads_for(A.size())) schedule(static)
   for (Index strip = 0; strip < strips; ++strip) {
     const Index begin = strip * kStrip, width = std::min(kStrip, A.cols - begin);
     for (Index k = 0; k < A.rows; ++k) add_scaled(w[k], A.data() + k * A.cols + begin, sum.data() + begin, width);
@@ -139,7 +142,7 @@ std::vector<double> CpuBackend::weighted_row_sum(const Matrix& A, const std::vec
 
 std::vector<double> CpuBackend::row_dots(const Matrix& A, const Matrix& B) {
   std::vector<double> dots(static_cast<std::size_t>(A.rows));
-#pragma omp parallel for num_threads(threads_) schedule(static)
+#pragma omp parallel for num_threads(threads_for(A.size())) schedule(static)
   for (Index k = 0; k < A.rows; ++k) dots[k] = dot(A.data() + k * A.cols, B.data() + k * A.cols, A.cols);
   return dots;
 }
@@ -178,7 +181,7 @@ void CpuBackend::add_gram(double alpha, const Matrix& A, Matrix& T) {
 void CpuBackend::mirror_lower(Matrix& A) {
   const Index n = A.rows;
   const Index blocks = (n + kBlockRows - 1) / kBlockRows;
-#pragma omp parallel for num_threads(threads_) schedule(dynamic)
+#pragma omp parallel for num_threads(threads_for(A.size())) schedule(dynamic)
   for (Index block = 0; block < blocks; ++block)  // square blocks, so that both sides stay in the cache
     for (Index other = 0; other <= block; ++other)
       for (Index i = block * kBlockRows; i < std::min((block + 1) * kBlockRows, n); ++i)
@@ -190,6 +193,11 @@ std::vector<double> CpuBackend::eigh(Matrix& A) {
   const Index n = A.rows;
   std::vector<double> values(static_cast<std::size_t>(n));
   if (n == 0) return values;
+  constexpr Index kMaxOrder = 32766;  // dsyevd's workspace, 2 n^2 + 6 n + 1 numbers, is counted in 32 bits
+  if (n > kMaxOrder)
+    throw UsageError("an eigenproblem of order " + std::to_string(n) + " is too large, at most " +
+                         std::to_string(kMaxOrder) + " can be solved",
+                     "accumulate traces instead of the full scatter");
   const int info =
       LAPACKE_dsyevd(LAPACK_COL_MAJOR, 'V', 'U', blas_int(n, "order"), A.data(), blas_int(n, "order"), values.data());
   if (info != 0)
@@ -232,6 +240,16 @@ PinvTrace CpuBackend::pinv_trace(Matrix& A, const Matrix& B) {
 }  // namespace ncollapse::cpu
 
 namespace ncollapse {
+
+DeviceInfo cpu_device(int threads) {
+  DeviceInfo info;
+  info.device = {DeviceType::cpu, 0};
+  info.name = cpu::processor_name();
+  info.memory_bytes = static_cast<Index>(sysconf(_SC_PHYS_PAGES)) * static_cast<Index>(sysconf(_SC_PAGE_SIZE));
+  info.capability = std::string("OpenBLAS ") + openblas_get_corename();
+  info.threads = threads > 0 ? threads : omp_get_max_threads();
+  return info;
+}
 
 std::shared_ptr<Backend> open_cpu_backend(const ContextOptions& options) {
   return std::make_shared<cpu::CpuBackend>(options);

@@ -151,16 +151,6 @@ void CpuBackend::add_rows(MomentState& state, const T* data, Index stride, Index
   const double* scales = state.scatter_scale.data();
   const bool full = static_cast<bool>(state.scatter);
 
-  for (Index begin = 0; begin < rows;) {
-    const Index k = labels[order[begin]];
-    Index end = begin;
-    while (end < rows && labels[order[end]] == k) ++end;
-    if (counts[k] == 0)
-      for (Index j = 0; j < dim; ++j) shifts[k * dim + j] = to_double(data[order[begin] * stride + j]);
-    counts[k] += end - begin;
-    begin = end;
-  }
-
   const Index chunk_rows = std::clamp(kChunkBytes / (8 * dim) / kRunRows, Index{2}, Index{64}) * kRunRows;
   const Index max_runs = (std::min(chunk_rows, rows) + kRunRows - 1) / kRunRows;
   double* centred = full ? centred_.reserve(std::min(chunk_rows, rows) * dim) : nullptr;
@@ -173,10 +163,21 @@ void CpuBackend::add_rows(MomentState& state, const T* data, Index stride, Index
   std::vector<Carry> carry(static_cast<std::size_t>(2 * max_runs));
   double* carry_sums = carries_.reserve(2 * max_runs * dim);
 
+  // From here on nothing throws: a batch is added whole or not at all.
+  for (Index begin = 0; begin < rows;) {
+    const Index k = labels[order[begin]];
+    Index end = begin;
+    while (end < rows && labels[order[end]] == k) ++end;
+    if (counts[k] == 0)
+      for (Index j = 0; j < dim; ++j) shifts[k * dim + j] = to_double(data[order[begin] * stride + j]);
+    counts[k] += end - begin;
+    begin = end;
+  }
+
   for (Index chunk = 0; chunk < rows; chunk += chunk_rows) {
     const Index chunk_end = std::min(chunk + chunk_rows, rows);
     const Index runs = (chunk_end - chunk + kRunRows - 1) / kRunRows;
-#pragma omp parallel for num_threads(threads_) schedule(dynamic)
+#pragma omp parallel for num_threads(threads_for((chunk_end - chunk) * dim)) schedule(dynamic)
     for (Index run = 0; run < runs; ++run) {
       const Index run_begin = chunk + run * kRunRows, run_end = std::min(run_begin + kRunRows, chunk_end);
       double* sum = accumulators + omp_get_thread_num() * dim;
@@ -224,8 +225,8 @@ void CpuBackend::add_rows(MomentState& state, const T* data, Index stride, Index
 }
 
 BatchFaults CpuBackend::add_batch(MomentState& state, const MatrixView& features, const LabelView& labels) {
-  const BatchFaults faults =
-      check_batch_values(features, labels, state.classes, labels_.reserve(features.rows), threads_);
+  const BatchFaults faults = check_batch_values(features, labels, state.classes, labels_.reserve(features.rows),
+                                                threads_for(features.rows * features.cols));
   if (faults.any() || features.rows == 0) return faults;
   with_elements(features, [&](const auto* data) { add_rows(state, data, features.row_stride(), features.rows); });
   return faults;

@@ -39,6 +39,7 @@ class CpuBackend final : public Backend {
   void combine_rows(const std::vector<double>& a, const Matrix& A, const std::vector<double>& b, const Matrix& B,
                     Matrix& out) override;
   Matrix select_rows(const Matrix& A, const std::vector<Index>& index) override;
+  Matrix sum_groups(const Matrix& A, const std::vector<Index>& begin) override;
   void centre_rows(Matrix& A, const std::vector<double>& centre) override;
   std::vector<double> weighted_row_sum(const Matrix& A, const std::vector<double>& w) override;
   std::vector<double> row_dots(const Matrix& A, const Matrix& B) override;
@@ -59,6 +60,7 @@ class CpuBackend final : public Backend {
     T* reserve(Index size) {
       if (size > size_) {
         memory_.reset();  // before the new one, or both would be held
+        size_ = 0;
         memory_ = std::make_unique_for_overwrite<T[]>(static_cast<std::size_t>(size));
         size_ = size;
       }
@@ -74,6 +76,10 @@ class CpuBackend final : public Backend {
   void add_rows(MomentState& state, const T* data, Index stride, Index rows);
   template <class T>
   void decide_rows(DecisionState& state, const T* data, Index stride, Index rows);
+
+  /// Threads worth waking for `work` elements: waking them costs more than some ten thousand additions.
+  int threads_for(Index work) const { return work < kParallelWork ? 1 : threads_; }
+  static constexpr Index kParallelWork = Index{1} << 16;
 
   DeviceInfo info_;
   int threads_;

@@ -5,7 +5,8 @@
 // Scores of both are made by sgemm from z, c, w rounded to float (unit roundoff u = 2^-24). Rounding the two factors
 // and summing d products in any order errs by at most ((1+u)^2 (1 + g_d) - 1) |z||c_k| <= (d+3) u/(1-(d+3)u) |z||c_k|,
 // g_n = n u/(1-n u) (Higham 2002, section 3); adding the constant in float adds 2u of the two terms. A row
-// is decided by floats only if its best score leads by more than twice the largest such bound; every other row
+// is decided by floats only if its best score leads by more than twice the largest such bound, with the (far smaller)
+// rounding of the constants and of the double formulas added; every other row
 // (and any row whose scores overflow: a NaN certifies nothing) is evaluated in double by the formulas themselves, each
 // class by the same sequence of operations, so that equal centres tie exactly and the lowest class wins.
 #include <cblas.h>
@@ -26,6 +27,8 @@ namespace {
 constexpr Index kRowTile = 256, kClassTile = 512;  // a tile's rows and scores stay in a core's own cache
 constexpr double kUnitRoundoff = 0x1p-24;
 constexpr Index kUndecided = -1;
+// Outside this range floats overflow, or lose digits as subnormals; then nothing is certified.
+constexpr double kSmallest = 1e-18, kLargest = 1e18;
 
 // One set of candidates (centres or classifier rows) prepared for float scoring.
 struct Scorer {
@@ -33,12 +36,18 @@ struct Scorer {
   std::vector<float> rows;       // [count x d]
   std::vector<float> constants;  // [count]
   double largest_norm = 0, largest_constant = 0;
+  // Rounding in double, of the constant and of the direct formula, at a row of norm |z|:  offset + slope |z| + curve
+  // |z|^2.
+  double offset = 0, slope = 0, curve = 0;
 };
 
 struct Prepared {
   std::vector<double> origin;  // [d]
   Scorer centres, classifier;
 };
+
+// Squares and products of such lengths are floats.
+bool safe(double length) { return length == 0 || (length > kSmallest && length < kLargest); }
 
 double norm(const double* row, Index dim) {
   double sum = 0;
@@ -79,14 +88,25 @@ std::shared_ptr<Prepared> prepare(const DecisionState& state) {
     }
     finish(prepared->centres, k, row.data(), -squares / 2, dim);
   }
+  // Direct: |h - m|^2/2 of size (|z| + |c|)^2/2, a sum of d terms; o and c are themselves rounded.
+  const double g = 2 * (static_cast<double>(dim) + 8) * 0x1p-53, reach = norm(origin.data(), dim);
+  Scorer& centres = prepared->centres;
+  centres.offset = g * centres.largest_norm * (centres.largest_norm + reach);
+  centres.slope = g * (2 * centres.largest_norm + reach);
+  centres.curve = g;
   if (!state.weights) return prepared;
   prepared->classifier = make_scorer(state.classes, dim);
+  double largest_bias = 0;
   for (Index k = 0; k < state.classes; ++k) {
     const double* weights = state.weights.data() + k * dim;
     double constant = state.bias.data()[k];
     for (Index j = 0; j < dim; ++j) constant += weights[j] * origin[j];
     finish(prepared->classifier, k, weights, constant, dim);
+    largest_bias = std::max(largest_bias, std::abs(state.bias.data()[k]));
   }
+  // Direct: w.h + b, a sum of d + 1 terms, |h| <= |z| + |o|; the constant w.o + b likewise.
+  prepared->classifier.offset = g * (2 * prepared->classifier.largest_norm * reach + 2 * largest_bias);
+  prepared->classifier.slope = g * prepared->classifier.largest_norm;
   return prepared;
 }
 
@@ -151,7 +171,10 @@ void scan(float* scores, const float* constants, Index first, Index count, Leade
 // What one thread works with.
 struct Workspace {
   explicit Workspace(Index dim)
-      : z(static_cast<std::size_t>(kRowTile * dim)), scores(kRowTile * kClassTile), norms(kRowTile) {}
+      : z(static_cast<std::size_t>(kRowTile * dim)),
+        scores(kRowTile * kClassTile),
+        norms(kRowTile),
+        leaders(kRowTile) {}
   std::vector<float> z, scores;
   std::vector<double> norms;
   std::vector<Leader> leaders;
@@ -159,7 +182,7 @@ struct Workspace {
 
 // Float decisions of a tile of rows; kUndecided where they are not certain.
 void decide_tile(const Scorer& scorer, Workspace& work, Index rows, Index dim, Index* decisions) {
-  work.leaders.assign(static_cast<std::size_t>(rows), Leader{});
+  std::fill_n(work.leaders.begin(), rows, Leader{});
   for (Index first = 0; first < scorer.count; first += kClassTile) {
     const Index count = std::min(kClassTile, scorer.count - first);
     cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, static_cast<int>(rows), static_cast<int>(count),
@@ -172,12 +195,14 @@ void decide_tile(const Scorer& scorer, Workspace& work, Index rows, Index dim, I
                factor = n * kUnitRoundoff / (1 - n * kUnitRoundoff) + 2 * kUnitRoundoff;
   for (Index i = 0; i < rows; ++i) {
     const Leader& leader = work.leaders[i];
-    // The last term covers products that underflow.
-    const double bound = factor * work.norms[i] * scorer.largest_norm + 2 * kUnitRoundoff * scorer.largest_constant +
-                         static_cast<double>(dim + 2) * 0x1p-126;
+    const double z = work.norms[i];
+    // The last term covers products and operands that underflow.
+    const double bound = factor * z * scorer.largest_norm + 2 * kUnitRoundoff * scorer.largest_constant +
+                         scorer.offset + (scorer.slope + scorer.curve * z) * z +
+                         static_cast<double>(dim + 2) * 0x1p-126 * (2 + z + scorer.largest_norm);
     const double lead = static_cast<double>(leader.best) - static_cast<double>(leader.second);
-    const bool certain =
-        factor > 0 && leader.clean && std::isfinite(leader.best) && (scorer.count == 1 || lead > 2.0001 * bound);
+    const bool certain = factor > 0 && safe(z) && safe(scorer.largest_norm) && scorer.largest_constant < kLargest &&
+                         leader.clean && std::isfinite(leader.best) && (scorer.count == 1 || lead > 2.0001 * bound);
     decisions[i] = certain ? leader.index : kUndecided;
   }
 }
@@ -244,9 +269,11 @@ void CpuBackend::decide_rows(DecisionState& state, const T* data, Index stride, 
 
   // Each thread takes whole tiles, products included: one parallel region, no barrier inside it.
   const OneBlasThread guard(threads_);
-#pragma omp parallel num_threads(static_cast <int>(std::min <Index>(threads_, tiles)))
+  const int team = static_cast<int>(std::min<Index>(threads_for(rows * dim * classes), tiles));
+  std::vector<Workspace> workspaces(static_cast<std::size_t>(team), Workspace(dim));  // here: nothing may throw inside
+#pragma omp parallel num_threads(team)
   {
-    Workspace work(dim);
+    Workspace& work = workspaces[static_cast<std::size_t>(omp_get_thread_num())];
 #pragma omp for schedule(dynamic)
     for (Index tile = 0; tile < tiles; ++tile) {
       const Index begin = tile * kRowTile, count = std::min(kRowTile, rows - begin);
@@ -277,8 +304,8 @@ void CpuBackend::decide_rows(DecisionState& state, const T* data, Index stride, 
 }
 
 BatchFaults CpuBackend::decide_batch(DecisionState& state, const MatrixView& features, const LabelView& labels) {
-  const BatchFaults faults =
-      check_batch_values(features, labels, state.classes, labels_.reserve(features.rows), threads_);
+  const BatchFaults faults = check_batch_values(features, labels, state.classes, labels_.reserve(features.rows),
+                                                threads_for(features.rows * features.cols));
   if (faults.any() || features.rows == 0) return faults;
   with_elements(features, [&](const auto* data) { decide_rows(state, data, features.row_stride(), features.rows); });
   return faults;

@@ -137,7 +137,7 @@ PairSums CpuBackend::pair_sums(const Matrix& A, const PairQuery& query) {
     for (Index j0 = i0; j0 < count; j0 += kTile) {
       const Index height = std::min(kTile, count - i0), width = std::min(kTile, count - j0);
       tile_product(A, i0, height, A, j0, width, tile);
-#pragma omp parallel for num_threads(threads_) schedule(dynamic, 8)
+#pragma omp parallel for num_threads(threads_for(height* width)) schedule(dynamic, 8)
       for (Index i = 0; i < height; ++i) {
         PairSums sums;
         double* row = tile + i * width;
@@ -173,7 +173,7 @@ ProductSums CpuBackend::product_sums(const Matrix& A, const Matrix& B, const Pro
     for (Index j0 = 0; j0 < count; j0 += kTile) {
       const Index height = std::min(kTile, count - i0), width = std::min(kTile, count - j0);
       tile_product(A, i0, height, B, j0, width, tile);
-#pragma omp parallel for num_threads(threads_) schedule(static)
+#pragma omp parallel for num_threads(threads_for(height* width)) schedule(static)
       for (Index i = 0; i < height; ++i) {
         ProductSums sums;
         const double offset = query.row_offsets.empty() ? 0.0 : query.row_offsets[i0 + i];

@@ -28,6 +28,11 @@ constexpr Group kGroups[] = {
     {"nc5_", "NC5  out of distribution"},
     {"nc_", "     drift and bias"},
     {"nc0_", "NC0  classifier rows"},
+    {"ufm", "UFM  distance to the predicted global minimiser"},
+    {"gof_", "GOF  distance to the predicted global minimiser, without bias"},
+    {"seli_", "SELI reference geometry of cross-entropy"},
+    {"mc_", "     minority collapse"},
+    {"norm_count_", "     norms against class sizes"},
 };
 
 std::string number(double value) {
@@ -77,6 +82,24 @@ constexpr Column kColumns[] = {{"nc1_per_class", "nc1"},
                                {"ncc_acc_per_class_train", "ncc train"},
                                {"acc_per_class_test", "acc test"},
                                {"ncc_acc_per_class_test", "ncc test"}};
+
+std::string spectrum_table(const Report& report) {
+  std::string out;
+  for (const auto* head : {"sigma", "times", "w predicted", "w measured", "z predicted", "z measured", "cosine"})
+    out += padded(head, 13, true);
+  out += "\n";
+  const std::size_t rows = std::min(report.spectrum.size(), kMaxClassRows);
+  for (std::size_t i = 0; i < rows; ++i) {
+    const SpectrumRow& row = report.spectrum[i];
+    out += padded(number(row.sigma), 13, true) + padded(std::to_string(row.multiplicity), 13, true);
+    for (const double value : {row.w_predicted, row.w_measured, row.z_predicted, row.z_measured, row.cosine})
+      out += padded(number(value), 13, true);
+    out += "\n";
+  }
+  if (rows < report.spectrum.size())
+    out += "  ... " + std::to_string(report.spectrum.size() - rows) + " more in the JSON output\n";
+  return out;
+}
 
 std::string class_table(const Report& report) {
   std::string out = padded("  class", 9) + padded("samples", 9, true);
@@ -132,6 +155,7 @@ std::string to_table(const Report& report, bool colour) {
     if (!lines.empty()) out += "\n" + bold(std::string(group.title)) + "\n" + lines;
   }
   out += faint("\n  v: lower is more collapsed, ^: higher is\n");
+  if (!report.spectrum.empty()) out += "\n" + bold("Spectrum of the label matrix") + "\n" + spectrum_table(report);
   out += "\n" + bold("Per class") + "\n" + class_table(report);
 
   std::map<std::string, std::vector<std::string>> by_reason;

@@ -71,13 +71,13 @@ std::string to_json(const Report& report) {
       {"mu", convention.centre},
       {"sigma_b", convention.sigma_b},
       {"nc1_divided_by_K", convention.divided_by_classes},
-      {"ddof", 0},
       {"centre_w", false},
       {"rank_rule", "largest min(K_seen-1, d) eigenvalues of Sigma_B above max(K_seen, d) eps lambda_max"},
       {"rank_used", convention.rank_used},
       {"rank_limit", convention.rank_limit},
       {"tol", convention.rank_tolerance},
       {"accum_dtype", "f64"}};
+  if (!report.lambda_w.empty()) json["weight_decay"] = {{"lambda_w", report.lambda_w}, {"lambda_h", report.lambda_h}};
   json["metrics"] = Json::object();
   json["status"] = Json::object();
   for (const auto& info : metric_catalogue()) {
@@ -92,6 +92,17 @@ std::string to_json(const Report& report) {
   }
   json["per_class"]["counts"] = report.counts;
   for (const auto& metric : report.per_class) json["per_class"][metric.key] = numbers(metric.values);
+  if (!report.spectrum.empty()) {
+    json["spectrum"] = Json::array();
+    for (const auto& row : report.spectrum)
+      json["spectrum"].push_back({{"sigma", row.sigma},
+                                  {"multiplicity", row.multiplicity},
+                                  {"w_predicted", row.w_predicted},
+                                  {"w_measured", row.w_measured},
+                                  {"z_predicted", row.z_predicted},
+                                  {"z_measured", row.z_measured},
+                                  {"cosine", row.cosine}});
+  }
   json["notes"] = report.notes;
   json["timing"] = Json::object();
   for (const auto& [name, seconds] : report.timing) json["timing"][name] = number(seconds);

@@ -27,6 +27,8 @@ struct AnalysisRequest {
   std::string ood_features = {};
   Index classes = 0;  ///< K; 0: from the classifier's rows, else the largest label + 1
   Convention convention = Convention::zhu;
+  std::vector<double> lambda_w = {};  ///< as in Evidence
+  double lambda_h = 0;
   Index batch_rows = 0;                                   ///< 0: about 64 MiB of features a batch
   std::function<void(const Progress&)> on_progress = {};  ///< called after every batch; may throw to stop
 };

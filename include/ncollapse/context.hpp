@@ -47,12 +47,15 @@ NCOLLAPSE_EXPORT std::vector<DeviceInfo> devices();
 NCOLLAPSE_EXPORT std::string cuda_unavailable_reason();
 
 struct ContextOptions {
-  int threads = 0;              ///< CPU threads; 0 takes what OpenMP would take (OMP_NUM_THREADS, else all cores)
-  void* cuda_stream = nullptr;  ///< a cudaStream_t of the caller, in whose order all work is done; null: an own stream
+  int threads = 0;  ///< CPU threads; 0 takes what OpenMP would take (OMP_NUM_THREADS, else all cores)
+  /// A cudaStream_t of the caller, in whose order all work is done; it has to outlive the context and everything made
+  /// with it. Null: an own stream, which orders itself with the legacy default stream (so work queued there before a
+  /// call is seen). For per-thread default streams pass cudaStreamPerThread.
+  void* cuda_stream = nullptr;
 };
 
 /// Opens a device. Cheap to copy: copies share the device's handles. Not safe for use from two threads at once;
-/// give each thread its own Context. The CPU thread count belongs to the process (OpenMP and BLAS hold it there).
+/// give each thread its own Context. CPU contexts share the process's BLAS threads: use one of them at a time.
 class NCOLLAPSE_EXPORT Context {
  public:
   /// Throws DeviceError when the device does not exist or the library was built without CUDA.

@@ -14,13 +14,15 @@
 
 namespace ncollapse {
 
+// clang-format off
 /// Which of the published definitions is used; on balanced data they agree up to the factor K of `papyan`.
 ///   name      Sigma_W          centre of means       weights of Sigma_B   nc1_pinv divided by K
 ///   zhu       over samples     sample mean           1/K                  yes   (Zhu et al. 2021)
 ///   papyan    over samples     mean of class means   1/K                  no    (Papyan et al. 2020)
 ///   peer      over samples     mean of class means   1/K                  yes
-///   anova     over samples     sample mean           n_k/N                yes   (additive: Sigma_T = Sigma_W +
-///   Sigma_B) classavg  mean of S_k      sample mean           1/K                  yes
+///   anova     over samples     sample mean           n_k/N                yes   (additive: Sigma_T = Sigma_W + Sigma_B)
+///   classavg  mean of S_k      sample mean           1/K                  yes
+// clang-format on
 enum class Convention { zhu, papyan, peer, anova, classavg };
 
 NCOLLAPSE_EXPORT std::string_view to_string(Convention convention);
@@ -58,6 +60,16 @@ struct PerClassMetric {
   std::vector<double> values;  ///< [K]
 };
 
+/// One eigenspace of the label matrix, predicted beside measured (theory: ncollapse/theory.hpp). Measured values are
+/// root mean squares over the eigenspace, so no choice of basis enters.
+struct SpectrumRow {
+  double sigma = 0;
+  Index multiplicity = 0;
+  double w_predicted = 0, w_measured = 0;  ///< norm of a row of U^T W
+  double z_predicted = 0, z_measured = 0;  ///< norm of a column of M D V, M centred by the sample mean with a bias
+  double cosine = 0;                       ///< between the two; 0 where one vanishes
+};
+
 /// How numbers were made, beyond the metric's own formula.
 struct ConventionBlock {
   Convention preset = Convention::zhu;
@@ -77,7 +89,10 @@ struct Report {
   std::map<std::string, MetricStatus> status;
   std::vector<Index> counts;  ///< n_k, [K]
   std::vector<PerClassMetric> per_class;
-  std::vector<std::string> notes;  ///< remarks a reader should know (absent classes, single samples)
+  std::vector<double> lambda_w;  ///< weight decays as given; empty when not
+  double lambda_h = 0;
+  std::vector<SpectrumRow> spectrum;  ///< with weight decays: by descending sigma
+  std::vector<std::string> notes;     ///< remarks a reader should know (absent classes, single samples)
   std::vector<std::pair<std::string, double>> timing;       ///< name, seconds
   std::vector<std::pair<std::string, std::string>> source;  ///< what was read: name, file
 
@@ -91,10 +106,14 @@ struct Evidence {
   const DecisionCounts* train = nullptr;
   const DecisionCounts* test = nullptr;
   const std::vector<double>* ood_mean = nullptr;  ///< mean feature of out-of-distribution samples, [d]
+  /// Weight decays, to compare with the minimiser of the unconstrained feature model: of the layers (one for all, or
+  /// one each, W_1 first; empty: not given) and of the features (0: not given).
+  std::vector<double> lambda_w = {};
+  double lambda_h = 0;
 };
 
 /// All metrics that the evidence allows; what it does not allow is in Report::status with a reason.
-/// Formulas: metric_catalogue(). Absent classes are left out. Uses memory of about 3 d^2 + 4 K d doubles on the device
+/// Formulas: metric_catalogue(). Absent classes are left out. Uses memory of a few d^2 and K d doubles on the device
 /// and no K x K array. Deterministic. Waits for the device.
 /// Throws UsageError when shapes do not fit, DataError when fewer than two classes have samples.
 NCOLLAPSE_EXPORT Report measure(const ClassMoments& moments, const Evidence& evidence = {},

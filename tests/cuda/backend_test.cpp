@@ -527,6 +527,16 @@ TEST_P(CudaBackendTest, RowVerbs) {
     for (Index i = 0; i < 4; ++i)
       for (Index j = 0; j < cols; ++j) ASSERT_EQ(selected.at(i, j), A.at(index[i], j));
 
+    const std::vector<Index> begin{0, 0, rows / 3, rows};  // an empty group first
+    const Grid sums = Grid::from(*backend_, backend_->sum_groups(left, begin));
+    ASSERT_EQ(sums.values.size(), static_cast<std::size_t>(3 * cols));
+    for (Index g = 0; g < 3; ++g)
+      for (Index j = 0; j < cols; ++j) {
+        double want = 0;
+        for (Index i = begin[g]; i < begin[g + 1]; ++i) want += A.at(i, j);
+        ASSERT_EQ(sums.at(g, j), want);  // the order is promised
+      }
+
     const auto dots = backend_->row_dots(left, right);
     Real inner = 0, inner_abs = 0;
     for (Index i = 0; i < rows; ++i) {

@@ -1,0 +1,39 @@
+// The measures of imbalanced collapse (theory: ncollapse/theory.hpp): distance to the UFM's global minimiser, to SELI,
+// and what becomes of minorities.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "host/backend.hpp"
+#include "ncollapse/metrics.hpp"
+
+namespace ncollapse {
+
+/// What is known; every class has samples.
+struct ImbalanceInput {
+  std::vector<Index> counts;          ///< n_k [K]
+  Matrix means;                       ///< M [K x d], not centred
+  std::vector<double> sample_mean;    ///< [d]
+  std::vector<double> variances;      ///< v_k [K]; empty: not accumulated
+  Matrix scatter;                     ///< [d x d], weights 1; null: not accumulated
+  Matrix weights;                     ///< W [K x d]
+  std::vector<double> layer_squares;  ///< |W_l|^2, [L]
+  Index smallest_width = 0;           ///< of d and the inner layers
+  std::vector<double> bias;           ///< b [K]; empty without bias
+  std::vector<double> lambda_w;       ///< one for all layers or one each; empty: not given
+  double lambda_h = 0;                ///< 0: not given
+};
+
+struct ImbalanceMeasures {
+  std::map<std::string, double> values;
+  std::map<std::string, std::string> undefined;  ///< key -> why
+  std::vector<SpectrumRow> spectrum;             ///< only with weight decays
+};
+
+/// Throws UsageError for weight decays that are not positive or do not fit the layers.
+ImbalanceMeasures measure_imbalance(Backend& backend, const ImbalanceInput& input);
+
+}  // namespace ncollapse

@@ -1,0 +1,239 @@
+// Distance to the predicted geometry: against dense matrices, at the minimiser itself, and on real dumps.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <random>
+
+#include "ncollapse/ncollapse.hpp"
+#include "tests/theory/dense.hpp"
+
+namespace ncollapse {
+namespace {
+
+class Imbalance : public testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    try {
+      context_.emplace(Device::parse(GetParam()));
+    } catch (const DeviceError& error) {
+      GTEST_SKIP() << error.what();
+    }
+  }
+
+  /// Every sample of class k is column k of `features` [d x K], so nothing varies within classes.
+  Report measured(const std::vector<Index>& counts, const Dense& features, const std::vector<Dense>& layers,
+                  const Vector& bias, double lambda_w, double lambda_h) const {
+    const Dense rows = transposed(features);
+    Accumulator moments(*context_, {.classes = rows.rows, .dim = rows.cols});
+    for (Index k = 0; k < rows.rows; ++k) {
+      Vector block;
+      for (Index i = 0; i < counts[static_cast<std::size_t>(k)]; ++i)
+        block.insert(block.end(), rows.values.begin() + k * rows.cols, rows.values.begin() + (k + 1) * rows.cols);
+      const std::vector<std::int64_t> labels(static_cast<std::size_t>(counts[static_cast<std::size_t>(k)]), k);
+      moments.add(view(block.data(), counts[static_cast<std::size_t>(k)], rows.cols),
+                  view(labels.data(), counts[static_cast<std::size_t>(k)]));
+    }
+    Classifier head;
+    for (const Dense& layer : layers) head.layers.push_back(view(layer.values.data(), layer.rows, layer.cols));
+    if (!bias.empty()) head.bias = view(bias.data(), 1, static_cast<Index>(bias.size()));
+    return measure(moments.finish(), {.classifier = &head, .lambda_w = {lambda_w}, .lambda_h = lambda_h});
+  }
+
+  std::optional<Context> context_;
+};
+
+const std::vector<std::vector<Index>> kImbalances{{20, 12, 12, 5, 3}, {9, 1}, {6, 6, 6}, {30, 30, 2, 2, 2, 7}};
+
+/// W_1..W_L and H of the global minimiser, in d = K dimensions.
+struct Minimiser {
+  std::vector<Dense> layers;
+  Dense features;  // [d x K]
+};
+Minimiser minimiser(const UfmOptions& model) {
+  const UfmPrediction prediction = predict(model);
+  const LabelSpectrum spectrum(model.counts, model.bias ? LabelModel::with_bias : LabelModel::without_bias);
+  const Index classes = spectrum.classes();
+  const Dense left = basis(spectrum, true), right = basis(spectrum, false);
+  Minimiser result{std::vector<Dense>(model.lambda_w.size(), Dense(classes, classes)), Dense(classes, classes)};
+  Index i = 0;
+  for (const auto& direction : prediction.directions)
+    for (Index copy = 0; copy < direction.multiplicity; ++copy, ++i) {
+      for (std::size_t l = 0; l < result.layers.size(); ++l)
+        for (Index k = 0; k < classes; ++k) {
+          const bool last = l + 1 == result.layers.size();
+          result.layers[l](last ? k : i, i) = (last ? left(i, k) : 1.0) * direction.layer_singular_values[l];
+        }
+      for (Index k = 0; k < classes; ++k)
+        result.features(i, k) =
+            direction.z * right(i, k) / std::sqrt(static_cast<double>(model.counts[static_cast<std::size_t>(k)]));
+    }
+  return result;
+}
+
+TEST_P(Imbalance, EveryMeasureIsZeroAtTheMinimiser) {
+  for (const auto& counts : kImbalances)
+    for (const bool bias : {true, false})
+      for (const Index layers : {1, 3})
+        for (const double lambda : {1e-5, 5e-3}) {
+          const UfmOptions model{counts, Vector(static_cast<std::size_t>(layers), lambda), lambda / 2, bias, 0};
+          const UfmPrediction prediction = predict(model);
+          if (prediction.directions.front().surviving == 0) continue;
+          const Minimiser point = minimiser(model);
+          const Report report = measured(counts, point.features, point.layers, prediction.bias, lambda, lambda / 2);
+          const std::string family = bias ? "ufmb_" : "gof_";
+          for (const auto* name : {"w", "h", "wh"}) {
+            const auto value = report.find(family + name);
+            ASSERT_TRUE(value.has_value()) << family << name;
+            EXPECT_TRUE(*value <= 1e-7) << family << name << " " << *value;
+          }
+          EXPECT_TRUE(std::abs(*report.find("ufm_loss") - prediction.minimum) <= 1e-12 * prediction.minimum + 1e-15);
+          EXPECT_DOUBLE_EQ(*report.find("ufm_loss_min"), prediction.minimum);
+          if (bias) {
+            EXPECT_NEAR(*report.find("ufmb_align_min"), 1, 1e-12);
+            EXPECT_TRUE(*report.find("ufmb_vanished_w") <= 1e-25);
+            EXPECT_TRUE(*report.find("nc_bias_prior") <= 1e-15);
+          }
+          ASSERT_EQ(report.spectrum.size(), prediction.directions.size());
+          for (const auto& row : report.spectrum) {
+            EXPECT_NEAR(row.w_measured, row.w_predicted, 1e-12);
+            EXPECT_NEAR(row.z_measured, row.z_predicted, 1e-12);
+          }
+        }
+}
+
+double normalised_gap(const Dense& a, const Dense& b) {
+  double sum = 0;
+  const double na = std::sqrt(a.squares()), nb = std::sqrt(b.squares());
+  for (std::size_t i = 0; i < a.values.size(); ++i) sum += std::pow(a.values[i] / na - b.values[i] / nb, 2);
+  return std::sqrt(sum);
+}
+
+TEST_P(Imbalance, RandomPointsAgreeWithDenseMatrices) {
+  std::mt19937 random(5);
+  std::normal_distribution<double> normal;
+  for (const auto& counts : kImbalances)
+    for (const Index dim : {2, 3, 9}) {
+      const auto classes = static_cast<Index>(counts.size());
+      Dense weights(classes, dim), features(dim, classes);
+      for (auto& value : weights.values) value = normal(random);
+      for (auto& value : features.values) value = normal(random);
+      const auto samples = static_cast<double>(std::accumulate(counts.begin(), counts.end(), Index{0}));
+      const Vector bias(counts.size(), 0.1);
+      const double lambda = 1e-4;
+      for (const bool with_bias : {true, false}) {
+        const Report report = measured(counts, features, {weights}, with_bias ? bias : Vector{}, lambda, lambda);
+        const UfmOptions model{counts, {lambda}, lambda, with_bias, dim};
+        const UfmPrediction prediction = predict(model);
+        const LabelSpectrum spectrum(counts, with_bias ? LabelModel::with_bias : LabelModel::without_bias);
+        const Dense left = basis(spectrum, true), right = basis(spectrum, false);
+        Dense means = transposed(features);  // [K x d], centred with a bias
+        if (with_bias)
+          for (Index j = 0; j < dim; ++j) {
+            double centre = 0;
+            for (Index k = 0; k < classes; ++k)
+              centre += static_cast<double>(counts[static_cast<std::size_t>(k)]) * means(k, j) / samples;
+            for (Index k = 0; k < classes; ++k) means(k, j) -= centre;
+          }
+        Dense z = means;
+        for (Index k = 0; k < classes; ++k)
+          for (Index j = 0; j < dim; ++j)
+            z(k, j) *= std::sqrt(static_cast<double>(counts[static_cast<std::size_t>(k)]));
+        const Dense a = times(left, weights), b = times(right, z);
+        Dense w2(classes, classes), z2(classes, classes), wz(classes, classes), per_sample(classes, classes);
+        Index i = 0;
+        bool cut = false;
+        for (const auto& direction : prediction.directions) {
+          cut = cut || (direction.surviving > 0 && direction.surviving < direction.multiplicity);
+          for (Index copy = 0; copy < direction.multiplicity; ++copy, ++i) {
+            w2(i, i) = direction.w * direction.w;
+            z2(i, i) = direction.z * direction.z;
+            wz(i, i) = direction.w * direction.z;
+            per_sample(i, i) = z2(i, i) / (direction.sigma * direction.sigma);
+          }
+        }
+        const std::string family = with_bias ? "ufmb_" : "gof_";
+        if (cut) {
+          EXPECT_FALSE(report.find(family + "w").has_value());
+          EXPECT_EQ(report.status.at(family + "w").code, "undefined");
+          continue;
+        }
+        EXPECT_NEAR(report.find(family + "w").value(), normalised_gap(times(a, transposed(a)), w2), 1e-8);
+        EXPECT_NEAR(report.find(family + "wh").value(), normalised_gap(times(a, transposed(b)), wz), 1e-8);
+        const Dense sorted = times(right, means);  // without bias: rows in the order of sizes
+        EXPECT_NEAR(report.find(family + "h").value(),
+                    with_bias ? normalised_gap(times(b, transposed(b)), z2)
+                              : normalised_gap(times(sorted, transposed(sorted)), per_sample),
+                    1e-8);
+      }
+
+      // SELI, from its dense decomposition.
+      const Report report = measured(counts, features, {weights}, {}, lambda, lambda);
+      const LabelSpectrum seli(counts, LabelModel::seli);
+      const Vector sigma = seli.sigma();
+      const Dense left = basis(seli, true), right = basis(seli, false), means = transposed(features);
+      Dense p(classes, classes), q(classes, classes), target(classes, classes);
+      for (Index j = 0; j < classes; ++j)
+        for (Index k = 0; k < classes; ++k) {
+          for (Index i = 0; i < classes; ++i) {
+            p(j, k) += left(i, j) * sigma[static_cast<std::size_t>(i)] * left(i, k);
+            q(j, k) += right(i, j) * sigma[static_cast<std::size_t>(i)] * right(i, k);
+          }
+          q(j, k) /=
+              std::sqrt(static_cast<double>(counts[static_cast<std::size_t>(j)] * counts[static_cast<std::size_t>(k)]));
+          target(j, k) = (j == k ? 1.0 : 0.0) - 1.0 / static_cast<double>(classes);
+        }
+      EXPECT_NEAR(report.find("seli_w").value(), normalised_gap(times(weights, transposed(weights)), p), 1e-8);
+      EXPECT_NEAR(report.find("seli_h").value(), normalised_gap(times(means, transposed(means)), q), 1e-8);
+      EXPECT_NEAR(report.find("seli_z").value(), normalised_gap(times(weights, transposed(means)), target), 1e-8);
+    }
+}
+
+TEST_P(Imbalance, MinoritiesAndNorms) {
+  // Two large classes apart, two small ones in one direction: collapsed minorities. Norms grow as n^0.5.
+  Dense weights(4, 2);
+  weights.values = {3, 0, 0, 3, -1, -1, -1, -1};
+  const std::vector<Index> counts{90, 90, 10, 10};
+  const Report report = measured(counts, transposed(weights), {weights}, {}, 1e-4, 1e-4);
+  EXPECT_NEAR(report.find("mc_cos_w").value(), 1, 1e-12);
+  EXPECT_NEAR(report.find("mc_cos_std_w").value(), 0, 1e-7);
+  EXPECT_NEAR(report.find("mc_norm_ratio_w").value(), std::sqrt(2.0) / 3, 1e-12);
+  EXPECT_NEAR(report.find("norm_count_slope_w").value(), std::log(3 / std::sqrt(2.0)) / std::log(9.0), 1e-12);
+  EXPECT_NEAR(report.find("norm_count_r2_w").value(), 1, 1e-12);
+  const Report balanced = measured({5, 5, 5, 5}, transposed(weights), {weights}, {}, 1e-4, 1e-4);
+  EXPECT_EQ(balanced.status.at("mc_cos_w").code, "undefined");
+  EXPECT_EQ(balanced.status.at("norm_count_slope_w").code, "undefined");
+}
+
+TEST_P(Imbalance, RealDumps) {
+  const std::filesystem::path dumps = std::filesystem::path(NCOLLAPSE_SHARED_DATA) / "dumps";
+  if (!std::filesystem::exists(dumps)) GTEST_SKIP() << "NO REAL DUMPS AT " << dumps << ": NOT COMPARED";
+  struct Case {
+    const char* name;
+    int layers;
+    double lambda;
+  };
+  for (const Case& dump : {Case{"cifar10_L3_bias", 3, 1e-5}, {"cifar10_L1_collapsed", 1, 1e-3}}) {
+    const auto file = [&](const std::string& name) { return (dumps / dump.name / name).string(); };
+    AnalysisRequest request{.features = file("features.npy"), .labels = file("labels.npy"), .bias = file("b.npy")};
+    for (int l = 1; l <= dump.layers; ++l) request.weights.push_back(file("W" + std::to_string(l) + ".npy"));
+    request.lambda_w = {dump.lambda};
+    request.lambda_h = dump.lambda;
+    const Report report = analyze(*context_, request);
+    const auto expected = nlohmann::json::parse(std::ifstream(file("expected.json")))["zhu"];
+    for (const auto* key : {"ufmb_w", "ufmb_h", "ufmb_wh", "ufm_loss", "ufm_loss_min"}) {
+      const double want = expected.at(key).get<double>(), got = report.find(key).value();
+      EXPECT_TRUE(std::abs(got - want) <= 1e-6 * want + 1e-9) << dump.name << " " << key << " " << got << " " << want;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Devices, Imbalance, testing::Values("cpu", "cuda"),
+                         [](const testing::TestParamInfo<const char*>& parameter) {
+                           return std::string(parameter.param);
+                         });
+
+}  // namespace
+}  // namespace ncollapse
