@@ -123,10 +123,11 @@ void Imbalance::norms_against_counts() {
 // sizes).
 void Imbalance::minorities() {
   const auto [least, most] = std::minmax_element(in_.counts.begin(), in_.counts.end());
-  const double middle = std::sqrt(static_cast<double>(*least)) * std::sqrt(static_cast<double>(*most));
+  const double product = static_cast<double>(*least) * static_cast<double>(*most);
   std::vector<Index> minority, majority;
   for (std::size_t k = 0; k < in_.counts.size(); ++k)
-    (static_cast<double>(in_.counts[k]) < middle ? minority : majority).push_back(static_cast<Index>(k));
+    (static_cast<double>(in_.counts[k]) * static_cast<double>(in_.counts[k]) < product ? minority : majority)
+        .push_back(static_cast<Index>(k));
   const auto undefined = [&](std::initializer_list<const char*> keys, const std::string& why) {
     for (const auto* key : keys) out_.undefined[key] = why;
   };
