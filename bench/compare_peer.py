@@ -33,6 +33,8 @@ AGREE_WITHIN = {"nc1_pinv": 1e-3, "nc1_cdnv": 1e-4, "nc2_etf_h": 1e-4, "nc3_wh_e
 
 QUIET = 0.05  # a run in which others took more of the processor than this is repeated
 
+QUIET = 0.05  # a run in which others took more of the processor than this is repeated
+
 
 def generate(case, folder):
     """Gaussian class means of unit-variance entries, within-class noise of 0.3, head = means + noise; labels uniform."""
@@ -108,6 +110,12 @@ def busy_seconds():
     return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
 
 
+def busy_seconds():
+    """Processor time that anybody has used, from /proc/stat (all but idle and waiting for disks)."""
+    fields = [int(field) for field in open("/proc/stat").readline().split()[1:9]]
+    return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+
+
 def measured(command):
     """Runs a command; its standard output, wall seconds, peak memory in MiB, and the share of the processor that others
     took meanwhile. This process stays small, because a child's ru_maxrss is never below that of its parent."""
@@ -123,14 +131,23 @@ def measured(command):
     return output.decode(), wall, usage.ru_maxrss / 1024, max(others, 0.0)
 
 
+def wait_for_quiet():
+    """Waits, for a quarter of an hour at most, until others leave the processor alone for two seconds."""
+    for _ in range(450):
+        busy = busy_seconds()
+        time.sleep(2)
+        if busy_seconds() - busy <= QUIET * 2 * os.cpu_count():
+            return
+
+
 def measured_alone(command):
-    """As `measured`, again while others took a part: the threads of both contestants wait for each other, so that one
-    that is pushed aside costs more than its share."""
-    for attempt in range(20):
+    """As `measured`, again while others took a part: threads wait for each other, and when one of them is pushed aside
+    the whole contestant loses far more than that share."""
+    for _ in range(10):
+        wait_for_quiet()
         result = measured(command)
         if result[3] <= QUIET:
             break
-        time.sleep(min(attempt, 5))
     return result
 
 
@@ -216,6 +233,8 @@ def row(case, runs):
             peaks.append(f"{median(runs[who], 'peak_mib'):.0f}")
         else:
             cells += ["-", "-"]
+    if max(run["others"] for who in ("peer", "in_memory", "command") for run in runs.get(who, [])) > QUIET:
+        cells[0] += " (disturbed)"
     worst = max(differences(runs["metrics"]).values())
     if max(run["others"] for who in ("peer", "in_memory", "command") for run in runs.get(who, [])) > QUIET:
         cells[0] += " (disturbed)"
