@@ -16,6 +16,7 @@
 
 #include "host/cpu/cpu_backend.hpp"
 #include "host/cpu/elements.hpp"
+#include "host/cpu/parallel_blas.hpp"
 #include "ncollapse/error.hpp"
 
 extern "C" void openblas_set_num_threads(int threads);
@@ -34,12 +35,6 @@ std::string processor_name() {
   return "CPU";
 }
 
-int blas_int(Index size, const char* what) {
-  if (size < 0 || size > std::numeric_limits<int>::max())
-    throw UsageError(std::string(what) + " = " + std::to_string(size) + " does not fit the BLAS interface");
-  return static_cast<int>(size);
-}
-
 NCOLLAPSE_VECTORISED double dot(const double* a, const double* b, Index n) {
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -53,11 +48,8 @@ NCOLLAPSE_VECTORISED void add_scaled(double scale, const double* row, double* su
 
 }  // namespace
 
-OneBlasThread::OneBlasThread(int restore) : restore_(restore) { openblas_set_num_threads(1); }
-OneBlasThread::~OneBlasThread() { openblas_set_num_threads(restore_); }
-
 CpuBackend::CpuBackend(const ContextOptions& options) : info_(cpu_device(options.threads)), threads_(info_.threads) {
-  openblas_set_num_threads(threads_);
+  openblas_set_num_threads(1);  // see parallel_blas.hpp
 }
 
 std::shared_ptr<void> CpuBackend::allocate(Index bytes) {
@@ -160,22 +152,16 @@ Matrix CpuBackend::product(const Matrix& A, Transpose transpose_a, const Matrix&
   Matrix result = matrix(rows, cols);
   if (result.size() == 0 || depth == 0) return result;
   if (A.data() == B.data() && ta != tb) {  // a Gram matrix: half the work
-    cblas_dsyrk(CblasRowMajor, CblasLower, ta ? CblasTrans : CblasNoTrans, blas_int(rows, "rows"),
-                blas_int(depth, "depth"), 1.0, A.data(), blas_int(A.cols, "columns"), 0.0, result.data(),
-                blas_int(cols, "columns"));
+    add_gram_lower(threads_, 1.0, {A.data(), A.cols, ta}, rows, depth, 0.0, result.data());
     mirror_lower(result);
     return result;
   }
-  cblas_dgemm(CblasRowMajor, ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans, blas_int(rows, "rows"),
-              blas_int(cols, "columns"), blas_int(depth, "depth"), 1.0, A.data(), blas_int(A.cols, "columns"), B.data(),
-              blas_int(B.cols, "columns"), 0.0, result.data(), blas_int(cols, "columns"));
+  multiply(threads_, {A.data(), A.cols, ta}, {B.data(), B.cols, tb}, rows, cols, depth, result.data(), cols);
   return result;
 }
 
 void CpuBackend::add_gram(double alpha, const Matrix& A, Matrix& T) {
-  if (A.size() == 0) return;
-  cblas_dsyrk(CblasRowMajor, CblasLower, CblasTrans, blas_int(A.cols, "columns"), blas_int(A.rows, "rows"), alpha,
-              A.data(), blas_int(A.cols, "columns"), 1.0, T.data(), blas_int(T.cols, "columns"));
+  if (A.size() > 0) add_gram_lower(threads_, alpha, {A.data(), A.cols, true}, A.cols, A.rows, 1.0, T.data());
 }
 
 void CpuBackend::mirror_lower(Matrix& A) {
@@ -198,6 +184,7 @@ std::vector<double> CpuBackend::eigh(Matrix& A) {
     throw UsageError("an eigenproblem of order " + std::to_string(n) + " is too large, at most " +
                          std::to_string(kMaxOrder) + " can be solved",
                      "accumulate traces instead of the full scatter");
+  const LapackThreads guard(threads_);
   const int info =
       LAPACKE_dsyevd(LAPACK_COL_MAJOR, 'V', 'U', blas_int(n, "order"), A.data(), blas_int(n, "order"), values.data());
   if (info != 0)
@@ -211,18 +198,25 @@ PinvTrace CpuBackend::pinv_trace(Matrix& A, const Matrix& B) {
   constexpr double kWellConditioned = 1e-8;  // then the solve is right to about 1e-8 at worst
   const Index n = A.rows;
   if (n == 0 || B.rows == 0) return {};
-  const int order = blas_int(n, "order"), count = blas_int(B.rows, "rows");
+  const int order = blas_int(n, "order");
   Matrix factor = clone(A);
-  const double one_norm = LAPACKE_dlansy(LAPACK_COL_MAJOR, '1', 'U', order, A.data(), order);
-  if (LAPACKE_dpotrf(LAPACK_COL_MAJOR, 'U', order, factor.data(), order) == 0) {
-    double reciprocal_condition = 0;
-    LAPACKE_dpocon(LAPACK_COL_MAJOR, 'U', order, factor.data(), order, one_norm, &reciprocal_condition);
-    if (reciprocal_condition > kWellConditioned) {
-      Matrix solved = clone(B);
-      cblas_dtrsm(CblasColMajor, CblasLeft, CblasUpper, CblasTrans, CblasNonUnit, order, count, 1.0, factor.data(),
-                  order, solved.data(), order);
-      return {inner(solved, solved), n};
+  double reciprocal_condition = 0;
+  {
+    const LapackThreads guard(threads_);
+    const double one_norm = LAPACKE_dlansy(LAPACK_COL_MAJOR, '1', 'U', order, A.data(), order);
+    if (LAPACKE_dpotrf(LAPACK_COL_MAJOR, 'U', order, factor.data(), order) == 0)
+      LAPACKE_dpocon(LAPACK_COL_MAJOR, 'U', order, factor.data(), order, one_norm, &reciprocal_condition);
+  }
+  if (reciprocal_condition > kWellConditioned) {
+    Matrix solved = clone(B);
+    const Index blocks = (B.rows + kBlockRows - 1) / kBlockRows;
+#pragma omp parallel for num_threads(threads_for(B.size())) schedule(dynamic)
+    for (Index block = 0; block < blocks; ++block) {
+      const Index first = block * kBlockRows, count = std::min(kBlockRows, B.rows - first);
+      cblas_dtrsm(CblasColMajor, CblasLeft, CblasUpper, CblasTrans, CblasNonUnit, order, static_cast<int>(count), 1.0,
+                  factor.data(), order, solved.data() + first * n, order);
     }
+    return {inner(solved, solved), n};
   }
   factor = {};
   const auto values = eigh(A);

@@ -4,8 +4,7 @@
 // whose centred copy Z fits the cache. A chunk is cut into runs of kRunRows rows. A class that lies wholly inside one
 // run has one writer; the pieces at the edges of a run go to carries, which are added in run order afterwards. So the
 // work of a thread does not depend on class sizes (99 % in one class costs the same), nothing is locked, and the order
-// of additions depends on sizes alone. Then scatter += Z^T Z by dsyrk.
-#include <cblas.h>
+// of additions depends on sizes alone. Then scatter += Z^T Z.
 #include <omp.h>
 
 #include <algorithm>
@@ -14,6 +13,7 @@
 #include "host/cpu/batch_checks.hpp"
 #include "host/cpu/cpu_backend.hpp"
 #include "host/cpu/elements.hpp"
+#include "host/cpu/parallel_blas.hpp"
 
 namespace ncollapse::cpu {
 
@@ -218,9 +218,7 @@ void CpuBackend::add_rows(MomentState& state, const T* data, Index stride, Index
       add_to(sums + carry[slot].label * dim, carry_sums + slot * dim, dim);
       if (square_sums != nullptr) square_sums[carry[slot].label] += carry[slot].squares;
     }
-    if (full)
-      cblas_dsyrk(CblasRowMajor, CblasLower, CblasTrans, static_cast<int>(dim), static_cast<int>(chunk_end - chunk),
-                  1.0, centred, static_cast<int>(dim), 1.0, state.scatter.data(), static_cast<int>(dim));
+    if (full) add_gram_lower(threads_, 1.0, {centred, dim, true}, dim, chunk_end - chunk, 1.0, state.scatter.data());
   }
 }
 

@@ -10,18 +10,6 @@
 
 namespace ncollapse::cpu {
 
-/// BLAS calls are single-threaded while this lives: for calls from inside a parallel region.
-class OneBlasThread {
- public:
-  explicit OneBlasThread(int restore);
-  ~OneBlasThread();
-  OneBlasThread(const OneBlasThread&) = delete;
-  OneBlasThread& operator=(const OneBlasThread&) = delete;
-
- private:
-  int restore_;
-};
-
 class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(const ContextOptions& options);

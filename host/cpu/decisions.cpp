@@ -268,7 +268,6 @@ void CpuBackend::decide_rows(DecisionState& state, const T* data, Index stride, 
   const Index tiles = (rows + kRowTile - 1) / kRowTile;
 
   // Each thread takes whole tiles, products included: one parallel region, no barrier inside it.
-  const OneBlasThread guard(threads_);
   const int team = static_cast<int>(std::min<Index>(threads_for(rows * dim * classes), tiles));
   std::vector<Workspace> workspaces(static_cast<std::size_t>(team), Workspace(dim));  // here: nothing may throw inside
 #pragma omp parallel num_threads(team)

@@ -1,8 +1,7 @@
-// Statistics over all pairs of rows: Gram tiles by dgemm, each reduced as soon as it is made, row by row and in row
+// Statistics over all pairs of rows: Gram tiles, each reduced as soon as it is made, row by row and in row
 // order. Cosines and distances come from the tile, except where a distance is small against the norms: there
 // |a|^2 + |b|^2 - 2ab would lose digits (relative error eps (|a|^2+|b|^2)/distance^2), so it is recomputed from the
 // rows.
-#include <cblas.h>
 #include <omp.h>
 
 #include <algorithm>
@@ -11,6 +10,7 @@
 
 #include "host/cpu/cpu_backend.hpp"
 #include "host/cpu/elements.hpp"
+#include "host/cpu/parallel_blas.hpp"
 
 namespace ncollapse::cpu {
 
@@ -115,10 +115,10 @@ struct PairConstants {
   }
 };
 
-void tile_product(const Matrix& A, Index i0, Index height, const Matrix& B, Index j0, Index width, double* tile) {
-  const auto dim = static_cast<int>(A.cols);
-  cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasTrans, static_cast<int>(height), static_cast<int>(width), dim, 1.0,
-              A.data() + i0 * A.cols, dim, B.data() + j0 * B.cols, dim, 0.0, tile, static_cast<int>(width));
+void tile_product(int threads, const Matrix& A, Index i0, Index height, const Matrix& B, Index j0, Index width,
+                  double* tile) {
+  multiply(threads, {A.data() + i0 * A.cols, A.cols, false}, {B.data() + j0 * B.cols, B.cols, true}, height, width,
+           A.cols, tile, width);
 }
 
 }  // namespace
@@ -136,7 +136,7 @@ PairSums CpuBackend::pair_sums(const Matrix& A, const PairQuery& query) {
   for (Index i0 = 0; i0 < count; i0 += kTile) {
     for (Index j0 = i0; j0 < count; j0 += kTile) {
       const Index height = std::min(kTile, count - i0), width = std::min(kTile, count - j0);
-      tile_product(A, i0, height, A, j0, width, tile);
+      tile_product(threads_, A, i0, height, A, j0, width, tile);
 #pragma omp parallel for num_threads(threads_for(height* width)) schedule(dynamic, 8)
       for (Index i = 0; i < height; ++i) {
         PairSums sums;
@@ -172,7 +172,7 @@ ProductSums CpuBackend::product_sums(const Matrix& A, const Matrix& B, const Pro
   for (Index i0 = 0; i0 < count; i0 += kTile) {
     for (Index j0 = 0; j0 < count; j0 += kTile) {
       const Index height = std::min(kTile, count - i0), width = std::min(kTile, count - j0);
-      tile_product(A, i0, height, B, j0, width, tile);
+      tile_product(threads_, A, i0, height, B, j0, width, tile);
 #pragma omp parallel for num_threads(threads_for(height* width)) schedule(static)
       for (Index i = 0; i < height; ++i) {
         ProductSums sums;

@@ -55,7 +55,8 @@ struct ContextOptions {
 };
 
 /// Opens a device. Cheap to copy: copies share the device's handles. Not safe for use from two threads at once;
-/// give each thread its own Context. CPU contexts share the process's BLAS threads: use one of them at a time.
+/// give each thread its own Context. CPU contexts share the process's BLAS, which they set to one thread
+/// (OpenMP does the rest): use one of them at a time.
 class NCOLLAPSE_EXPORT Context {
  public:
   /// Throws DeviceError when the device does not exist or the library was built without CUDA.

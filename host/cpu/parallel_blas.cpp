@@ -1,0 +1,77 @@
+#include "host/cpu/parallel_blas.hpp"
+
+#include <cblas.h>
+
+#include <algorithm>
+#include <limits>
+#include <string>
+
+#include "ncollapse/error.hpp"
+
+extern "C" void openblas_set_num_threads(int threads);
+
+namespace ncollapse::cpu {
+
+namespace {
+
+constexpr Index kParallelFlops = Index{1} << 20;  // below that, waking threads costs more than the product
+
+// Large enough for BLAS to be fast, small enough for a dozen tiles where the matrix allows it.
+Index tile_of(Index size) { return size <= 1024 ? 128 : 256; }
+
+const double* at(const Operand& A, Index row, Index col) {
+  return A.transposed ? A.data + col * A.stride + row : A.data + row * A.stride + col;
+}
+
+CBLAS_TRANSPOSE flag(bool transposed) { return transposed ? CblasTrans : CblasNoTrans; }
+
+void tile_product(double alpha, const Operand& A, const Operand& B, Index i, Index j, Index height, Index width,
+                  Index depth, double beta, double* C, Index stride) {
+  cblas_dgemm(CblasRowMajor, flag(A.transposed), flag(B.transposed), static_cast<int>(height), static_cast<int>(width),
+              static_cast<int>(depth), alpha, at(A, i, 0), static_cast<int>(A.stride), at(B, 0, j),
+              static_cast<int>(B.stride), beta, C + i * stride + j, static_cast<int>(stride));
+}
+
+}  // namespace
+
+int blas_int(Index size, const char* what) {
+  if (size < 0 || size > std::numeric_limits<int>::max())
+    throw UsageError(std::string(what) + " = " + std::to_string(size) + " does not fit the BLAS interface");
+  return static_cast<int>(size);
+}
+
+void multiply(int threads, const Operand& A, const Operand& B, Index rows, Index cols, Index depth, double* C,
+              Index stride) {
+  for (const Index size : {A.stride, B.stride, stride, depth}) blas_int(size, "a matrix's side");
+  const Index high = tile_of(rows), wide = 2 * tile_of(cols);
+  const Index down = (rows + high - 1) / high, across = (cols + wide - 1) / wide;
+  const int team = rows * cols * depth < kParallelFlops ? 1 : threads;
+#pragma omp parallel for num_threads(team) schedule(dynamic)
+  for (Index tile = 0; tile < down * across; ++tile) {
+    const Index i = tile / across * high, j = tile % across * wide;
+    tile_product(1.0, A, B, i, j, std::min(high, rows - i), std::min(wide, cols - j), depth, 0.0, C, stride);
+  }
+}
+
+void add_gram_lower(int threads, double alpha, const Operand& A, Index n, Index depth, double beta, double* C) {
+  for (const Index size : {A.stride, n, depth}) blas_int(size, "a matrix's side");
+  const Index side = tile_of(n), count = (n + side - 1) / side;
+  const Operand B{A.data, A.stride, !A.transposed};
+  const int team = n * n * depth < kParallelFlops ? 1 : threads;
+#pragma omp parallel for num_threads(team) schedule(dynamic)
+  for (Index tile = 0; tile < count * count; ++tile) {
+    const Index i = tile / count * side, j = tile % count * side;
+    if (j > i) continue;
+    const Index height = std::min(side, n - i), width = std::min(side, n - j);
+    if (i == j)
+      cblas_dsyrk(CblasRowMajor, CblasLower, flag(A.transposed), static_cast<int>(height), static_cast<int>(depth),
+                  alpha, at(A, i, 0), static_cast<int>(A.stride), beta, C + i * n + i, static_cast<int>(n));
+    else
+      tile_product(alpha, A, B, i, j, height, width, depth, beta, C, n);
+  }
+}
+
+LapackThreads::LapackThreads(int threads) { openblas_set_num_threads(threads); }
+LapackThreads::~LapackThreads() { openblas_set_num_threads(1); }
+
+}  // namespace ncollapse::cpu

@@ -1,0 +1,36 @@
+// Products of row-major matrices on all threads. BLAS itself runs on one: its own thread pool would fight OpenMP's for
+// the cores (both wait by spinning), which costs more than it gains. The result is cut into tiles by its size alone,
+// each tile is one BLAS call, so the bits do not depend on the number of threads.
+#pragma once
+
+#include "ncollapse/types.hpp"
+
+namespace ncollapse::cpu {
+
+/// A row-major operand as it lies in memory; `transposed` uses it the other way round.
+struct Operand {
+  const double* data;
+  Index stride;
+  bool transposed;
+};
+
+/// C [rows x cols] = A B, depth terms each.
+void multiply(int threads, const Operand& A, const Operand& B, Index rows, Index cols, Index depth, double* C,
+              Index stride);
+
+/// Lower triangle of C [n x n] = alpha A A^T + beta C, A [n x depth] after transposition.
+void add_gram_lower(int threads, double alpha, const Operand& A, Index n, Index depth, double beta, double* C);
+
+/// LAPACK's own threads, while this lives.
+class LapackThreads {
+ public:
+  explicit LapackThreads(int threads);
+  ~LapackThreads();
+  LapackThreads(const LapackThreads&) = delete;
+  LapackThreads& operator=(const LapackThreads&) = delete;
+};
+
+/// For the vendor interface's 32-bit sizes. Throws UsageError.
+int blas_int(Index size, const char* what);
+
+}  // namespace ncollapse::cpu
