@@ -1,8 +1,9 @@
 // The finished moments, and the step from the streaming state to them.
 //
 // Read-out (README, "How it stays exact"):  m_k = r_k + s_k/n_k,  n_k v_k = t_k - |s_k|^2/n_k,
-// S = T - sum_k a_k s_k s_k^T / n_k.  r_k is a sample of the class, so |s_k|^2/n_k is of the size of the class's own
-// spread and the subtractions lose at most a factor n_k + 1 (an extreme first sample), typically 2.
+// S = T - sum_k a_k s_k s_k^T / n_k.  r_k is a sample of the class (after a merge: its mean), so |s_k|^2/n_k is of the
+// size of the class's own spread and the subtractions lose at most a factor n_k + 1 (an extreme first sample),
+// typically 2.
 #pragma once
 
 #include <vector>
@@ -24,8 +25,7 @@ struct MomentData {
 /// Zeroed state for these options.
 MomentState make_state(Backend& backend, const AccumulatorOptions& options);
 
-/// The moments of a state. With `scatter` given, the scatter is made there (it may be the state's own, which then no
-/// longer belongs to the state); otherwise in a copy.
+/// The moments of a state; the state stays as it is.
 MomentData read_out(const Context& context, const AccumulatorOptions& options, const MomentState& state);
 
 /// Throws UsageError unless a batch fits: d columns, as many labels as rows, a stride >= d, memory the backend can see.

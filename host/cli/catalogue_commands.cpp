@@ -41,6 +41,16 @@ std::string list_devices(bool as_json) {
   return text + fmt::format("--device auto takes {}\n", to_string(Device::best()));
 }
 
+// Under imbalance the published definitions differ widely; this is what --convention chooses from.
+std::string conventions() {
+  return "convention  Sigma_W        centre mu             weights of Sigma_B   nc1_pinv divided by K\n"
+         "zhu         over samples   sample mean           1/K                  yes  (default)\n"
+         "papyan      over samples   mean of class means   1/K                  no\n"
+         "peer        over samples   mean of class means   1/K                  yes\n"
+         "anova       over samples   sample mean           n_k/N                yes  (Sigma_T = Sigma_W + Sigma_B)\n"
+         "classavg    mean of S_k    sample mean           1/K                  yes\n\n";
+}
+
 std::string list_metrics(bool as_json) {
   if (as_json) {
     Json list = Json::array();
@@ -54,7 +64,8 @@ std::string list_metrics(bool as_json) {
                       {"scope", info.scope}});
     return Json{{"metrics", list}}.dump(2) + "\n";
   }
-  std::string text =
+  std::string text = conventions();
+  text +=
       "m_k class means, mu centre, c_k = m_k - mu, C and M their matrices, W classifier, b bias, v_k = tr S_k,\n"
       "^ unit norm, E = (I - 11^T/K)/sqrt(K-1). down: lower is more collapsed.\n\n";
   for (const auto& info : metric_catalogue()) {

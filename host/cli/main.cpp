@@ -39,6 +39,10 @@ int main(int argc, char** argv) {
   cli::add_predict(app, common);
   cli::add_devices(app, common);
   cli::add_metrics(app, common);
+  if (argc == 1) {
+    std::cout << app.help();
+    return static_cast<int>(ncollapse::ErrorKind::usage);
+  }
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {

@@ -20,7 +20,7 @@ namespace ncollapse::cpu {
 namespace {
 
 constexpr Index kRunRows = 128;
-constexpr Index kChunkBytes = Index{8} << 20;  // of Z: a share of the last-level cache, long enough for dsyrk
+constexpr Index kChunkBytes = Index{16} << 20;  // of Z: a share of the last-level cache, long enough for dsyrk
 
 template <class T>
 NCOLLAPSE_VECTORISED Index count_nonfinite(const T* row, Index dim) {

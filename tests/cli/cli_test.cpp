@@ -302,11 +302,12 @@ TEST_F(Command, WrongCalls) {
   expect_error(analyze({"--threads", "many"}), kUsage, {"--threads"});
   expect_error(analyze({"--frobnicate"}), kUsage, {"--frobnicate"});
   expect_error(analyze({"--lambda-w", "-1"}), kUsage, {"--lambda-w"});
-  for (const std::vector<std::string>& arguments : {std::vector<std::string>{}, {"analyse"}}) {
-    const Outcome run = run_command(arguments);
-    EXPECT_EQ(run.exit_code, kUsage);
-    EXPECT_NE(run.err.find("ncollapse --help"), std::string::npos) << run.err;
-  }
+  const Outcome mistyped = run_command({"analyse"});
+  EXPECT_EQ(mistyped.exit_code, kUsage);
+  EXPECT_NE(mistyped.err.find("ncollapse --help"), std::string::npos) << mistyped.err;
+  const Outcome nothing = run_command({});
+  EXPECT_EQ(nothing.exit_code, kUsage);
+  EXPECT_NE(nothing.out.find("analyze"), std::string::npos) << nothing.out;
 }
 
 TEST_F(Command, DevicesThatAreNotThere) {
