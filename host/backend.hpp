@@ -6,6 +6,8 @@
 // Symbols: K classes, d feature dimension, n_k class counts, r_k frozen shift, m_k class mean.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <memory>
 #include <string>
 #include <vector>
@@ -168,6 +170,17 @@ class Backend {
   virtual ProductSums product_sums(const Matrix& A, const Matrix& B, const ProductQuery& query) = 0;
 
   // --- conveniences over the verbs above.
+  /// |A B^T|_F for A, B [R x d], on the smaller side: nothing larger than min(R, d)^2 is stored.
+  double product_norm(const Matrix& A, const Matrix& B) {
+    if (A.rows <= A.cols) {
+      const Matrix gram = product(A, Transpose::no, B, Transpose::yes);
+      return std::sqrt(inner(gram, gram));
+    }
+    const Matrix left = product(A, Transpose::yes, A, Transpose::no);
+    if (A.data() == B.data()) return std::sqrt(inner(left, left));
+    const Matrix right = product(B, Transpose::yes, B, Transpose::no);
+    return std::sqrt(std::max(0.0, inner(left, right)));
+  }
   Matrix matrix(Index rows, Index cols) { return array<double>(rows, cols); }
   IndexArray index_array(Index rows, Index cols) { return array<Index>(rows, cols); }
   template <class T>

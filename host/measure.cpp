@@ -133,7 +133,6 @@ class Measurement {
     Index kept = 0, limit = 0;
   };
   Spectrum spectrum(const Matrix& A);
-  double gram_norm(const Matrix& A, const Matrix& B);  // |A B^T|_F
 
   const ClassMoments& moments_;
   const Evidence& evidence_;
@@ -151,23 +150,13 @@ class Measurement {
   std::vector<double> sample_mean_, centre_;
   std::vector<double> centred_norms_, nearest_squared_;
   double trace_between_ = 0;
+  double means_gram_ = 0, weights_gram_ = 0, product_gram_ = 0;  // |M M^T|, |W W^T|, |W M^T|
 };
 
 void Measurement::set_per_class(std::string_view key, const std::vector<double>& seen_values) {
   PerClassMetric metric{std::string(key), std::vector<double>(static_cast<std::size_t>(moments_.classes()), kNaN)};
   for (std::size_t i = 0; i < seen_.size(); ++i) metric.values[seen_[i]] = seen_values[i];
   report_.per_class.push_back(std::move(metric));
-}
-
-double Measurement::gram_norm(const Matrix& A, const Matrix& B) {
-  if (A.rows <= A.cols) {
-    const Matrix gram = backend_.product(A, Transpose::no, B, Transpose::yes);
-    return std::sqrt(backend_.inner(gram, gram));
-  }
-  const Matrix left = backend_.product(A, Transpose::yes, A, Transpose::no);
-  if (A.data() == B.data()) return std::sqrt(backend_.inner(left, left));
-  const Matrix right = backend_.product(B, Transpose::yes, B, Transpose::no);
-  return std::sqrt(std::max(0.0, backend_.inner(left, right)));
 }
 
 Measurement::Spectrum Measurement::spectrum(const Matrix& A) {
@@ -375,7 +364,8 @@ void Measurement::geometry(const Matrix& rows, const std::vector<double>& norms,
       undefined(key, why);
   };
   query.norms = norms;
-  query.gram_norm = gram_norm(rows, rows);
+  query.gram_norm = backend_.product_norm(rows, rows);
+  if (!of_means) weights_gram_ = query.gram_norm;
   if (!of_means) query.frame_norm = query.gram_norm;
   const bool flat = norm(norms) == 0;
   const PairSums sums = backend_.pair_sums(rows, query);
@@ -486,8 +476,8 @@ void Measurement::duality() {
   }
 
   ProductQuery query;
-  query.product_norm = gram_norm(weights, centred_);
-  query.frame_norm = gram_norm(weights, means_);
+  query.product_norm = backend_.product_norm(weights, centred_);
+  query.frame_norm = product_gram_ = backend_.product_norm(weights, means_);
   query.row_offsets = times_vector(centre_);
   const ProductSums sums = backend_.product_sums(weights, centred_, query);
   const std::string orthogonal = "the product of classifier and means is 0";
@@ -508,6 +498,9 @@ void Measurement::imbalance(const Matrix& weights, const std::vector<double>& bi
   if (moments_.data().options.scatter_weights.empty()) input.scatter = moments_.data().scatter;
   input.weights = weights;
   input.bias = bias;
+  input.means_norm = means_gram_;
+  input.weights_norm = weights_gram_;
+  input.product_norm = product_gram_;
   input.smallest_width = moments_.dim();
   for (std::size_t l = 0; l + 1 < layers.size(); ++l)
     input.smallest_width = std::min(input.smallest_width, layers[l].rows);
@@ -638,7 +631,7 @@ Report Measurement::run() {
     for (auto& offset : offsets) offset += half;
     return offsets;
   }();
-  query.frame_norm = gram_norm(means_, means_);
+  query.frame_norm = means_gram_ = backend_.product_norm(means_, means_);
   geometry(centred_, centred_norms_, "_h", std::move(query));
   if (!variances_.empty()) {
     std::vector<double> nearest;

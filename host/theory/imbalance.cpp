@@ -27,13 +27,12 @@ class Imbalance {
       roots_.push_back(std::sqrt(static_cast<double>(count)));
     }
     classes_ = static_cast<double>(in_.counts.size());
-    weights_norm_ = gram_norm(in_.weights);
   }
 
   ImbalanceMeasures run() {
     norms_against_counts();
     minorities();
-    if (weights_norm_ == 0) {
+    if (in_.weights_norm == 0) {
       for (const auto* key : {"seli_w", "seli_h", "seli_z"}) out_.undefined[key] = "the classifier is 0";
     } else {
       seli();
@@ -50,16 +49,6 @@ class Imbalance {
       out_.undefined[key] = "the value overflows or divides by zero";
   }
 
-  double gram_norm(const Matrix& A) { return product_norm(A, A); }
-  double product_norm(const Matrix& A, const Matrix& B) {  // |A B^T| on the smaller side
-    if (A.rows <= A.cols) {
-      const Matrix product = backend_.product(A, Transpose::no, B, Transpose::yes);
-      return std::sqrt(backend_.inner(product, product));
-    }
-    const Matrix left = backend_.product(A, Transpose::yes, A, Transpose::no);
-    const Matrix right = backend_.product(B, Transpose::yes, B, Transpose::no);
-    return std::sqrt(std::max(0.0, backend_.inner(left, right)));
-  }
   Matrix scaled(const std::vector<double>& scale, const Matrix& A) {
     Matrix result = backend_.matrix(A.rows, A.cols);
     backend_.combine_rows(scale, A, {}, {}, result);
@@ -79,7 +68,7 @@ class Imbalance {
 
   Backend& backend_;
   const ImbalanceInput& in_;
-  double samples_ = 0, classes_ = 0, weights_norm_ = 0;
+  double samples_ = 0, classes_ = 0;
   std::vector<double> roots_;  // sqrt n_k
   ImbalanceMeasures out_;
 };
@@ -142,7 +131,7 @@ void Imbalance::minorities() {
   const auto cosines = [&](const Matrix& A, const std::string& mean_key, const std::string& std_key) {
     PairQuery query;
     query.norms = norms(A);
-    query.gram_norm = query.frame_norm = gram_norm(A);
+    query.gram_norm = query.frame_norm = backend_.product_norm(A, A);
     const PairSums sums = backend_.pair_sums(A, query);
     const double pairs = static_cast<double>(A.rows) * static_cast<double>(A.rows - 1) / 2;
     if (static_cast<double>(sums.angles) < pairs) return undefined({mean_key.c_str()}, "a vector of the minority is 0");
@@ -166,7 +155,7 @@ void Imbalance::seli() {
   const auto energies = spectrum_energies(backend_, spectrum, in_.weights, scaled(inverse_roots, in_.means));
   std::vector<double> sigma;
   for (const auto& space : spaces) sigma.push_back(space.sigma);
-  set("seli_w", distance_to_diagonal(energies.left, weights_norm_, sigma, spaces));
+  set("seli_w", distance_to_diagonal(energies.left, in_.weights_norm, sigma, spaces));
 
   // |D^-1 Q S Q^T D^-1|: contrasts of a group give (l-1)(sigma/n)^2, the rest is an m x m matrix.
   double target_squares = 0, inner = 0;
@@ -201,7 +190,7 @@ void Imbalance::seli() {
       }(),
       Transpose::no);
   target_squares += backend_.inner(weighted, column_weighted);
-  const double means_norm = gram_norm(in_.means), product = product_norm(in_.weights, in_.means);
+  const double means_norm = in_.means_norm, product = in_.product_norm;
   if (means_norm > 0)
     set("seli_h", std::sqrt(std::max(0.0, 2 - 2 * inner / (means_norm * std::sqrt(target_squares)))));
   else
@@ -223,7 +212,7 @@ double Imbalance::loss() {
   const Matrix spread = backend_.product(in_.weights, Transpose::no, in_.scatter, Transpose::no);
   double fit = backend_.inner(spread, in_.weights);
   const Matrix weighted = scaled(roots_, in_.means);  // rows sqrt(n_k) m_k
-  const double logits_norm = product_norm(in_.weights, weighted);
+  const double logits_norm = backend_.product_norm(in_.weights, weighted);
   const auto diagonal = backend_.row_dots(in_.weights, in_.means);
   Matrix mean_row = backend_.matrix(1, in_.means.cols);
   backend_.from_host(mean_row, in_.sample_mean);
@@ -286,7 +275,8 @@ void Imbalance::minimiser() {
   }
   set(family + "rank_pred", static_cast<double>(alive));
 
-  const double features_norm = gram_norm(features), product = product_norm(in_.weights, features);
+  const double features_norm = backend_.product_norm(features, features),
+               product = backend_.product_norm(in_.weights, features);
   std::string why;
   if (alive == 0) why = "every direction is predicted to vanish";
   if (cut) why = "the width cuts through an eigenspace, the minimiser is not determined there";
@@ -299,7 +289,7 @@ void Imbalance::minimiser() {
     for (const auto& key : keys) out_.undefined[key] = why;
     return;
   }
-  set(family + "w", distance_to_diagonal(energies.left, weights_norm_, w2, spaces));
+  set(family + "w", distance_to_diagonal(energies.left, in_.weights_norm, w2, spaces));
   set(family + "wh", distance_to_diagonal(energies.cross, product, wz, spaces));
   if (bias) {
     set(family + "h", distance_to_diagonal(energies.right, features_norm, z2, spaces));
@@ -308,7 +298,7 @@ void Imbalance::minimiser() {
     const SpectrumEnergies plain = spectrum_energies(backend_, spectrum, means, means);
     std::vector<double> target;
     for (std::size_t i = 0; i < spaces.size(); ++i) target.push_back(z2[i] / (spaces[i].sigma * spaces[i].sigma));
-    set(family + "h", distance_to_diagonal(plain.left, gram_norm(means), target, spaces));
+    set(family + "h", distance_to_diagonal(plain.left, backend_.product_norm(means, means), target, spaces));
     return;
   }
   double aligned = 0, least = 1, count = 0, vanished_w = 0, vanished_h = 0;

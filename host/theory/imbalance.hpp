@@ -14,17 +14,18 @@ namespace ncollapse {
 
 /// What is known; every class has samples.
 struct ImbalanceInput {
-  std::vector<Index> counts;          ///< n_k [K]
-  Matrix means;                       ///< M [K x d], not centred
-  std::vector<double> sample_mean;    ///< [d]
-  std::vector<double> variances;      ///< v_k [K]; empty: not accumulated
-  Matrix scatter;                     ///< [d x d], weights 1; null: not accumulated
-  Matrix weights;                     ///< W [K x d]
-  std::vector<double> layer_squares;  ///< |W_l|^2, [L]
-  Index smallest_width = 0;           ///< of d and the inner layers
-  std::vector<double> bias;           ///< b [K]; empty without bias
-  std::vector<double> lambda_w;       ///< one for all layers or one each; empty: not given
-  double lambda_h = 0;                ///< 0: not given
+  std::vector<Index> counts;                                  ///< n_k [K]
+  Matrix means;                                               ///< M [K x d], not centred
+  std::vector<double> sample_mean;                            ///< [d]
+  std::vector<double> variances;                              ///< v_k [K]; empty: not accumulated
+  Matrix scatter;                                             ///< [d x d], weights 1; null: not accumulated
+  Matrix weights;                                             ///< W [K x d]
+  double means_norm = 0, weights_norm = 0, product_norm = 0;  ///< |M M^T|, |W W^T|, |W M^T|
+  std::vector<double> layer_squares;                          ///< |W_l|^2, [L]
+  Index smallest_width = 0;                                   ///< of d and the inner layers
+  std::vector<double> bias;                                   ///< b [K]; empty without bias
+  std::vector<double> lambda_w;                               ///< one for all layers or one each; empty: not given
+  double lambda_h = 0;                                        ///< 0: not given
 };
 
 struct ImbalanceMeasures {
