@@ -41,9 +41,29 @@ struct Scorer {
   double offset = 0, slope = 0, curve = 0;
 };
 
+// Best and second-best score of a row over the class tiles seen so far.
+struct Leader {
+  float best = -std::numeric_limits<float>::infinity(), second = -std::numeric_limits<float>::infinity();
+  Index index = kUndecided;
+  bool clean = true;  // no NaN was seen
+};
+
+// What one thread works with.
+struct Workspace {
+  explicit Workspace(Index dim)
+      : z(static_cast<std::size_t>(kRowTile * dim)),
+        scores(kRowTile * kClassTile),
+        norms(kRowTile),
+        leaders(kRowTile) {}
+  std::vector<float> z, scores;
+  std::vector<double> norms;
+  std::vector<Leader> leaders;
+};
+
 struct Prepared {
   std::vector<double> origin;  // [d]
   Scorer centres, classifier;
+  std::vector<Workspace> workspaces;  // one a thread, kept from batch to batch
 };
 
 // Squares and products of such lengths are floats.
@@ -70,9 +90,10 @@ Scorer make_scorer(Index count, Index dim) {
   return scorer;
 }
 
-std::shared_ptr<Prepared> prepare(const DecisionState& state) {
+std::shared_ptr<Prepared> prepare(const DecisionState& state, int threads) {
   const Index dim = state.dim, count = state.centres.rows;
   auto prepared = std::make_shared<Prepared>();
+  prepared->workspaces.assign(static_cast<std::size_t>(threads), Workspace(dim));
   auto& origin = prepared->origin;
   origin.assign(static_cast<std::size_t>(dim), 0.0);
   for (Index k = 0; k < count; ++k)
@@ -123,13 +144,6 @@ NCOLLAPSE_VECTORISED double narrow(const T* x, const double* origin, float* z, I
   return std::sqrt(squares);
 }
 
-// Best and second-best score of a row over the class tiles seen so far.
-struct Leader {
-  float best = -std::numeric_limits<float>::infinity(), second = -std::numeric_limits<float>::infinity();
-  Index index = kUndecided;
-  bool clean = true;  // no NaN was seen
-};
-
 NCOLLAPSE_VECTORISED float add_and_max(float* scores, const float* constants, Index count, bool& clean) {
   float largest = -std::numeric_limits<float>::infinity();
   int bad = 0;
@@ -167,18 +181,6 @@ void scan(float* scores, const float* constants, Index first, Index count, Leade
   leader.best = best;
   leader.index = first + at;
 }
-
-// What one thread works with.
-struct Workspace {
-  explicit Workspace(Index dim)
-      : z(static_cast<std::size_t>(kRowTile * dim)),
-        scores(kRowTile * kClassTile),
-        norms(kRowTile),
-        leaders(kRowTile) {}
-  std::vector<float> z, scores;
-  std::vector<double> norms;
-  std::vector<Leader> leaders;
-};
 
 // Float decisions of a tile of rows; kUndecided where they are not certain.
 void decide_tile(const Scorer& scorer, Workspace& work, Index rows, Index dim, Index* decisions) {
@@ -258,8 +260,8 @@ Index best_class(const T* x, const Matrix& weights, const Matrix& bias, Index di
 
 template <class T>
 void CpuBackend::decide_rows(DecisionState& state, const T* data, Index stride, Index rows) {
-  if (!state.prepared) state.prepared = prepare(state);
-  const auto& prepared = *static_cast<const Prepared*>(state.prepared.get());
+  if (!state.prepared) state.prepared = prepare(state, threads_);
+  auto& prepared = *static_cast<Prepared*>(state.prepared.get());
   const Index dim = state.dim, classes = state.classes;
   const bool has_classifier = static_cast<bool>(state.weights);
   const Index* labels = labels_.reserve(rows);
@@ -269,10 +271,9 @@ void CpuBackend::decide_rows(DecisionState& state, const T* data, Index stride, 
 
   // Each thread takes whole tiles, products included: one parallel region, no barrier inside it.
   const int team = static_cast<int>(std::min<Index>(threads_for(rows * dim * classes), tiles));
-  std::vector<Workspace> workspaces(static_cast<std::size_t>(team), Workspace(dim));  // here: nothing may throw inside
 #pragma omp parallel num_threads(team)
   {
-    Workspace& work = workspaces[static_cast<std::size_t>(omp_get_thread_num())];
+    Workspace& work = prepared.workspaces[static_cast<std::size_t>(omp_get_thread_num())];
 #pragma omp for schedule(dynamic)
     for (Index tile = 0; tile < tiles; ++tile) {
       const Index begin = tile * kRowTile, count = std::min(kRowTile, rows - begin);
