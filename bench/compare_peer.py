@@ -10,7 +10,8 @@ median counts. What is timed:
   command    `ncollapse analyze` on .npy files in the page cache: the whole process, from exec to exit
 
 The bias is zero, since the peer's agreement knows none. Peak memory is the whole process's, arrays and interpreter
-included (ru_maxrss, which is VmHWM; mapped file pages count).
+included (ru_maxrss, which is VmHWM; mapped file pages count); "in memory" counts from the first call of the library on,
+the arrays included, but not the reading of the files before it.
 
   bench/compare_peer.py --peer DIR_WITH_neural_collapse [--build build] [--repeats 5] [--cases 50000x512x10 ...]
 """
@@ -184,7 +185,8 @@ def run_case(case, options):
                     continue  # brings the files into the page cache
                 answer = json.loads(output)
                 seconds = wall if who == "command" else answer["seconds"]
-                runs.setdefault(who, []).append({"seconds": seconds, "wall_seconds": wall, "peak_mib": peak,
+                runs.setdefault(who, []).append({"seconds": seconds, "wall_seconds": wall,
+                                                 "peak_mib": answer.get("peak_mib", peak),
                                                  "others": others, **{
                     key: answer[key] for key in ("accumulate_seconds", "measure_seconds") if key in answer}})
                 runs.setdefault("metrics", {})[who] = {key: answer["metrics"][key] for key in AGREE_WITHIN}

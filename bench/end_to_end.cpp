@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <fstream>
 #include <iomanip>
 #include <iostream>
 #include <string>
@@ -37,6 +38,14 @@ std::vector<std::int64_t> read_labels(const std::string& file) {
   return {first, first + labels.size};
 }
 
+/// Largest resident size since it was last reset, arrays of the caller included.
+double peak_mib() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);)
+    if (line.starts_with("VmHWM:")) return std::stod(line.substr(6)) / 1024;
+  return 0;
+}
+
 template <class Consumer>
 void pass(Consumer& consumer, const MatrixView& features, const std::vector<std::int64_t>& labels, Index batch_rows) {
   for (Index first = 0; first < features.rows; first += batch_rows) {
@@ -56,15 +65,20 @@ void run(const std::vector<std::string>& files, Index batch_rows, const std::str
   bias.whole.stride = 0;
   const Classifier head{.layers = {weights.whole}, .bias = bias.whole};
 
+  std::ofstream("/proc/self/clear_refs") << 5;  // the peak from here on: reading the files does not count
   using Clock = std::chrono::steady_clock;
   const auto start = Clock::now();
   const Context context(Device::parse(device));
-  Accumulator accumulator(context, {.classes = weights.whole.rows, .dim = features.whole.cols, .scatter_weights = {}});
-  pass(accumulator, features.whole, labels, batch_rows);
-  const ClassMoments moments = accumulator.finish();
-  DecisionCounter counter(moments, &head);
-  pass(counter, features.whole, labels, batch_rows);
-  const DecisionCounts decisions = counter.finish();
+  const ClassMoments moments = [&] {
+    Accumulator accumulator(context, {.classes = weights.whole.rows, .dim = features.whole.cols});
+    pass(accumulator, features.whole, labels, batch_rows);
+    return accumulator.finish();
+  }();
+  const DecisionCounts decisions = [&] {
+    DecisionCounter counter(moments, &head);
+    pass(counter, features.whole, labels, batch_rows);
+    return counter.finish();
+  }();
   const auto accumulated = Clock::now();
   const Report report = measure(moments, {.classifier = &head, .train = &decisions}, Convention::peer);
   const auto end = Clock::now();
@@ -73,7 +87,8 @@ void run(const std::vector<std::string>& files, Index batch_rows, const std::str
   std::cout << std::setprecision(17) << "{\"seconds\": " << seconds(start, end)
             << ", \"accumulate_seconds\": " << seconds(start, accumulated)
             << ", \"measure_seconds\": " << seconds(accumulated, end) << ", \"device\": \""
-            << to_string(context.info().device) << "\", \"threads\": " << context.info().threads << ", \"metrics\": {";
+            << to_string(context.info().device) << "\", \"peak_mib\": " << peak_mib()
+            << ", \"threads\": " << context.info().threads << ", \"metrics\": {";
   for (const char* comma = ""; const Metric& metric : report.metrics) {
     std::cout << comma << '"' << metric.key << "\": " << metric.value;
     comma = ", ";

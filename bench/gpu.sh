@@ -3,7 +3,7 @@
 # the CUDA libraries but no compiler, packages or network. Uses say, die, configure, build and jobs of ./dev.
 # shellcheck disable=SC2154,SC2016,SC2100
 
-programs=(ncollapse demo_test api_tests cuda_gpu_tests throughput end_to_end)
+programs=(ncollapse demo_test api_tests theory_tests cuda_gpu_tests throughput end_to_end)
 cuda_filter='*cuda*:*Cuda*:*CUDA*'  # of the tests that run on every backend, those on this one
 
 program() {  # where a program lies: bin/ in a bundle, somewhere in the build folder otherwise
@@ -34,7 +34,7 @@ gpu_bundle() {
   done
   tar -C bundle -czf bundle/lib.tar.gz lib  # OpenBLAS alone is 36 MB, with code for every processor
   rm -r bundle/lib
-  printf 'commit=%s\narchs=%q\n' "$(commit_name)" "${ARCHS:-90}" >bundle/BUNDLE
+  printf 'commit=%s\narchs=%q\n' "$(commit_name)" "${ARCHS:-$(default_archs)}" >bundle/BUNDLE
   printf '#!/usr/bin/env bash\nexec "$(dirname "$0")/dev" gpu\n' >bundle/run
   chmod +x bundle/run
 
@@ -78,9 +78,10 @@ gpu() {
   if [[ -f BUNDLE ]]; then
     source ./BUNDLE
   else
+    command -v nvcc >/dev/null || die 'no nvcc and no bundle here: make one elsewhere with ./dev gpu-bundle, start its run'
     configure
     cmake --build "$build" -j "$jobs"
-    commit=$(commit_name) archs=${ARCHS:-90}
+    commit=$(commit_name) archs=${ARCHS:-$(default_archs)}
   fi
   set_library_path
   stem=$(tr -cs 'a-zA-Z0-9' - <<<"${name#NVIDIA }" | sed 's/-*$//')-$commit
@@ -93,6 +94,7 @@ gpu() {
   step demo_test 60 env NCOLLAPSE_DEMO_DATA=data/demo "$(program demo_test)"
   step cuda_gpu_tests 120 "$(program cuda_gpu_tests)"
   step api_tests 120 "$(program api_tests)" --gtest_filter="$cuda_filter"
+  step theory_tests 60 "$(program theory_tests)" --gtest_filter="$cuda_filter"
   if command -v compute-sanitizer >/dev/null || [[ -x /usr/local/cuda/bin/compute-sanitizer ]]; then
     PATH=$PATH:/usr/local/cuda/bin step memcheck 150 compute-sanitizer --error-exitcode 9 "$(program cuda_gpu_tests)"
   else

@@ -35,15 +35,19 @@ class CudaBackend final : public Backend {
   void add_gram(double alpha, const Matrix& A, Matrix& T) override;
   void mirror_lower(Matrix& A) override;
   std::vector<double> eigh(Matrix& A) override;
-  PinvTrace pinv_trace(Matrix& A, const Matrix& B) override;
+  PinvTrace pinv_trace(Matrix& A, Matrix& B) override;
   PairSums pair_sums(const Matrix& A, const PairQuery& query) override;
   ProductSums product_sums(const Matrix& A, const Matrix& B, const ProductQuery& query) override;
 
  private:
   struct Prepared;
-  void accumulate(MomentState& state, const FeatureBlock& features, const LabelBlock& labels, BucketSorter& sorter);
+  struct SumBuffers;
+  struct DecideBuffers;
+  void accumulate(MomentState& state, const FeatureBlock& features, const LabelBlock& labels, BucketSorter& sorter,
+                  const SumBuffers& buffers);
   std::shared_ptr<Prepared> prepare(const DecisionState& state);
-  void decide(DecisionState& state, const Prepared& prepared, const FeatureBlock& features, const LabelBlock& labels);
+  void decide(DecisionState& state, const Prepared& prepared, const FeatureBlock& features, const LabelBlock& labels,
+              const DecideBuffers& buffers);
 
   std::shared_ptr<Queue> queue_;  ///< shared with every array, so that memory may outlive the backend
   DeviceInfo info_;

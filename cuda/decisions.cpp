@@ -62,16 +62,30 @@ std::shared_ptr<CudaBackend::Prepared> CudaBackend::prepare(const DecisionState&
   return prepared;
 }
 
+/// Scratch for tiles of a block, made before any counter changes.
+struct CudaBackend::DecideBuffers {
+  DecideBuffers(Queue& queue, const Limits& limits, const DecisionState& state, Index block_rows)
+      : tile(std::min(std::clamp<Index>(limits.centred_bytes / (state.dim * static_cast<Index>(sizeof(double))), 1,
+                                        limits.row_tile),
+                      block_rows)),
+        shifted(queue, tile * state.dim),
+        norms(queue, tile),
+        scores(queue, tile * std::min(limits.candidate_tile, std::max(state.centres.rows, state.weights.rows))),
+        best(queue, tile),
+        second(queue, tile),
+        candidate(queue, tile),
+        nearest(queue, tile),
+        chosen(queue, tile) {}
+  Index tile;
+  Buffer<double> shifted, norms, scores, best, second;
+  Buffer<Index> candidate, nearest, chosen;
+};
+
 void CudaBackend::decide(DecisionState& state, const Prepared& prepared, const FeatureBlock& features,
-                         const LabelBlock& labels) {
+                         const LabelBlock& labels, const DecideBuffers& buffers) {
   const cudaStream_t stream = queue_->stream();
-  const Index d = state.dim, size = size_of(features.dtype);
-  const Index affordable = limits_.centred_bytes / (d * static_cast<Index>(sizeof(double)));
-  const Index tile = std::min(std::clamp<Index>(affordable, 1, limits_.row_tile), features.rows);
-  const Index widest = std::min(limits_.candidate_tile, std::max(state.centres.rows, state.weights.rows));
-  const Buffer<double> shifted(*queue_, tile * d), norms(*queue_, tile), scores(*queue_, tile * widest);
-  const Buffer<double> best(*queue_, tile), second(*queue_, tile);
-  const Buffer<Index> candidate(*queue_, tile), nearest(*queue_, tile), chosen(*queue_, tile);
+  const Index d = state.dim, size = size_of(features.dtype), tile = buffers.tile;
+  const auto& [unused, shifted, norms, scores, best, second, candidate, nearest, chosen] = buffers;
   const Leaders leaders{best.get(), second.get(), candidate.get()};
 
   for (Index first = 0; first < features.rows; first += tile) {
@@ -114,9 +128,10 @@ BatchFaults CudaBackend::decide_batch(DecisionState& state, const MatrixView& fe
   if (const BatchFaults faults = batch.find_faults(state.classes); faults.any()) return faults;
   if (!state.prepared) state.prepared = prepare(state);
   const auto& prepared = *static_cast<const Prepared*>(state.prepared.get());
+  const DecideBuffers buffers(*queue_, limits_, state, batch.block_rows());
   for (Index b = 0; b < batch.blocks(); ++b) {
     batch.load(b);
-    decide(state, prepared, batch.features(), batch.labels());
+    decide(state, prepared, batch.features(), batch.labels(), buffers);
   }
   if (batch.from_host() && batch.blocks() > 1) queue_->wait();  // copies after the check may still be reading
   return {};

@@ -52,7 +52,7 @@ std::vector<double> CudaBackend::eigh(Matrix& A) {
   return eigenvalues;
 }
 
-PinvTrace CudaBackend::pinv_trace(Matrix& A, const Matrix& B) {
+PinvTrace CudaBackend::pinv_trace(Matrix& A, Matrix& B) {
   const Index n = A.rows;
   if (n == 0) return {};
   const DeviceGuard on(queue_->device());
@@ -70,9 +70,8 @@ PinvTrace CudaBackend::pinv_trace(Matrix& A, const Matrix& B) {
       launch_identity(queue_->stream(), inverse.data(), n);
       solve_lower(*queue_, L.data(), n, inverse.data(), n);
       if (1 / inner(inverse, inverse) > safe) {
-        Matrix solved = clone(B);
-        solve_lower(*queue_, L.data(), n, solved.data(), B.rows);
-        return {inner(solved, solved), n};
+        solve_lower(*queue_, L.data(), n, B.data(), B.rows);
+        return {inner(B, B), n};
       }
     }
   }

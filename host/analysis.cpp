@@ -86,7 +86,6 @@ void naming(const std::string& name, const Body& body) {
   try {
     body();
   } catch (const DataError& error) {
-    if (std::string_view(error.what()).starts_with(name)) throw;
     throw DataError(name + ": " + error.what(), error.hint());
   }
 }
@@ -191,21 +190,20 @@ void Analysis::pass(Split& split, const std::string& name, const Add& add) {
   const Index rows = split.features.rows(), row_bytes = split.features.row_bytes();
   const Index batch = request_.batch_rows > 0 ? request_.batch_rows : std::max<Index>(kBatchBytes / row_bytes, 256);
   std::vector<std::int64_t> zeros;
-  naming(split.features.name(), [&] {
-    for (Index first = 0; first < rows; first += batch) {
-      const Index count = std::min(batch, rows - first);
-      LabelView labels;
-      if (split.labels) {
-        labels = split.labels->read_labels(first, count);
-      } else {
-        zeros.resize(static_cast<std::size_t>(count));
-        labels = view(zeros.data(), count);
-      }
-      add(split.features.read_matrix(first, count), labels);
-      if (request_.on_progress)
-        request_.on_progress({name, first + count, rows, (first + count) * row_bytes, rows * row_bytes});
+  for (Index first = 0; first < rows; first += batch) {
+    const Index count = std::min(batch, rows - first);
+    LabelView labels;
+    if (split.labels) {
+      labels = split.labels->read_labels(first, count);
+    } else {
+      zeros.resize(static_cast<std::size_t>(count));
+      labels = view(zeros.data(), count);
     }
-  });
+    const MatrixView features = split.features.read_matrix(first, count);
+    naming(split.features.name(), [&] { add(features, labels); });
+    if (request_.on_progress)
+      request_.on_progress({name, first + count, rows, (first + count) * row_bytes, rows * row_bytes});
+  }
   timing_.emplace_back(name + "_s", seconds_since(start));
 }
 

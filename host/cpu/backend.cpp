@@ -192,33 +192,38 @@ std::vector<double> CpuBackend::eigh(Matrix& A) {
   return values;
 }
 
-PinvTrace CpuBackend::pinv_trace(Matrix& A, const Matrix& B) {
+PinvTrace CpuBackend::pinv_trace(Matrix& A, Matrix& B) {
   // Well conditioned: A = L L^T, and the trace is |L^-1 B^T|^2: one triangular solve. Otherwise by eigenvectors, which
-  // alone say which directions count.
+  // alone say which directions count. The factor takes the place of A's lower triangle; the upper one and the diagonal
+  // keep what is needed to bring A back.
   constexpr double kWellConditioned = 1e-8;  // then the solve is right to about 1e-8 at worst
   const Index n = A.rows;
   if (n == 0 || B.rows == 0) return {};
   const int order = blas_int(n, "order");
-  Matrix factor = clone(A);
+  mirror_lower(A);
+  std::vector<double> diagonal;
+  for (Index i = 0; i < n; ++i) diagonal.push_back(A.data()[i * n + i]);
   double reciprocal_condition = 0;
   {
     const LapackThreads guard(threads_);
     const double one_norm = LAPACKE_dlansy(LAPACK_COL_MAJOR, '1', 'U', order, A.data(), order);
-    if (LAPACKE_dpotrf(LAPACK_COL_MAJOR, 'U', order, factor.data(), order) == 0)
-      LAPACKE_dpocon(LAPACK_COL_MAJOR, 'U', order, factor.data(), order, one_norm, &reciprocal_condition);
+    if (LAPACKE_dpotrf(LAPACK_COL_MAJOR, 'U', order, A.data(), order) == 0)
+      LAPACKE_dpocon(LAPACK_COL_MAJOR, 'U', order, A.data(), order, one_norm, &reciprocal_condition);
   }
   if (reciprocal_condition > kWellConditioned) {
-    Matrix solved = clone(B);
     const Index blocks = (B.rows + kBlockRows - 1) / kBlockRows;
 #pragma omp parallel for num_threads(threads_for(B.size())) schedule(dynamic)
     for (Index block = 0; block < blocks; ++block) {
       const Index first = block * kBlockRows, count = std::min(kBlockRows, B.rows - first);
       cblas_dtrsm(CblasColMajor, CblasLeft, CblasUpper, CblasTrans, CblasNonUnit, order, static_cast<int>(count), 1.0,
-                  factor.data(), order, solved.data() + first * n, order);
+                  A.data(), order, B.data() + first * n, order);
     }
-    return {inner(solved, solved), n};
+    return {inner(B, B), n};
   }
-  factor = {};
+  for (Index i = 0; i < n; ++i) {
+    A.data()[i * n + i] = diagonal[i];
+    for (Index j = 0; j < i; ++j) A.data()[i * n + j] = A.data()[j * n + i];
+  }
   const auto values = eigh(A);
   const double cut = static_cast<double>(n) * std::numeric_limits<double>::epsilon() * values.back();
   const Matrix along = product(A, Transpose::no, B, Transpose::yes);

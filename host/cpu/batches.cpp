@@ -37,26 +37,17 @@ NCOLLAPSE_VECTORISED double centre_four(const T* const x[4], const double* shift
   double squares = 0;
   const T *x0 = x[0], *x1 = x[1], *x2 = x[2], *x3 = x[3];
   double *z0 = z, *z1 = z + dim, *z2 = z + 2 * dim, *z3 = z + 3 * dim;
-  if (z == nullptr) {
 #pragma omp simd reduction(+ : squares)
-    for (Index j = 0; j < dim; ++j) {
-      const double a = to_double(x0[j]) - shift[j], b = to_double(x1[j]) - shift[j], c = to_double(x2[j]) - shift[j],
-                   d = to_double(x3[j]) - shift[j];
-      sum[j] += (a + b) + (c + d);
-      squares += (a * a + b * b) + (c * c + d * d);
-    }
-  } else {
-#pragma omp simd reduction(+ : squares)
-    for (Index j = 0; j < dim; ++j) {
-      const double a = to_double(x0[j]) - shift[j], b = to_double(x1[j]) - shift[j], c = to_double(x2[j]) - shift[j],
-                   d = to_double(x3[j]) - shift[j];
-      sum[j] += (a + b) + (c + d);
-      squares += (a * a + b * b) + (c * c + d * d);
-      z0[j] = a * scale;
-      z1[j] = b * scale;
-      z2[j] = c * scale;
-      z3[j] = d * scale;
-    }
+  for (Index j = 0; j < dim; ++j) {
+    const double a = to_double(x0[j]) - shift[j], b = to_double(x1[j]) - shift[j], c = to_double(x2[j]) - shift[j],
+                 d = to_double(x3[j]) - shift[j];
+    sum[j] += (a + b) + (c + d);
+    squares += (a * a + b * b) + (c * c + d * d);
+    if (z == nullptr) continue;
+    z0[j] = a * scale;
+    z1[j] = b * scale;
+    z2[j] = c * scale;
+    z3[j] = d * scale;
   }
   return squares;
 }

@@ -16,7 +16,7 @@ namespace ncollapse::cpu {
 
 namespace {
 
-constexpr Index kTile = 1024;
+constexpr Index kTile = 512;
 constexpr double kSameDirection = 4 * std::numeric_limits<double>::epsilon();  // closer is only rounding of the norms
 constexpr double kClose = 1e-4;  // of a squared distance against the squared norms: at most 1e-12 is lost above it
 

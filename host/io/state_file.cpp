@@ -121,7 +121,9 @@ Index promised_bytes(const Header& header) {
 
 }  // namespace
 
-void write_state(const std::filesystem::path& file, const StateImage& image) {
+void write_state(const std::filesystem::path& path, const StateImage& image) {
+  // A link stays a link: what it leads to is replaced.
+  const auto file = std::filesystem::is_symlink(path) ? std::filesystem::weakly_canonical(path) : path;
   auto temporary = file;
   temporary += ".tmp" + std::to_string(::getpid());
   const std::string name = file.string();

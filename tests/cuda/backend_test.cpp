@@ -693,7 +693,8 @@ TEST_P(CudaBackendTest, PinvTraceOfADefiniteMatrix) {
     Matrix full = backend_->clone(A);
     backend_->mirror_lower(full);
     const Real want = solve_trace(Grid::from(*backend_, full), B);
-    const PinvTrace got = backend_->pinv_trace(A, B.on(*backend_));
+    Matrix rows = B.on(*backend_);
+    const PinvTrace got = backend_->pinv_trace(A, rows);
     EXPECT_EQ(got.rank, n);
     EXPECT_TRUE(within(got.value, want, 1e-11L * want)) << got.value << " " << static_cast<double>(want);
   }
@@ -704,7 +705,7 @@ TEST_P(CudaBackendTest, PinvTraceOfASingularMatrix) {
   for (const auto& [n, r] : {std::pair<Index, Index>{2, 1}, {17, 5}, {33, 32}, {40, 3}}) {
     const Grid C = Grid::random(r, n, 7), M = Grid::random(6, r, 8);
     const Matrix range = C.on(*backend_);
-    const Matrix B = backend_->product(M.on(*backend_), Transpose::no, range, Transpose::no);
+    Matrix B = backend_->product(M.on(*backend_), Transpose::no, range, Transpose::no);
     Matrix A = backend_->matrix(n, n);
     backend_->add_gram(1, range, A);
     Real want = 0;
@@ -714,7 +715,8 @@ TEST_P(CudaBackendTest, PinvTraceOfASingularMatrix) {
     EXPECT_TRUE(within(got.value, want, 1e-9L * want)) << got.value << " " << static_cast<double>(want);
   }
   Matrix zero = backend_->matrix(3, 3);
-  const PinvTrace trace = backend_->pinv_trace(zero, backend_->matrix(2, 3));
+  Matrix two = backend_->matrix(2, 3);
+  const PinvTrace trace = backend_->pinv_trace(zero, two);
   EXPECT_EQ(trace.rank, 0);
   EXPECT_EQ(trace.value, 0);
 }
