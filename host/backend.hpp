@@ -162,8 +162,8 @@ class Backend {
   /// Symmetric eigenproblem; A [n x n], lower triangle read. Returns the eigenvalues in ascending order; row i of A
   /// becomes the unit eigenvector i. Throws Error(internal) when the solver fails.
   virtual std::vector<double> eigh(Matrix& A) = 0;
-  /// tr(B A^+ B^T) for a positive semi-definite A [n x n] (lower triangle read) whose range holds the rows of B [R x n].
-  /// Eigenvalues of A at or below n eps lambda_max count as zero. A and B are used up.
+  /// tr(B A^+ B^T) for a positive semi-definite A [n x n] (lower triangle read) whose range holds the rows of B [R x
+  /// n]. Eigenvalues of A at or below n eps lambda_max count as zero. A and B are used up.
   virtual PinvTrace pinv_trace(Matrix& A, Matrix& B) = 0;
   /// One tiled sweep; nothing of size R x R is stored. Distances below 1e-2 of the norms are recomputed from the rows.
   virtual PairSums pair_sums(const Matrix& A, const PairQuery& query) = 0;
