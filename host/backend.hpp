@@ -127,6 +127,8 @@ class Backend {
   virtual void copy(void* to, const void* from, Index bytes) = 0;
   /// A copy as doubles, from any dtype, stride and memory space.
   virtual Matrix import(const MatrixView& source) = 0;
+  /// As import, but shares the caller's memory where that already is what a Matrix is. Never written to.
+  virtual Matrix borrow(const MatrixView& source) { return import(source); }
 
   // --- batches. Features and labels in host or device memory (device only for CUDA). Both check every label and every
   // feature first; with a fault they change nothing. Shapes were checked by the caller. 0 rows are allowed.

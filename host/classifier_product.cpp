@@ -30,6 +30,14 @@ void check_view(const MatrixView& layer, const std::string& name) {
 
 }  // namespace
 
+Matrix checked_matrix(Backend& backend, const MatrixView& view, const std::string& name) {
+  check_view(view, name);
+  const Matrix matrix = backend.borrow(view);
+  for (const double squared : backend.row_dots(matrix, matrix))
+    if (!std::isfinite(squared)) throw DataError(name + " holds " + first_nonfinite(backend, matrix));
+  return matrix;
+}
+
 Matrix classifier_product(Backend& backend, const Classifier& classifier, Index dim, Index classes) {
   Matrix product;
   Index width = dim;
@@ -51,10 +59,7 @@ Matrix classifier_product(Backend& backend, const Classifier& classifier, Index 
                      "layers are given in the order in which features meet them, W_1 first");
   // From the last layer down: K rows stay K rows, so no product is larger than K x d_l.
   for (std::size_t l = count; l-- > 0;) {
-    const Matrix layer = backend.import(classifier.layers[l]);
-    for (const double squared : backend.row_dots(layer, layer))
-      if (std::isnan(squared) || std::isinf(squared))
-        throw DataError("W_" + std::to_string(l + 1) + " holds " + first_nonfinite(backend, layer));
+    const Matrix layer = checked_matrix(backend, classifier.layers[l], "W_" + std::to_string(l + 1));
     product = product ? backend.product(product, Transpose::no, layer, Transpose::no) : layer;
   }
   return product;

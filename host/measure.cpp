@@ -17,6 +17,7 @@
 #include "host/backend.hpp"
 #include "host/classifier_product.hpp"
 #include "host/moments.hpp"
+#include "host/theory/blocks.hpp"
 #include "host/theory/imbalance.hpp"
 #include "ncollapse/error.hpp"
 #include "ncollapse/metrics.hpp"
@@ -115,7 +116,7 @@ class Measurement {
   void pseudo_inverse();
   void collapse_index();
   void geometry(const Matrix& rows, const std::vector<double>& norms, const std::string& suffix, PairQuery query);
-  void nearest_simplex(double frobenius);
+  void blocks(const Matrix& rows, const std::vector<double>& norms, const PairSums& sums, const std::string& suffix);
   void duality();
   void imbalance(const Matrix& weights, const std::vector<double>& bias);
   void decisions(const DecisionCounts* counts, const std::string& split);
@@ -356,7 +357,8 @@ void Measurement::geometry(const Matrix& rows, const std::vector<double>& norms,
                            PairQuery query) {
   const bool of_means = suffix == "_h";
   const auto every = [&](const std::string& why) {
-    for (const auto* key : {"nc2_equinorm", "nc2_equiang", "nc2_cos_mean", "nc2_cos_std", "nc2_cos_max", "nc2_etf"})
+    for (const auto* key :
+         {"nc2_equinorm", "nc2_equiang", "nc2_cos_mean", "nc2_cos_std", "nc2_cos_max", "nc2_etf", "block_err"})
       undefined(key + suffix, why);
     if (!of_means) return;
     for (const auto* key :
@@ -390,7 +392,8 @@ void Measurement::geometry(const Matrix& rows, const std::vector<double>& norms,
   if (zero != norms.end()) {
     const std::string why = std::string(of_means ? "the centred mean" : "the classifier") + " of class " +
                             std::to_string(seen_[zero - norms.begin()]) + " is 0 and has no direction";
-    for (const auto* key : {"nc2_equiang", "nc2_cos_mean", "nc2_cos_std", "nc2_cos_max"}) undefined(key + suffix, why);
+    for (const auto* key : {"nc2_equiang", "nc2_cos_mean", "nc2_cos_std", "nc2_cos_max", "block_err"})
+      undefined(key + suffix, why);
     if (of_means)
       for (const auto* key :
            {"nc2_gnc_dist_mean", "nc2_gnc_dist_var", "nc2_gnc_log_mean", "nc2_gnc_log_var", "nc2_min_angle_deg"})
@@ -405,6 +408,7 @@ void Measurement::geometry(const Matrix& rows, const std::vector<double>& norms,
   set("nc2_cos_std" + suffix, std::sqrt(spread(sums.cos_sum, sums.cos_square_sum, pairs)));
   set("nc2_cos_max" + suffix, sums.cos_max);
   set("nc2_equiang" + suffix, sums.cos_abs_sum / pairs);
+  blocks(rows, norms, sums, suffix);
   if (!of_means) return;
   const double simplex = std::sqrt(2 * k_ / (k_ - 1));
   set("nc2_gnc_dist_mean", simplex + sums.distance_sum / pairs);
@@ -419,6 +423,18 @@ void Measurement::geometry(const Matrix& rows, const std::vector<double>& norms,
   }
   constexpr double kDegrees = 57.295779513082320877;
   set("nc2_min_angle_deg", 2 * std::asin(std::min(1.0, sums.min_unit_distance / 2)) * kDegrees);
+}
+
+void Measurement::blocks(const Matrix& rows, const std::vector<double>& norms, const PairSums& sums,
+                         const std::string& suffix) {
+  std::vector<Index> counts;
+  for (const Index k : seen_) counts.push_back(moments_.counts()[k]);
+  if (auto found = block_cosines(backend_, counts, rows, norms, sums)) {
+    set("block_err" + suffix, found->error);
+    (suffix == "_h" ? report_.block_cos_h : report_.block_cos_w) = std::move(found->mean);
+  } else {
+    undefined("block_err" + suffix, "no two classes have the same size");
+  }
 }
 
 void Measurement::duality() {

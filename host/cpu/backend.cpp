@@ -82,6 +82,12 @@ Matrix CpuBackend::import(const MatrixView& source) {
   return result;
 }
 
+Matrix CpuBackend::borrow(const MatrixView& source) {
+  if (source.dtype != Dtype::f64 || source.row_stride() != source.cols) return import(source);
+  auto* data = const_cast<double*>(static_cast<const double*>(source.data));
+  return {std::shared_ptr<double>(std::shared_ptr<void>(), data), source.rows, source.cols};
+}
+
 void CpuBackend::combine_rows(const std::vector<double>& a, const Matrix& A, const std::vector<double>& b,
                               const Matrix& B, Matrix& out) {
   const Index cols = A.cols;

@@ -20,6 +20,7 @@ class CpuBackend final : public Backend {
   void download(void* host, const void* from, Index bytes) override;
   void copy(void* to, const void* from, Index bytes) override;
   Matrix import(const MatrixView& source) override;
+  Matrix borrow(const MatrixView& source) override;
 
   BatchFaults add_batch(MomentState& state, const MatrixView& features, const LabelView& labels) override;
   BatchFaults decide_batch(DecisionState& state, const MatrixView& features, const LabelView& labels) override;

@@ -17,7 +17,7 @@ namespace {
 constexpr Index kParallelFlops = Index{1} << 20;  // below that, waking threads costs more than the product
 
 // Large enough for BLAS to be fast, small enough for a dozen tiles where the matrix allows it.
-Index tile_of(Index size) { return size <= 1024 ? 128 : 512; }
+Index tile_of(Index size) { return size <= 512 ? 128 : size <= 1024 ? 256 : 512; }
 
 const double* at(const Operand& A, Index row, Index col) {
   return A.transposed ? A.data + col * A.stride + row : A.data + row * A.stride + col;

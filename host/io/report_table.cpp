@@ -32,6 +32,7 @@ constexpr Group kGroups[] = {
     {"gof_", "GOF  distance to the predicted global minimiser, without bias"},
     {"seli_", "SELI reference geometry of cross-entropy"},
     {"mc_", "     minority collapse"},
+    {"block_", "     blocks of classes of equal size"},
     {"norm_count_", "     norms against class sizes"},
 };
 

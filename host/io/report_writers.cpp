@@ -46,6 +46,15 @@ std::string field(const std::string& value) {
   return quoted + "\"";
 }
 
+Json block_json(const BlockCosines& blocks) {
+  const auto groups = blocks.sizes.size();
+  Json rows = Json::array();
+  for (std::size_t g = 0; g < groups && !blocks.cosines.empty(); ++g)
+    rows.push_back(numbers({blocks.cosines.begin() + static_cast<std::ptrdiff_t>(g * groups),
+                            blocks.cosines.begin() + static_cast<std::ptrdiff_t>((g + 1) * groups)}));
+  return {{"sizes", blocks.sizes}, {"cosines", rows}};
+}
+
 }  // namespace
 
 std::string to_json(const Report& report) {
@@ -103,6 +112,9 @@ std::string to_json(const Report& report) {
                                   {"z_measured", row.z_measured},
                                   {"cosine", row.cosine}});
   }
+  for (const auto& [key, blocks] :
+       {std::pair{"block_cos_h", &report.block_cos_h}, {"block_cos_w", &report.block_cos_w}})
+    if (!blocks->sizes.empty()) json[key] = block_json(*blocks);
   json["notes"] = report.notes;
   json["timing"] = Json::object();
   for (const auto& [name, seconds] : report.timing) json["timing"][name] = number(seconds);

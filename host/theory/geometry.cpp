@@ -1,6 +1,3 @@
-// Energies of eigenspaces. In a group of equal class sizes the contrasts' share of A is what is left when the group's
-// mean row is subtracted, whatever basis of contrasts is chosen; the group sums carry the rest, through the m x m
-// vectors of the secular equation, tile by tile.
 #include "host/theory/geometry.hpp"
 
 #include <algorithm>
@@ -12,61 +9,136 @@ namespace ncollapse {
 namespace {
 
 constexpr Index kTileRows = 256;
+constexpr Index kSortBytes = Index{2} << 20;   // of rows sorted at a time: they stay in the cache
+constexpr Index kGramBytes = Index{16} << 20;  // of rows in a step of a Gram matrix: deep enough for BLAS
 
-/// The rows of a matrix sorted into groups: their sums in the orthonormal basis 1_group/sqrt(l), and what deviates.
-struct Grouped {
-  Matrix sums;        // [m x d]
-  Matrix deviations;  // [K x d]
-};
-
-Grouped group(Backend& backend, const LabelSpectrum::Structure& s, const Matrix& A) {
-  Grouped result;
-  result.deviations = backend.select_rows(A, s.order);
-  result.sums = backend.sum_groups(result.deviations, s.begin);
-  std::vector<double> to_mean, to_basis;
-  std::vector<Index> group_of;
-  for (Index i = 0; i < s.groups(); ++i) {
-    const auto members = static_cast<double>(s.members(i));
-    to_mean.push_back(1 / members);
-    to_basis.push_back(1 / std::sqrt(members));
-    group_of.insert(group_of.end(), static_cast<std::size_t>(s.members(i)), i);
-  }
-  Matrix means = backend.matrix(s.groups(), A.cols);
-  backend.combine_rows(to_mean, result.sums, {}, {}, means);
-  const Matrix spread = backend.select_rows(means, group_of);
-  const std::vector<double> plus(group_of.size(), 1.0), minus(group_of.size(), -1.0);
-  backend.combine_rows(plus, result.deviations, minus, spread, result.deviations);
-  backend.combine_rows(to_basis, result.sums, {}, {}, result.sums);
-  return result;
+Index rows_in(Index bytes, Index cols) {
+  return std::max<Index>(1, bytes / (static_cast<Index>(sizeof(double)) * std::max<Index>(1, cols)));
 }
 
-// Sums of a value per sorted row, over each group.
-std::vector<double> by_group(const LabelSpectrum::Structure& s, const std::vector<double>& values) {
-  std::vector<double> sums;
-  for (Index i = 0; i < s.groups(); ++i)
-    sums.push_back(std::accumulate(values.begin() + s.begin[i], values.begin() + s.begin[i + 1], 0.0));
-  return sums;
+Matrix rows_of(const Matrix& A, Index first, Index count) {
+  return {std::shared_ptr<double>(A.memory, A.data() + first * A.cols), count, A.cols};
+}
+
+/// The end of the chunk of whole groups that begins with group `first`.
+Index next_chunk(const LabelSpectrum::Structure& s, Index first, Index cols) {
+  const Index rows = rows_in(kSortBytes, cols);
+  Index last = first + 1;
+  while (last < s.groups() && s.begin[last + 1] - s.begin[first] <= rows) ++last;
+  return last;
+}
+
+/// Groups first .. last - 1 of A: the rows, sorted.
+Matrix sorted_rows(Backend& backend, const LabelSpectrum::Structure& s, const Matrix& A, Index first, Index last) {
+  return backend.select_rows(A, {s.order.begin() + s.begin[first], s.order.begin() + s.begin[last]});
+}
+
+std::vector<Index> local_begins(const LabelSpectrum::Structure& s, Index first, Index last) {
+  std::vector<Index> begin;
+  for (Index i = first; i <= last; ++i) begin.push_back(s.begin[i] - s.begin[first]);
+  return begin;
+}
+
+/// Groups first .. last - 1 of one matrix, sorted and with the groups' means subtracted (where `deviate`); their sums
+/// go to `sums`.
+Matrix deviations(Backend& backend, const LabelSpectrum::Structure& s, const Matrix& A, Index first, Index last,
+                  bool deviate, Matrix& sums) {
+  Matrix rows = sorted_rows(backend, s, A, first, last);
+  std::vector<double> to_mean, to_basis;
+  std::vector<Index> group_of;
+  for (Index i = first; i < last; ++i) {
+    const auto count = static_cast<double>(s.members(i));
+    to_mean.push_back(1 / count);
+    to_basis.push_back(1 / std::sqrt(count));
+    group_of.insert(group_of.end(), static_cast<std::size_t>(s.members(i)), i - first);
+  }
+  const Matrix totals = backend.sum_groups(rows, local_begins(s, first, last));
+  Matrix slice = rows_of(sums, first, last - first);
+  backend.combine_rows(to_basis, totals, {}, {}, slice);
+  if (!deviate) return rows;
+  Matrix means = backend.matrix(totals.rows, A.cols);
+  backend.combine_rows(to_mean, totals, {}, {}, means);
+  const std::vector<double> plus(group_of.size(), 1.0), minus(group_of.size(), -1.0);
+  backend.combine_rows(plus, rows, minus, backend.select_rows(means, group_of), rows);
+  return rows;
 }
 
 }  // namespace
 
-SpectrumEnergies spectrum_energies(Backend& backend, const LabelSpectrum& spectrum, const Matrix& A, const Matrix& B) {
+GroupedPair group_pair(Backend& backend, const LabelSpectrum::Structure& s, const Matrix& A, const Matrix& B) {
+  const Index m = s.groups();
+  const bool contrasts = s.model != LabelModel::without_bias;  // else a group is one eigenspace: U = V = I
+  GroupedPair pair;
+  pair.left_sums = backend.matrix(m, A.cols);
+  pair.right_sums = backend.matrix(m, B.cols);
+  for (Index first = 0, last = 0; first < m; first = last) {
+    last = next_chunk(s, first, A.cols);
+    const Matrix a = deviations(backend, s, A, first, last, contrasts, pair.left_sums);
+    const Matrix b = deviations(backend, s, B, first, last, contrasts, pair.right_sums);
+    const auto left = backend.row_dots(a, a), right = backend.row_dots(b, b), cross = backend.row_dots(a, b);
+    for (Index i = first; i < last; ++i) {
+      const Index begin = s.begin[i] - s.begin[first], count = s.members(i);
+      const auto total = [&](const std::vector<double>& values) {
+        return std::accumulate(values.begin() + begin, values.begin() + begin + count, 0.0);
+      };
+      pair.left.push_back(total(left));
+      pair.right.push_back(total(right));
+      pair.cross.push_back(total(cross));
+      const auto gram_squares = [&](const Matrix& rows, double trace) {
+        if (count - (contrasts ? 1 : 0) <= 1) return trace * trace;
+        const Matrix own = rows_of(rows, begin, count);
+        const double norm = backend.product_norm(own, own);
+        return norm * norm;
+      };
+      pair.left_gram.push_back(gram_squares(a, pair.left.back()));
+      pair.right_gram.push_back(gram_squares(b, pair.right.back()));
+    }
+  }
+  return pair;
+}
+
+GroupedPair scaled_right(Backend& backend, const LabelSpectrum::Structure& s, const GroupedPair& pair,
+                         const std::vector<double>& scale, const std::vector<double>& centre) {
+  GroupedPair result = pair;
+  result.right_sums = backend.clone(pair.right_sums);
+  if (!centre.empty()) {
+    // The centre adds to a group's sum / sqrt(l) what it adds to every member, sqrt(l) times; contrasts never see it.
+    std::vector<double> up, down;
+    for (Index i = 0; i < s.groups(); ++i) {
+      up.push_back(std::sqrt(static_cast<double>(s.members(i))));
+      down.push_back(1 / up.back());
+    }
+    backend.combine_rows(down, result.right_sums, {}, {}, result.right_sums);
+    backend.centre_rows(result.right_sums, centre);
+    backend.combine_rows(up, result.right_sums, {}, {}, result.right_sums);
+  }
+  backend.combine_rows(scale, result.right_sums, {}, {}, result.right_sums);
+  for (std::size_t i = 0; i < scale.size(); ++i) {
+    result.right[i] *= scale[i] * scale[i];
+    result.cross[i] *= scale[i];
+    result.right_gram[i] *= std::pow(scale[i], 4);
+  }
+  return result;
+}
+
+SpectrumEnergies spectrum_energies(Backend& backend, const LabelSpectrum& spectrum, const GroupedPair& pair) {
   const auto& s = spectrum.structure();
   const Index m = s.groups();
   SpectrumEnergies energies;
-  if (s.model == LabelModel::without_bias) {  // U = V = I
-    const auto sorted = [&](const Matrix& left, const Matrix& right) {
-      const auto dots = backend.row_dots(left, right);
-      std::vector<double> ordered;
-      for (const Index k : s.order) ordered.push_back(dots[k]);
-      return by_group(s, ordered);
-    };
-    return {sorted(A, A), sorted(B, B), sorted(A, B)};
+  const auto add = [&](double left, double right, double cross, double left_gram, double right_gram) {
+    energies.left.push_back(left);
+    energies.right.push_back(right);
+    energies.cross.push_back(cross);
+    energies.left_blocks += left_gram;
+    energies.right_blocks += right_gram;
+  };
+  const auto add_group = [&](Index i) {
+    add(pair.left[i], pair.right[i], pair.cross[i], pair.left_gram[i], pair.right_gram[i]);
+  };
+  if (s.model == LabelModel::without_bias) {
+    for (Index i = 0; i < m; ++i) add_group(i);
+    return energies;
   }
-  const Grouped a = group(backend, s, A), b = group(backend, s, B);
-  const auto inside_left = by_group(s, backend.row_dots(a.deviations, a.deviations));
-  const auto inside_right = by_group(s, backend.row_dots(b.deviations, b.deviations));
-  const auto inside_cross = by_group(s, backend.row_dots(a.deviations, b.deviations));
   for (Index first = 0; first < m; first += kTileRows) {
     const Index count = std::min(kTileRows, m - first);
     const auto rows = [&](bool left, const Matrix& sums) {
@@ -74,22 +146,31 @@ SpectrumEnergies spectrum_energies(Backend& backend, const LabelSpectrum& spectr
       backend.from_host(vectors, s.group_vectors(left, first, count));
       return backend.product(vectors, Transpose::no, sums, Transpose::no);
     };
-    const Matrix left = rows(true, a.sums), right = rows(false, b.sums);
+    const Matrix left = rows(true, pair.left_sums), right = rows(false, pair.right_sums);
     const auto left_squares = backend.row_dots(left, left), right_squares = backend.row_dots(right, right),
                products = backend.row_dots(left, right);
     for (Index r = 0; r < count; ++r) {
-      const Index i = first + r;
-      if (s.members(i) > 1) {
-        energies.left.push_back(inside_left[i]);
-        energies.right.push_back(inside_right[i]);
-        energies.cross.push_back(inside_cross[i]);
-      }
-      energies.left.push_back(left_squares[r]);
-      energies.right.push_back(right_squares[r]);
-      energies.cross.push_back(products[r]);
+      if (s.members(first + r) > 1) add_group(first + r);
+      add(left_squares[r], right_squares[r], products[r], left_squares[r] * left_squares[r],
+          right_squares[r] * right_squares[r]);
     }
   }
   return energies;
+}
+
+Matrix group_sums(Backend& backend, const LabelSpectrum::Structure& s, const Matrix& A,
+                  const std::vector<double>& scale) {
+  Matrix sums = backend.matrix(s.groups(), A.cols);
+  for (Index first = 0, last = 0; first < s.groups(); first = last) {
+    last = next_chunk(s, first, A.cols);
+    Matrix rows = sorted_rows(backend, s, A, first, last);
+    std::vector<double> factors;
+    for (Index i = s.begin[first]; i < s.begin[last]; ++i) factors.push_back(scale[s.order[i]]);
+    backend.combine_rows(factors, rows, {}, {}, rows);
+    const Matrix totals = backend.sum_groups(rows, local_begins(s, first, last));
+    backend.copy(sums.data() + first * A.cols, totals.data(), totals.bytes());
+  }
+  return sums;
 }
 
 double distance_to_diagonal(const std::vector<double>& energies, double norm, const std::vector<double>& target,
@@ -100,6 +181,28 @@ double distance_to_diagonal(const std::vector<double>& energies, double norm, co
     squares += static_cast<double>(spaces[i].multiplicity) * target[i] * target[i];
   }
   return std::sqrt(std::max(0.0, 2 - 2 * inner / (norm * std::sqrt(squares))));
+}
+
+GramNorms gram_norms(Backend& backend, const Matrix& A, const Matrix& B, const std::vector<double>& scale,
+                     const std::vector<double>& centre) {
+  const auto scaled_rows = [&](Index first, Index count) {
+    Matrix rows = backend.clone(rows_of(B, first, count));
+    if (!centre.empty()) backend.centre_rows(rows, centre);
+    backend.combine_rows({scale.begin() + first, scale.begin() + first + count}, rows, {}, {}, rows);
+    return rows;
+  };
+  if (A.rows <= A.cols) {
+    const Matrix X = scaled_rows(0, B.rows);
+    return {backend.product_norm(A, A), backend.product_norm(X, X), backend.product_norm(A, X)};
+  }
+  const Matrix left = backend.product(A, Transpose::yes, A, Transpose::no);
+  Matrix right = backend.matrix(B.cols, B.cols);
+  const Index chunk = rows_in(kGramBytes, B.cols);
+  for (Index first = 0; first < B.rows; first += chunk)
+    backend.add_gram(1.0, scaled_rows(first, std::min(chunk, B.rows - first)), right);
+  backend.mirror_lower(right);
+  const auto root = [&](const Matrix& X, const Matrix& Y) { return std::sqrt(std::max(0.0, backend.inner(X, Y))); };
+  return {root(left, left), root(right, right), root(left, right)};
 }
 
 }  // namespace ncollapse

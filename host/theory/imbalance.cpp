@@ -1,7 +1,4 @@
-// How the measures are evaluated, with A = W and B = diag(sqrt n) M (centred by the sample mean with a bias):
-//   |G_W/|G_W| - T/|T||^2 = 2 - 2 <G_W, T>/(|G_W||T|),  |G_W| = |W^T W|,  <G_W, T> from the energies of eigenspaces,
-// likewise for the features and the product; no K x K array (geometry.cpp). The loss needs no second pass over the
-// data:
+// The loss needs no second pass over the data:
 //   sum_i |W h_i + b - y_i|^2 = tr(W S W^T) + sum_k n_k |W m_k + b - e_k|^2,   sum_i |h_i|^2 = sum_k n_k (v_k +
 //   |m_k|^2).
 #include "host/theory/imbalance.hpp"
@@ -10,6 +7,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "host/theory/distance.hpp"
 #include "host/theory/geometry.hpp"
 #include "ncollapse/error.hpp"
 
@@ -32,12 +30,15 @@ class Imbalance {
   ImbalanceMeasures run() {
     norms_against_counts();
     minorities();
+    // Groups and contrasts depend on the class sizes alone: one sorting pass serves SELI and the minimiser.
+    const LabelSpectrum groups(in_.counts, LabelModel::seli);
+    const GroupedPair contrasts = group_pair(backend_, groups.structure(), in_.weights, in_.means);
     if (in_.weights_norm == 0) {
       for (const auto* key : {"seli_w", "seli_h", "seli_z"}) out_.undefined[key] = "the classifier is 0";
     } else {
-      seli();
+      seli(groups, contrasts);
     }
-    if (!in_.lambda_w.empty() && in_.lambda_h > 0) minimiser();
+    if (!in_.lambda_w.empty() && in_.lambda_h > 0) minimiser(contrasts);
     return std::move(out_);
   }
 
@@ -62,8 +63,10 @@ class Imbalance {
 
   void norms_against_counts();
   void minorities();
-  void seli();
-  void minimiser();
+  void seli(const LabelSpectrum& spectrum, const GroupedPair& pair);
+  UfmOptions model() const;
+  void minimiser(const GroupedPair& contrasts);
+  void duality_without_bias(const UfmPrediction& prediction, const LabelSpectrum::Structure& s);
   double loss();
 
   Backend& backend_;
@@ -145,57 +148,26 @@ void Imbalance::minorities() {
   cosines(backend_.select_rows(in_.weights, minority), "mc_cos_w", "mc_cos_std_w");
 }
 
-// (I - 11^T/K) D = P S Q^T. Targets: W W^T ~ P S P^T, M M^T ~ D^-1 Q S Q^T D^-1, W M^T ~ I - 11^T/K.
-void Imbalance::seli() {
-  const LabelSpectrum spectrum(in_.counts, LabelModel::seli);
-  const auto& s = spectrum.structure();
+// (I - 11^T/K) D = P S Q^T. Targets: W W^T ~ P S P^T, M M^T ~ D^-1 Q S Q^T D^-1, W M^T ~ I - 11^T/K. Since Q = D P S^-1
+// where S > 0, the second is P S^-1 P^T, and the energies of P^T M are S^2 times those of Q^T D^-1 M.
+void Imbalance::seli(const LabelSpectrum& spectrum, const GroupedPair& pair) {
   const auto& spaces = spectrum.eigenspaces();
   std::vector<double> inverse_roots;
-  for (const double root : roots_) inverse_roots.push_back(1 / root);
-  const auto energies = spectrum_energies(backend_, spectrum, in_.weights, scaled(inverse_roots, in_.means));
-  std::vector<double> sigma;
-  for (const auto& space : spaces) sigma.push_back(space.sigma);
-  set("seli_w", distance_to_diagonal(energies.left, in_.weights_norm, sigma, spaces));
-
-  // |D^-1 Q S Q^T D^-1|: contrasts of a group give (l-1)(sigma/n)^2, the rest is an m x m matrix.
-  double target_squares = 0, inner = 0;
-  std::vector<double> root_sigma;
-  std::size_t space = 0;
-  for (Index i = 0; i < s.groups(); ++i) {
-    const auto size = static_cast<double>(s.sizes[i]);
-    if (s.members(i) > 1) {
-      target_squares +=
-          static_cast<double>(s.members(i) - 1) * spaces[space].sigma * spaces[space].sigma / (size * size);
-      ++space;
-    }
-    root_sigma.push_back(std::sqrt(spaces[space++].sigma));
+  for (const Index size : spectrum.structure().sizes) inverse_roots.push_back(1 / std::sqrt(static_cast<double>(size)));
+  const SpectrumEnergies energies =
+      spectrum_energies(backend_, spectrum, scaled_right(backend_, spectrum.structure(), pair, inverse_roots, {}));
+  std::vector<double> sigma, inverse, means_energies;
+  for (std::size_t i = 0; i < spaces.size(); ++i) {
+    sigma.push_back(spaces[i].sigma);
+    inverse.push_back(spaces[i].sigma > 0 ? 1 / spaces[i].sigma : 0.0);
+    means_energies.push_back(spaces[i].sigma * spaces[i].sigma * energies.right[i]);
   }
-  for (std::size_t i = 0; i < spaces.size(); ++i) inner += energies.right[i] * spaces[i].sigma;
-  const Index m = s.groups();
-  Matrix vectors = backend_.matrix(m, m), by_root = backend_.matrix(m, m);
-  backend_.from_host(vectors, s.group_vectors(false, 0, m));
-  backend_.combine_rows(root_sigma, vectors, {}, {}, by_root);
-  Matrix dense = backend_.product(by_root, Transpose::yes, by_root, Transpose::no);
-  std::vector<double> inverse_sizes;
-  for (const Index size : s.sizes) inverse_sizes.push_back(1 / static_cast<double>(size));
-  const Matrix weighted = scaled(inverse_sizes, dense);  // sum_ij dense_ij^2/(n_i n_j) = <D^-1 dense, (D^-1 dense)^T>
-  Matrix column_weighted = backend_.product(
-      dense, Transpose::no,
-      [&] {
-        std::vector<double> diagonal(static_cast<std::size_t>(m * m), 0.0);
-        for (Index i = 0; i < m; ++i) diagonal[i * m + i] = inverse_sizes[i];
-        Matrix matrix = backend_.matrix(m, m);
-        backend_.from_host(matrix, diagonal);
-        return matrix;
-      }(),
-      Transpose::no);
-  target_squares += backend_.inner(weighted, column_weighted);
-  const double means_norm = in_.means_norm, product = in_.product_norm;
-  if (means_norm > 0)
-    set("seli_h", std::sqrt(std::max(0.0, 2 - 2 * inner / (means_norm * std::sqrt(target_squares)))));
+  set("seli_w", distance_to_diagonal(energies.left, in_.weights_norm, sigma, spaces));
+  if (in_.means_norm > 0)
+    set("seli_h", distance_to_diagonal(means_energies, in_.means_norm, inverse, spaces));
   else
     out_.undefined["seli_h"] = "all class means are 0";
-  if (!(product > 0)) {
+  if (!(in_.product_norm > 0)) {
     out_.undefined["seli_z"] = "the product of classifier and means is 0";
     return;
   }
@@ -203,7 +175,7 @@ void Imbalance::seli() {
   const auto sum_w = backend_.weighted_row_sum(in_.weights, ones), sum_m = backend_.weighted_row_sum(in_.means, ones);
   const double diagonal = sum(backend_.row_dots(in_.weights, in_.means)) -
                           std::inner_product(sum_w.begin(), sum_w.end(), sum_m.begin(), 0.0) / classes_;
-  set("seli_z", std::sqrt(std::max(0.0, 2 - 2 * diagonal / (product * std::sqrt(classes_ - 1)))));
+  set("seli_z", std::sqrt(std::max(0.0, 2 - 2 * diagonal / (in_.product_norm * std::sqrt(classes_ - 1)))));
 }
 
 double Imbalance::loss() {
@@ -232,8 +204,7 @@ double Imbalance::loss() {
   return std::max(0.0, fit) / (2 * samples_) + decay / 2;
 }
 
-void Imbalance::minimiser() {
-  const bool bias = !in_.bias.empty();
+UfmOptions Imbalance::model() const {
   const auto layers = in_.layer_squares.size();
   if (in_.lambda_w.size() != 1 && in_.lambda_w.size() != layers)
     throw UsageError(
@@ -243,80 +214,86 @@ void Imbalance::minimiser() {
   model.counts = in_.counts;
   model.lambda_w = in_.lambda_w.size() == layers ? in_.lambda_w : std::vector<double>(layers, in_.lambda_w.front());
   model.lambda_h = in_.lambda_h;
-  model.bias = bias;
+  model.bias = !in_.bias.empty();
   model.width = in_.smallest_width;
-  const UfmPrediction prediction = predict(model);
+  return model;
+}
+
+void Imbalance::minimiser(const GroupedPair& contrasts) {
+  const UfmOptions ufm = model();
+  const UfmPrediction prediction = predict(ufm);
   set("ufm_loss_min", prediction.minimum);
   if (in_.scatter) set("ufm_loss", loss());
 
-  const std::string family = bias ? "ufmb_" : "gof_";
-  const LabelSpectrum spectrum(in_.counts, bias ? LabelModel::with_bias : LabelModel::without_bias);
-  const auto& spaces = spectrum.eigenspaces();
-  Matrix means = backend_.clone(in_.means);
-  if (bias) backend_.centre_rows(means, in_.sample_mean);
-  const Matrix features = scaled(roots_, means);  // Z^T = D M^T
-  const SpectrumEnergies energies = spectrum_energies(backend_, spectrum, in_.weights, features);
-  std::vector<double> w2, z2, wz;
+  const LabelSpectrum spectrum(in_.counts, ufm.bias ? LabelModel::with_bias : LabelModel::without_bias);
+  const GeometryDistance distance =
+      geometry_distance(backend_, spectrum, prediction, in_.weights, in_.means, in_.sample_mean,
+                        ufm.bias ? contrasts : group_pair(backend_, spectrum.structure(), in_.weights, in_.means));
+  out_.spectrum = distance.spectrum;
   Index alive = 0;
-  bool cut = false;
-  for (const auto& direction : prediction.directions) {
-    w2.push_back(direction.w * direction.w);
-    z2.push_back(direction.z * direction.z);
-    wz.push_back(direction.w * direction.z);
-    alive += direction.surviving;
-    cut = cut || (direction.surviving > 0 && direction.surviving < direction.multiplicity);
-  }
-  for (std::size_t i = 0; i < spaces.size(); ++i) {
-    const auto times = static_cast<double>(spaces[i].multiplicity);
-    const double lengths = std::sqrt(energies.left[i] * energies.right[i]);
-    out_.spectrum.push_back({spaces[i].sigma, spaces[i].multiplicity, prediction.directions[i].w,
-                             std::sqrt(energies.left[i] / times), prediction.directions[i].z,
-                             std::sqrt(energies.right[i] / times), lengths > 0 ? energies.cross[i] / lengths : 0.0});
-  }
+  for (const auto& direction : prediction.directions) alive += direction.surviving;
+  const std::string family = ufm.bias ? "ufmb_" : "gof_";
   set(family + "rank_pred", static_cast<double>(alive));
-
-  const double features_norm = backend_.product_norm(features, features),
-               product = backend_.product_norm(in_.weights, features);
-  std::string why;
-  if (alive == 0) why = "every direction is predicted to vanish";
-  if (cut) why = "the width cuts through an eigenspace, the minimiser is not determined there";
-  if (!(product > 0)) why = "the product of classifier and means is 0";
-  std::vector<std::string> keys;
-  for (const auto* name : {"w", "h", "wh"}) keys.push_back(family + name);
-  if (bias)
-    for (const auto* name : {"align_mean", "align_min", "vanished_w", "vanished_h"}) keys.push_back(family + name);
-  if (!why.empty()) {
-    for (const auto& key : keys) out_.undefined[key] = why;
-    return;
-  }
-  set(family + "w", distance_to_diagonal(energies.left, in_.weights_norm, w2, spaces));
-  set(family + "wh", distance_to_diagonal(energies.cross, product, wz, spaces));
-  if (bias) {
-    set(family + "h", distance_to_diagonal(energies.right, features_norm, z2, spaces));
+  const auto report = [&](const std::string& name, double value) {
+    if (distance.undefined.empty())
+      set(family + name, value);
+    else
+      out_.undefined[family + name] = distance.undefined;
+  };
+  report("w", distance.w);
+  report("h", distance.h);
+  report("wh", distance.wh);
+  if (ufm.bias) {
+    report("row_orth", distance.row_orthogonality);
+    report("col_orth", distance.column_orthogonality);
+    report("align_mean", distance.align_mean);
+    report("align_min", distance.align_min);
+    report("vanished_w", distance.vanished_w);
+    report("vanished_h", distance.vanished_h);
   } else {
-    // Dang et al. compare M M^T itself, so classes are not weighted: m_k^2 is predicted z^2/n.
-    const SpectrumEnergies plain = spectrum_energies(backend_, spectrum, means, means);
-    std::vector<double> target;
-    for (std::size_t i = 0; i < spaces.size(); ++i) target.push_back(z2[i] / (spaces[i].sigma * spaces[i].sigma));
-    set(family + "h", distance_to_diagonal(plain.left, backend_.product_norm(means, means), target, spaces));
-    return;
+    duality_without_bias(prediction, spectrum.structure());
   }
-  double aligned = 0, least = 1, count = 0, vanished_w = 0, vanished_h = 0;
-  for (std::size_t i = 0; i < spaces.size(); ++i) {
-    if (prediction.directions[i].surviving == 0) {
-      vanished_w += energies.left[i];
-      vanished_h += energies.right[i];
-      continue;
+}
+
+// Dang et al. 2023: w_k = (t_k + N lambda_H) m_k with t_k the predicted |w_k|^2; with one layer |w_k|^2/|m_k|^2 ~ n_k.
+void Imbalance::duality_without_bias(const UfmPrediction& prediction, const LabelSpectrum::Structure& s) {
+  std::vector<double> scale(in_.counts.size());
+  for (Index i = 0; i < s.groups(); ++i) {
+    const double w = prediction.directions[static_cast<std::size_t>(i)].w;
+    for (Index p = s.begin[i]; p < s.begin[i + 1]; ++p) scale[s.order[p]] = w * w + samples_ * in_.lambda_h;
+  }
+  const Matrix dual = scaled(scale, in_.means);
+  const double weights_size = std::sqrt(backend_.inner(in_.weights, in_.weights)),
+               dual_size = std::sqrt(backend_.inner(dual, dual));
+  if (weights_size > 0 && dual_size > 0) {
+    Matrix gap = backend_.matrix(dual.rows, dual.cols);
+    backend_.combine_rows(std::vector<double>(in_.counts.size(), 1 / weights_size), in_.weights,
+                          std::vector<double>(in_.counts.size(), -1 / dual_size), dual, gap);
+    set("gof_w_vs_h", std::sqrt(backend_.inner(gap, gap)));
+  } else {
+    out_.undefined["gof_w_vs_h"] = "the classifier or the means are 0";
+  }
+
+  const auto w_squares = backend_.row_dots(in_.weights, in_.weights),
+             m_squares = backend_.row_dots(in_.means, in_.means);
+  if (in_.layer_squares.size() != 1) {
+    out_.undefined["gof_len_ratio"] = "the relation holds for one layer";
+  } else if (*std::min_element(m_squares.begin(), m_squares.end()) == 0 || weights_size == 0) {
+    out_.undefined["gof_len_ratio"] = "a class mean or the classifier is 0";
+  } else {
+    double ratio_squares = 0, count_squares = 0, squares = 0;
+    for (std::size_t k = 0; k < m_squares.size(); ++k) {
+      const double ratio = w_squares[k] / m_squares[k], count = static_cast<double>(in_.counts[k]);
+      ratio_squares += ratio * ratio;
+      count_squares += count * count;
     }
-    const auto times = static_cast<double>(spaces[i].multiplicity);
-    aligned += times * out_.spectrum[i].cosine;
-    count += times;
-    least = std::min(least, out_.spectrum[i].cosine);
+    for (std::size_t k = 0; k < m_squares.size(); ++k) {
+      const double gap = w_squares[k] / m_squares[k] / std::sqrt(ratio_squares) -
+                         static_cast<double>(in_.counts[k]) / std::sqrt(count_squares);
+      squares += gap * gap;
+    }
+    set("gof_len_ratio", std::sqrt(squares));
   }
-  set("ufmb_align_mean", aligned / count);
-  set("ufmb_align_min", least);
-  set("ufmb_vanished_w", vanished_w / sum(energies.left));
-  set("ufmb_vanished_h", vanished_h / sum(energies.right));
 }
 
 }  // namespace

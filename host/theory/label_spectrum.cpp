@@ -29,10 +29,18 @@ void contrasts(const std::vector<double>& X, Index columns, const Index* members
 
 }  // namespace
 
+std::vector<double> LabelSpectrum::Structure::numerators(bool left) const {
+  if (groups() > 1 && weights_.empty()) make_weights();
+  const bool with_size = left == (model == LabelModel::with_bias);  // h instead of p
+  std::vector<double> values;
+  for (std::size_t i = 0; i < weights_.size(); ++i)
+    values.push_back(std::sqrt(weights_[i] * (with_size ? static_cast<double>(sizes[i]) : 1.0)));
+  return values;
+}
+
 std::vector<double> LabelSpectrum::Structure::group_vectors(bool left, Index first, Index count) const {
   const Index m = groups();
-  if (m > 1 && weights_.empty()) make_weights();
-  const bool with_size = left == (model == LabelModel::with_bias);  // h instead of p
+  const std::vector<double> above = numerators(left);
   std::vector<double> rows(static_cast<std::size_t>(count * m));
   for (Index row = 0; row < count; ++row) {
     const Index r = first + row;
@@ -41,7 +49,7 @@ std::vector<double> LabelSpectrum::Structure::group_vectors(bool left, Index fir
     for (Index i = 0; i < m; ++i) {
       const auto size = static_cast<double>(sizes[i]), number = static_cast<double>(members(i));
       if (r + 1 < m) {
-        out[i] = std::sqrt(weights_[i] * (with_size ? size : 1.0)) / gap(i, r);
+        out[i] = above[i] / gap(i, r);
       } else {  // sigma = 0: 1 on the left; sqrt(n) with bias, 1/sqrt(n) for SELI on the right
         out[i] = std::sqrt(left ? number : model == LabelModel::with_bias ? number * size : number / size);
       }

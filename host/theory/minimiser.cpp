@@ -9,7 +9,6 @@
 #include <cmath>
 #include <limits>
 
-#include "host/backend.hpp"
 #include "host/theory/structure.hpp"
 #include "ncollapse/error.hpp"
 
@@ -105,52 +104,78 @@ std::vector<DirectionPrediction> directions_of(const LabelSpectrum& spectrum, co
   return directions;
 }
 
-// Logits between groups: entry (i, j) is the logit of a class of group i at the mean of ANOTHER class of group j;
-// `own` adds to it where the two classes are the same.
-struct GroupLogits {
-  Matrix between;           // [m x m]
-  std::vector<double> own;  // [m]
-};
-
 bool cuts_through(const std::vector<DirectionPrediction>& directions) {
   return std::any_of(directions.begin(), directions.end(),
                      [](const auto& d) { return d.surviving > 0 && d.surviving < d.multiplicity; });
 }
 
-GroupLogits group_logits(Backend& backend, const LabelSpectrum::Structure& s,
-                         const std::vector<DirectionPrediction>& directions, bool bias) {
-  const Index m = s.groups();
-  GroupLogits logits{backend.matrix(m, m), std::vector<double>(static_cast<std::size_t>(m), 0.0)};
-  const auto root_of = [&](Index i) { return std::sqrt(static_cast<double>(s.sizes[i])); };
-  if (!bias) {  // U = V = I
-    for (Index i = 0; i < m; ++i) logits.own[i] = directions[i].w * directions[i].z / root_of(i);
-    return logits;
-  }
-  // The group-constant part, sum_r (w z)_r u_r v_r^T, and the contrasts' part (w z)_i (I - 11^T/l_i) inside group i.
-  std::vector<double> strengths;
-  Index space = 0;
-  for (Index i = 0; i < m; ++i) {
-    if (s.members(i) > 1) {
-      logits.own[i] = directions[space].w * directions[space].z / root_of(i);
-      ++space;
+// Predicted logits W M + b 1^T = U diag(w z) V^T D^-1 + (n/N) 1^T; classes of equal size share theirs. Contrasts of
+// group i add (w z)_i (I - 11^T/l_i)/sqrt(s_i). Between groups, with a_i/(s_i - x_r) and b_j/(s_j - x_r) the components
+// of the normalised vectors of root r (structure.hpp) and c_r = (w z)_r,
+//   sum_r c_r a_i b_j / ((s_i - x_r)(s_j - x_r)) = a_i b_j (F_i - F_j)/(s_j - s_i),   F_i = sum_r c_r/(s_i - x_r),
+// by partial fractions: O(m^2) time and O(m) memory.
+class GroupLogits {
+ public:
+  GroupLogits(const LabelSpectrum::Structure& s, const std::vector<DirectionPrediction>& directions, bool bias)
+      : s_(s), bias_(bias) {
+    std::vector<double> strengths;  // of the roots
+    Index space = 0;
+    for (Index i = 0; i < s.groups(); ++i) {
+      const auto strength = [&] {
+        const auto& direction = directions[static_cast<std::size_t>(space++)];
+        return direction.w * direction.z;
+      };
+      own_.push_back(!bias || s.members(i) > 1 ? strength() / std::sqrt(static_cast<double>(s.sizes[i])) : 0.0);
+      if (bias) strengths.push_back(strength());
     }
-    strengths.push_back(directions[space].w * directions[space].z);
-    ++space;
-  }
-  Matrix left = backend.matrix(m, m), right = backend.matrix(m, m);
-  backend.from_host(left, s.group_vectors(true, 0, m));
-  backend.from_host(right, s.group_vectors(false, 0, m));
-  backend.combine_rows(strengths, left, {}, {}, left);
-  logits.between = backend.product(left, Transpose::yes, right, Transpose::no);
-  for (Index i = 0; i < m; ++i)
-    for (Index j = 0; j < m; ++j) {
-      double& entry = logits.between.data()[i * m + j];
-      entry /= std::sqrt(static_cast<double>(s.members(i)) * static_cast<double>(s.members(j))) * root_of(j);
-      if (i == j) entry -= logits.own[i] / static_cast<double>(s.members(i));
-      entry += static_cast<double>(s.sizes[i]) / static_cast<double>(s.samples);
+    if (!bias) return;  // U = V = I
+    left_ = s.numerators(true);
+    right_ = s.numerators(false);
+    const Index m = s.groups(), roots = m - 1;
+    for (Index r = 0; r < roots; ++r) {
+      double left_squares = 0, right_squares = 0;
+      for (Index i = 0; i < m; ++i) {
+        const double gap = s.gap(i, r);
+        left_squares += left_[i] / gap * (left_[i] / gap);
+        right_squares += right_[i] / gap * (right_[i] / gap);
+      }
+      strengths[r] /= std::sqrt(left_squares) * std::sqrt(right_squares);
     }
-  return logits;
-}
+    for (Index i = 0; i < m; ++i) {
+      double first = 0, second = 0;
+      for (Index r = 0; r < roots; ++r) {
+        const double term = strengths[r] / s.gap(i, r);
+        first += term;
+        second += term / s.gap(i, r);
+      }
+      first_.push_back(first);
+      second_.push_back(second);
+    }
+  }
+
+  /// The logit of a class of group i at the mean of ANOTHER class of group j.
+  double between(Index i, Index j) const {
+    if (!bias_) return 0;
+    double value = 0;
+    if (!left_.empty()) {
+      value = left_[i] * right_[j] *
+              (i == j ? second_[i] : (first_[i] - first_[j]) / static_cast<double>(s_.sizes[j] - s_.sizes[i]));
+      value /= std::sqrt(static_cast<double>(s_.members(i)) * static_cast<double>(s_.members(j)) *
+                         static_cast<double>(s_.sizes[j]));
+    }
+    if (i == j) value -= own_[i] / static_cast<double>(s_.members(i));
+    return value + static_cast<double>(s_.sizes[i]) / static_cast<double>(s_.samples);
+  }
+  /// The logit of a class of group j at its own mean.
+  double own(Index j) const { return between(j, j) + own_[j]; }
+
+ private:
+  const LabelSpectrum::Structure& s_;
+  bool bias_;
+  std::vector<double> own_;             // contrasts' share of a class's own logit, [m]
+  std::vector<double> left_, right_;    // a, b; empty when there is no root
+  std::vector<double> first_, second_;  // F_i and sum_r c_r/(s_i - x_r)^2
+};
 
 }  // namespace
 
@@ -178,15 +203,14 @@ UfmPrediction predict(const UfmOptions& options) {
     for (const Index count : spectrum.counts()) prediction.bias.push_back(static_cast<double>(count) / samples);
 
   if (cuts_through(prediction.directions)) return prediction;
-  const auto backend = open_cpu_backend({});
-  const GroupLogits logits = group_logits(*backend, s, prediction.directions, options.bias);
+  const GroupLogits logits(s, prediction.directions, options.bias);
   prediction.lost_classes.emplace();
   const Index m = s.groups();
   for (Index j = 0; j < m; ++j) {
-    const double own = logits.between.data()[j * m + j] + logits.own[j];
+    const double own = logits.own(j);
     double rival = -std::numeric_limits<double>::infinity();
     for (Index i = 0; i < m; ++i)
-      if (i != j || s.members(i) > 1) rival = std::max(rival, logits.between.data()[i * m + j]);
+      if (i != j || s.members(i) > 1) rival = std::max(rival, logits.between(i, j));
     const double rounding = 1e-12 * (std::abs(own) + std::abs(rival));
     if (own > rival + rounding) continue;
     prediction.lost_classes->insert(prediction.lost_classes->end(), s.order.begin() + s.begin[j],
@@ -203,16 +227,17 @@ std::vector<double> predicted_logits(const UfmOptions& options) {
   if (cuts_through(directions))
     throw UsageError("the width " + std::to_string(options.width) +
                      " cuts through an eigenspace, so the minimiser does not determine the logits");
-  const auto backend = open_cpu_backend({});
   const auto& s = spectrum.structure();
-  const GroupLogits logits = group_logits(*backend, s, directions, options.bias);
+  const GroupLogits logits(s, directions, options.bias);
   const Index classes = spectrum.classes(), m = s.groups();
   std::vector<double> full(static_cast<std::size_t>(classes * classes));
   for (Index i = 0; i < m; ++i)
-    for (Index p = s.begin[i]; p < s.begin[i + 1]; ++p)
-      for (Index j = 0; j < m; ++j)
+    for (Index j = 0; j < m; ++j) {
+      const double between = logits.between(i, j);
+      for (Index p = s.begin[i]; p < s.begin[i + 1]; ++p)
         for (Index q = s.begin[j]; q < s.begin[j + 1]; ++q)
-          full[s.order[p] * classes + s.order[q]] = logits.between.data()[i * m + j] + (p == q ? logits.own[i] : 0.0);
+          full[s.order[p] * classes + s.order[q]] = p == q ? logits.own(i) : between;
+    }
   return full;
 }
 

@@ -42,6 +42,8 @@ struct LabelSpectrum::Structure {
   /// belongs to root r, row m - 1 to sigma = 0. `left`: of U, else of V. Only where there are roots or m = 1 with a
   /// null vector.
   std::vector<double> group_vectors(bool left, Index first, Index count) const;
+  /// c_i of the components c_i/(s_i - x_r) of the vectors above, before they are normalised, [m].
+  std::vector<double> numerators(bool left) const;
 
  private:
   mutable std::vector<double> weights_;  // g_i recomputed from the roots, relative to the true g_i; made on first use

@@ -11,6 +11,7 @@
 #include "ncollapse/classifier.hpp"
 #include "ncollapse/decisions.hpp"
 #include "ncollapse/export.hpp"
+#include "ncollapse/theory.hpp"
 
 namespace ncollapse {
 
@@ -60,14 +61,10 @@ struct PerClassMetric {
   std::vector<double> values;  ///< [K]
 };
 
-/// One eigenspace of the label matrix, predicted beside measured (theory: ncollapse/theory.hpp). Measured values are
-/// root mean squares over the eigenspace, so no choice of basis enters.
-struct SpectrumRow {
-  double sigma = 0;
-  Index multiplicity = 0;
-  double w_predicted = 0, w_measured = 0;  ///< norm of a row of U^T W
-  double z_predicted = 0, z_measured = 0;  ///< norm of a column of M D V, M centred by the sample mean with a bias
-  double cosine = 0;                       ///< between the two; 0 where one vanishes
+/// Mean cosines between groups of classes of equal size (Hong & Ling 2023).
+struct BlockCosines {
+  std::vector<Index> sizes;     ///< n of each group, descending, [m]
+  std::vector<double> cosines;  ///< [m x m]; inside a group over its pairs: NaN for a group of one. Empty when m > 64
 };
 
 /// How numbers were made, beyond the metric's own formula.
@@ -91,8 +88,9 @@ struct Report {
   std::vector<PerClassMetric> per_class;
   std::vector<double> lambda_w;  ///< weight decays as given; empty when not
   double lambda_h = 0;
-  std::vector<SpectrumRow> spectrum;  ///< with weight decays: by descending sigma
-  std::vector<std::string> notes;     ///< remarks a reader should know (absent classes, single samples)
+  std::vector<SpectrumRow> spectrum;      ///< with weight decays: by descending sigma
+  BlockCosines block_cos_h, block_cos_w;  ///< of c_k and of w_k; empty where undefined
+  std::vector<std::string> notes;         ///< remarks a reader should know (absent classes, single samples)
   std::vector<std::pair<std::string, double>> timing;       ///< name, seconds
   std::vector<std::pair<std::string, std::string>> source;  ///< what was read: name, file
 

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "ncollapse/context.hpp"
 #include "ncollapse/export.hpp"
 #include "ncollapse/types.hpp"
 
@@ -93,7 +94,7 @@ struct UfmPrediction {
 };
 
 /// The global minimiser of the UFM, for any L >= 1: every direction's x* minimises g(x) = 1/(x^L + 1) + alpha x, with
-/// alpha = L N (N lambda_H prod lambda_l)^(1/L) / sigma^2. O(K log K + m^3) time. Deterministic.
+/// alpha = L N (N lambda_H prod lambda_l)^(1/L) / sigma^2. O(K log K + m^2) time, O(K + m) memory. Deterministic.
 /// Throws UsageError for counts below 1, no layer, a weight decay that is not positive and finite (at 0 the minimum is
 /// not attained), a negative width.
 NCOLLAPSE_EXPORT UfmPrediction predict(const UfmOptions& options);
@@ -101,5 +102,37 @@ NCOLLAPSE_EXPORT UfmPrediction predict(const UfmOptions& options);
 /// Predicted logits of the class means, W M + b 1^T = U diag(w z) V^T D^-1 + (n/N) 1^T [K x K] row-major (column k: the
 /// mean of class k). Needs K x K memory. Throws UsageError when the width cuts through an eigenspace.
 NCOLLAPSE_EXPORT std::vector<double> predicted_logits(const UfmOptions& options);
+
+/// One eigenspace of the label matrix, predicted beside measured. Measured values are
+/// root mean squares over the eigenspace, so no choice of basis enters.
+struct SpectrumRow {
+  double sigma = 0;
+  Index multiplicity = 0;
+  double w_predicted = 0, w_measured = 0;  ///< norm of a row of U^T W
+  double z_predicted = 0, z_measured = 0;  ///< norm of a column of M D V, M centred by the sample mean with a bias
+  double cosine = 0;                       ///< between the two; 0 where one vanishes
+};
+
+/// How far a classifier W and class means M are from the global minimiser's geometry; all distances are 0 at it.
+/// A = U^T W, B = V^T D M with the label matrix's vectors, M centred by the sample mean with a bias. Source: Liu 2024
+/// (with bias); Dang et al. 2023 (without).
+struct GeometryDistance {
+  double w = 0;   ///< | G/|G| - w^2/|w^2| |, G = A A^T
+  double h = 0;   ///< | G/|G| - z^2/|z^2| |, G = B B^T; without bias of M M^T against z^2/n, as Dang et al. have it
+  double wh = 0;  ///< | P/|P| - w z/|w z| |, P = A B^T
+  double row_orthogonality = 0;           ///< |A A^T outside its eigenspaces' blocks| / |A A^T|
+  double column_orthogonality = 0;        ///< the same of B B^T
+  double align_mean = 0, align_min = 0;   ///< cosine of row i of A and of B, over surviving directions
+  double vanished_w = 0, vanished_h = 0;  ///< share of |A|^2, |B|^2 in directions predicted to vanish
+  std::vector<SpectrumRow> spectrum;      ///< always there
+  std::string undefined;  ///< why the numbers above have no value (they are NaN then); empty when they have
+};
+
+/// `classifier` W = W_L...W_1 and `means` M (class k in row k, not centred) are [K x d] views in host or device memory,
+/// K the number of model.counts; model.width limits the directions that can survive. O(K d^2 + m^2 d) time, memory of a
+/// few K d and d^2 doubles, no K x K array where K > d. Distances resolve down to about 1e-8. Deterministic. Throws
+/// UsageError for a wrong model (as predict) or shapes that do not fit.
+NCOLLAPSE_EXPORT GeometryDistance geometry_distance(const Context& context, const UfmOptions& model,
+                                                    const MatrixView& classifier, const MatrixView& means);
 
 }  // namespace ncollapse

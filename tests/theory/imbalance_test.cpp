@@ -91,7 +91,17 @@ TEST_P(Imbalance, EveryMeasureIsZeroAtTheMinimiser) {
           }
           EXPECT_TRUE(std::abs(*report.find("ufm_loss") - prediction.minimum) <= 1e-12 * prediction.minimum + 1e-15);
           EXPECT_DOUBLE_EQ(*report.find("ufm_loss_min"), prediction.minimum);
+          if (!bias) {
+            EXPECT_TRUE(report.find("gof_w_vs_h").value() <= 1e-14);
+            if (layers == 1 && prediction.directions.back().surviving > 0) {
+              EXPECT_TRUE(report.find("gof_len_ratio").value() <= 1e-13);
+            } else {
+              EXPECT_EQ(report.status.at("gof_len_ratio").code, "undefined");
+            }
+          }
           if (bias) {
+            EXPECT_TRUE(report.find("ufmb_row_orth").value() <= 1e-7);
+            EXPECT_TRUE(report.find("ufmb_col_orth").value() <= 1e-7);
             EXPECT_NEAR(*report.find("ufmb_align_min"), 1, 1e-12);
             EXPECT_TRUE(*report.find("ufmb_vanished_w") <= 1e-25);
             EXPECT_TRUE(*report.find("nc_bias_prior") <= 1e-15);
@@ -162,6 +172,63 @@ TEST_P(Imbalance, RandomPointsAgreeWithDenseMatrices) {
         }
         EXPECT_NEAR(report.find(family + "w").value(), normalised_gap(times(a, transposed(a)), w2), 1e-8);
         EXPECT_NEAR(report.find(family + "wh").value(), normalised_gap(times(a, transposed(b)), wz), 1e-8);
+        if (with_bias) {
+          // Off the diagonal blocks of eigenspaces, relative.
+          const auto outside = [&](const Dense& rows) {
+            const Dense gram = times(rows, transposed(rows));
+            double squares = 0;
+            Index begin_i = 0;
+            for (const auto& rows_space : spectrum.eigenspaces()) {
+              Index begin_j = 0;
+              for (const auto& cols_space : spectrum.eigenspaces()) {
+                for (Index p = begin_i; p < begin_i + rows_space.multiplicity; ++p)
+                  for (Index q = begin_j; q < begin_j + cols_space.multiplicity; ++q)
+                    squares += begin_i == begin_j ? 0.0 : gram(p, q) * gram(p, q);
+                begin_j += cols_space.multiplicity;
+              }
+              begin_i += rows_space.multiplicity;
+            }
+            return std::sqrt(squares / gram.squares());
+          };
+          EXPECT_NEAR(report.find("ufmb_row_orth").value(), outside(a), 1e-8);
+          EXPECT_NEAR(report.find("ufmb_col_orth").value(), outside(b), 1e-8);
+        } else {
+          Dense dual = means;
+          Vector ratio;
+          double ratio_norm = 0, count_norm = 0, gap = 0;
+          for (Index k = 0; k < classes; ++k) {
+            const auto row = static_cast<std::size_t>(k);
+            const double n = static_cast<double>(counts[row]);
+            const double t = std::max(0.0, std::sqrt(n) - samples * lambda);  // closed form: L = 1, equal decays
+            double w_norm = 0, m_norm = 0;
+            for (Index j = 0; j < dim; ++j) {
+              dual(k, j) *= t + samples * lambda;
+              w_norm += weights(k, j) * weights(k, j);
+              m_norm += means(k, j) * means(k, j);
+            }
+            ratio.push_back(w_norm / m_norm);
+            ratio_norm += ratio.back() * ratio.back();
+            count_norm += n * n;
+          }
+          for (std::size_t k = 0; k < ratio.size(); ++k)
+            gap +=
+                std::pow(ratio[k] / std::sqrt(ratio_norm) - static_cast<double>(counts[k]) / std::sqrt(count_norm), 2);
+          if (dim >= classes) {
+            EXPECT_NEAR(report.find("gof_w_vs_h").value(), normalised_gap(weights, dual), 1e-12);
+          }
+          EXPECT_NEAR(report.find("gof_len_ratio").value(), std::sqrt(gap), 1e-12);
+        }
+        // The same from C++, without the measurement.
+        const GeometryDistance distance = geometry_distance(*context_, model, view(weights.values.data(), classes, dim),
+                                                            view(transposed(features).values.data(), classes, dim));
+        EXPECT_EQ(distance.undefined, "");
+        EXPECT_NEAR(distance.w, report.find(family + "w").value(), 1e-10);
+        EXPECT_NEAR(distance.h, report.find(family + "h").value(), 1e-10);
+        EXPECT_NEAR(distance.wh, report.find(family + "wh").value(), 1e-10);
+        if (with_bias) {
+          EXPECT_NEAR(distance.align_min, report.find("ufmb_align_min").value(), 1e-10);
+        }
+        EXPECT_EQ(distance.spectrum.size(), spectrum.eigenspaces().size());
         const Dense sorted = times(right, means);  // without bias: rows in the order of sizes
         EXPECT_NEAR(report.find(family + "h").value(),
                     with_bias ? normalised_gap(times(b, transposed(b)), z2)
@@ -205,6 +272,39 @@ TEST_P(Imbalance, MinoritiesAndNorms) {
   const Report balanced = measured({5, 5, 5, 5}, transposed(weights), {weights}, {}, 1e-4, 1e-4);
   EXPECT_EQ(balanced.status.at("mc_cos_w").code, "undefined");
   EXPECT_EQ(balanced.status.at("norm_count_slope_w").code, "undefined");
+}
+
+TEST_P(Imbalance, BlocksOfEqualSizes) {
+  // Sizes 9, 9, 4, 4, 1. Between the 9s: cos 0; between 9s and 4s: 0.6, 0.8, 0.8, 0.6; between the 4s: 0.96.
+  Dense weights(5, 3);
+  weights.values = {1, 0, 0, 0, 2, 0, 0.6, 0.8, 0, 1.6, 1.2, 0, 0, 0, 5};
+  const Report report = measured({9, 9, 4, 4, 1}, transposed(weights), {weights}, {}, 1e-4, 1e-4);
+  const BlockCosines& blocks = report.block_cos_w;
+  EXPECT_EQ(blocks.sizes, (std::vector<Index>{9, 4, 1}));
+  ASSERT_EQ(blocks.cosines.size(), 9U);
+  const Vector expected{0, 0.7, 0, 0.7, 0.96, 0};
+  for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(blocks.cosines[i], expected[i], 1e-14) << i;
+  EXPECT_TRUE(std::isnan(blocks.cosines[8]));
+  EXPECT_NEAR(report.find("block_err_w").value(), std::sqrt(4 * 0.01 / 10), 1e-12);
+  EXPECT_EQ(report.block_cos_h.sizes, blocks.sizes);
+  const auto json = nlohmann::json::parse(to_json(report));
+  EXPECT_NEAR(json["block_cos_w"]["cosines"][1][0].get<double>(), 0.7, 1e-14);
+  EXPECT_TRUE(json["block_cos_w"]["cosines"][2][2].is_null());
+  const Report all_different = measured({9, 8, 4, 3, 1}, transposed(weights), {weights}, {}, 1e-4, 1e-4);
+  EXPECT_EQ(all_different.status.at("block_err_w").code, "undefined");
+  EXPECT_TRUE(all_different.block_cos_w.sizes.empty());
+}
+
+TEST_P(Imbalance, GeometryDistanceRefusesWrongShapes) {
+  const Dense three(3, 2), four(4, 2), wide(3, 3);
+  const UfmOptions model{{5, 3, 2}, {1e-3}, 1e-3, true, 0};
+  const auto of = [](const Dense& matrix) { return view(matrix.values.data(), matrix.rows, matrix.cols); };
+  EXPECT_THROW(geometry_distance(*context_, model, of(four), of(three)), UsageError);
+  EXPECT_THROW(geometry_distance(*context_, model, of(three), of(wide)), UsageError);
+  const GeometryDistance zero = geometry_distance(*context_, model, of(three), of(three));
+  EXPECT_EQ(zero.undefined, "the product of classifier and means is 0");
+  EXPECT_TRUE(std::isnan(zero.w));
+  EXPECT_EQ(zero.spectrum.size(), 3U);
 }
 
 TEST_P(Imbalance, RealDumps) {

@@ -278,6 +278,31 @@ TEST(Predict, LogitsAndLostClasses) {
   EXPECT_EQ(predict(ufm({5, 5, 5}, 1, 1, 1, true)).lost_classes->size(), 3U);
 }
 
+TEST(Predict, LogitsOfManyAdjacentSizes) {  // where partial fractions lose digits: sizes that differ by 1 in 10000
+  std::vector<Index> counts;
+  for (Index k = 0; k < 150; ++k) counts.push_back(10000 - k - k % 3);
+  const UfmOptions model = ufm(counts, 2, 1e-7, 1e-7, true);
+  const UfmPrediction prediction = predict(model);
+  const LabelSpectrum spectrum(counts, LabelModel::with_bias);
+  Dense left = basis(spectrum, true);
+  const Dense right = basis(spectrum, false);
+  Index i = 0;
+  for (const auto& direction : prediction.directions)
+    for (Index copy = 0; copy < direction.multiplicity; ++copy, ++i)
+      for (Index k = 0; k < left.cols; ++k) left(i, k) *= direction.w * direction.z;
+  const Dense product = times(transposed(left), right);
+  const Vector logits = predicted_logits(model);
+  double largest = 0;
+  for (Index j = 0; j < product.rows; ++j)
+    for (Index k = 0; k < product.cols; ++k) {
+      const auto column = static_cast<std::size_t>(k);
+      const double expected =
+          product(j, k) / std::sqrt(static_cast<double>(counts[column])) + prediction.bias[static_cast<std::size_t>(j)];
+      largest = std::max(largest, std::abs(logits[static_cast<std::size_t>(j * product.cols + k)] - expected));
+    }
+  EXPECT_TRUE(largest <= 1e-12) << largest;
+}
+
 TEST(Predict, AWidthThatCutsThroughAnEigenspace) {
   const UfmOptions model = ufm({10, 10, 10, 10}, 1, 1e-3, 1e-3, true, 2);
   const UfmPrediction prediction = predict(model);
