@@ -35,6 +35,7 @@ class CudaBackend final : public Backend {
   void add_gram(double alpha, const Matrix& A, Matrix& T) override;
   void mirror_lower(Matrix& A) override;
   std::vector<double> eigh(Matrix& A) override;
+  Svd svd(const Matrix& A) override;
   PinvTrace pinv_trace(Matrix& A, Matrix& B) override;
   PairSums pair_sums(const Matrix& A, const PairQuery& query) override;
   ProductSums product_sums(const Matrix& A, const Matrix& B, const ProductQuery& query) override;

@@ -57,6 +57,27 @@ void symmetric_eigen(Queue& queue, double* A, Index n, double* values) {
     throw Error(ErrorKind::internal, "cusolverDnXsyevd did not converge (info " + std::to_string(verdict) + ")");
 }
 
+void transpose(Queue& queue, const double* A, Index rows, Index cols, double* B) {
+  if (rows == 0 || cols == 0) return;
+  const double one = 1, zero = 0;  // zero: the second summand is not read
+  check(cublasDgeam_64(queue.blas(), CUBLAS_OP_T, CUBLAS_OP_N, rows, cols, &one, A, cols, &zero, B, rows, B, rows));
+}
+
+void wide_svd(Queue& queue, double* A, Index m, Index n, double* values, double* left, double* right) {
+  // Column-major A^T [n x m] = right^T diag(values) left^T: their U [n x m] is our right, their V^T [m x m] our left.
+  std::size_t device_bytes = 0, host_bytes = 0;
+  check(cusolverDnXgesvd_bufferSize(queue.solver(), queue.solver_params(), 'S', 'S', n, m, CUDA_R_64F, A, n, CUDA_R_64F,
+                                    values, CUDA_R_64F, right, n, CUDA_R_64F, left, m, CUDA_R_64F, &device_bytes,
+                                    &host_bytes));
+  SolverSpace space(queue, device_bytes, host_bytes);
+  check(cusolverDnXgesvd(queue.solver(), queue.solver_params(), 'S', 'S', n, m, CUDA_R_64F, A, n, CUDA_R_64F, values,
+                         CUDA_R_64F, right, n, CUDA_R_64F, left, m, CUDA_R_64F, space.device.get(), device_bytes,
+                         space.host.data(), host_bytes, space.info.get()));
+  const int verdict = space.verdict("cusolverDnXgesvd");
+  if (verdict > 0)
+    throw Error(ErrorKind::internal, "cusolverDnXgesvd did not converge (info " + std::to_string(verdict) + ")");
+}
+
 bool cholesky(Queue& queue, double* A, Index n) {
   const auto fill = CUBLAS_FILL_MODE_UPPER;
   std::size_t device_bytes = 0, host_bytes = 0;

@@ -1,5 +1,5 @@
 // Dense algebra by cuBLAS and cuSOLVER. Everything of ours is row-major, everything of theirs column-major; a row-major
-// matrix is the column-major transpose of itself, so nothing is ever transposed in memory:
+// matrix is the column-major transpose of itself, so nothing is transposed in memory (but by transpose()):
 //   C = op(A) op(B) row-major  is  C^T = op(B)^T op(A)^T column-major: the operands change places and keep their ops;
 //   lower triangle row-major   is  upper triangle column-major;
 //   A^T A of row-major A [R x d]  is  Z Z^T of the column-major Z [d x R], no transposition asked.
@@ -20,6 +20,14 @@ void add_gram(Queue& queue, double alpha, const double* A, Index rows, Index d, 
 /// Eigenvalues, ascending, to `values` [n]; row i of A [n x n] (lower triangle read) becomes eigenvector i. Throws
 /// Error(internal) when the solver reports a failure. n >= 1.
 void symmetric_eigen(Queue& queue, double* A, Index n, double* values);
+
+/// B [cols x rows] = A^T, A [rows x cols].
+void transpose(Queue& queue, const double* A, Index rows, Index cols, double* B);
+
+/// A [m x n] = left diag(values) right with left [m x m], right [m x n] and values [m], descending; A is used up.
+/// 1 <= m <= n: cuSOLVER takes column-major matrices that are tall, row-major that is wide. Throws Error(internal) when
+/// the solver reports a failure.
+void wide_svd(Queue& queue, double* A, Index m, Index n, double* values, double* left, double* right);
 
 /// A [n x n], lower triangle: A = L L^T with L in the lower triangle. False when A is not positive definite. n >= 1.
 bool cholesky(Queue& queue, double* A, Index n);

@@ -1,4 +1,6 @@
 // Spectral verbs. The results of a vendor solver are not believed unseen: eigenpairs are checked by their residual.
+// svd uses Xgesvd: Xgesvdp is faster on large matrices, but perturbs singular ones, and ours mostly are (label matrices
+// have sigma = 0, the rows of a classifier sum to 0). Its callers check it by host/decomposition.hpp.
 //
 // pinv_trace. tr(B A^+ B^T) needs no eigenvectors when A is safely positive definite: with A = L L^T it is
 // |B L^-T|_F^2. The rank rule of the seam counts eigenvalues above t = n eps lambda_max. Cholesky's factor belongs
@@ -50,6 +52,26 @@ std::vector<double> CudaBackend::eigh(Matrix& A) {
     throw Error(ErrorKind::internal, "cusolverDnXsyevd returned vectors that are not eigenvectors: residual " +
                                          std::to_string(error) + " for a matrix of norm " + std::to_string(size));
   return eigenvalues;
+}
+
+Svd CudaBackend::svd(const Matrix& A) {
+  const DeviceGuard on(queue_->device());
+  const Index m = A.rows, n = A.cols, r = std::min(m, n);
+  Svd result{{}, matrix(m, r), matrix(r, n)};
+  if (r == 0) return result;
+  const Buffer<double> values(*queue_, r);
+  if (m <= n) {
+    const Matrix used_up = clone(A);
+    wide_svd(*queue_, used_up.data(), m, n, values.get(), result.left.data(), result.right.data());
+  } else {  // A^T = V diag(s) U^T is wide
+    const Matrix transposed = matrix(n, m), V = matrix(n, n), U_transposed = matrix(n, m);
+    transpose(*queue_, A.data(), m, n, transposed.data());
+    wide_svd(*queue_, transposed.data(), n, m, values.get(), V.data(), U_transposed.data());
+    transpose(*queue_, U_transposed.data(), n, m, result.left.data());
+    transpose(*queue_, V.data(), n, n, result.right.data());
+  }
+  result.values = values.to_host();
+  return result;
 }
 
 PinvTrace CudaBackend::pinv_trace(Matrix& A, Matrix& B) {

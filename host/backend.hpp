@@ -112,6 +112,13 @@ struct PinvTrace {
   Index rank = 0;    ///< of A, as used
 };
 
+/// A = left diag(values) right, r = min(m, n): the thin singular value decomposition of A [m x n].
+struct Svd {
+  std::vector<double> values;  ///< descending, [r]
+  Matrix left;                 ///< U [m x r], orthonormal columns
+  Matrix right;                ///< V^T [r x n], orthonormal rows
+};
+
 enum class Transpose { no, yes };
 
 class Backend {
@@ -164,6 +171,9 @@ class Backend {
   /// Symmetric eigenproblem; A [n x n], lower triangle read. Returns the eigenvalues in ascending order; row i of A
   /// becomes the unit eigenvector i. Throws Error(internal) when the solver fails.
   virtual std::vector<double> eigh(Matrix& A) = 0;
+  /// Thin singular value decomposition; A is kept. Not checked here, see host/decomposition.hpp. Throws Error(internal)
+  /// when the solver fails, UsageError when the vendor's interface cannot take the size.
+  virtual Svd svd(const Matrix& A) = 0;
   /// tr(B A^+ B^T) for a positive semi-definite A [n x n] (lower triangle read) whose range holds the rows of B [R x
   /// n]. Eigenvalues of A at or below n eps lambda_max count as zero. A and B are used up.
   virtual PinvTrace pinv_trace(Matrix& A, Matrix& B) = 0;

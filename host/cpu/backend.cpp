@@ -198,6 +198,31 @@ std::vector<double> CpuBackend::eigh(Matrix& A) {
   return values;
 }
 
+Svd CpuBackend::svd(const Matrix& A) {
+  // Column-major the memory of A is A^T = V diag(s) U^T: what LAPACK calls U is our V^T, and its V^T is our U.
+  const Index r = std::min(A.rows, A.cols);
+  Svd result{std::vector<double>(static_cast<std::size_t>(r)), matrix(A.rows, r), matrix(r, A.cols)};
+  if (r == 0) return result;
+  constexpr Index kMaxOrder = 23000;  // dgesdd's workspace, 4 r^2 + 7 r + O(m + n) numbers, is counted in 32 bits
+  if (r > kMaxOrder)
+    throw UsageError("a singular value decomposition of a " + std::to_string(A.rows) + " x " + std::to_string(A.cols) +
+                         " matrix is too large, at most " + std::to_string(kMaxOrder) +
+                         " singular values can be found on the CPU",
+                     "a GPU has no such limit");
+  const int rows = blas_int(A.rows, "rows"), cols = blas_int(A.cols, "columns");
+  const Matrix used_up = clone(A);
+  const LapackThreads guard(threads_);
+  const int info = LAPACKE_dgesdd(LAPACK_COL_MAJOR, 'S', cols, rows, used_up.data(), cols, result.values.data(),
+                                  result.right.data(), cols, result.left.data(), static_cast<int>(r));
+  if (info == LAPACK_WORK_MEMORY_ERROR)
+    throw DeviceError("out of memory: the workspace of a singular value decomposition of " + std::to_string(A.rows) +
+                      " x " + std::to_string(A.cols) + " numbers");
+  if (info != 0)
+    throw Error(ErrorKind::internal,
+                "the singular value decomposition (dgesdd) failed with info " + std::to_string(info));
+  return result;
+}
+
 PinvTrace CpuBackend::pinv_trace(Matrix& A, Matrix& B) {
   // Well conditioned: A = L L^T, and the trace is |L^-1 B^T|^2: one triangular solve. Otherwise by eigenvectors, which
   // alone say which directions count. The factor takes the place of A's lower triangle; the upper one and the diagonal

@@ -582,6 +582,12 @@ TEST_P(CudaBackendTest, EmptyMatrices) {
   backend_->add_gram(1, none, T);
   backend_->mirror_lower(square);
   EXPECT_TRUE(backend_->eigh(square).empty());
+  for (const Matrix& empty : {none, narrow, square}) {
+    const Svd svd = backend_->svd(empty);
+    EXPECT_TRUE(svd.values.empty());
+    EXPECT_EQ(svd.left.rows, empty.rows);
+    EXPECT_EQ(svd.right.cols, empty.cols);
+  }
   EXPECT_EQ(backend_->pinv_trace(square, square).rank, 0);
 }
 
@@ -654,6 +660,53 @@ TEST_P(CudaBackendTest, Eigh) {
         ASSERT_TRUE(within(sum, static_cast<Real>(values[i]) * vectors.at(i, j), bound * norm)) << n;
       }
     }
+  }
+}
+
+/// A = U diag(s) V^T, orthonormal vectors, s descending and not negative. A is kept.
+void expect_svd(Backend& backend, const Grid& A) {
+  const Index m = A.rows, n = A.cols, r = std::min(m, n);
+  const Matrix given = A.on(backend);
+  const Svd svd = backend.svd(given);
+  EXPECT_EQ(backend.to_host(given), A.values);
+  ASSERT_EQ(static_cast<Index>(svd.values.size()), r);
+  ASSERT_EQ(svd.left.rows, m);
+  ASSERT_EQ(svd.left.cols, r);
+  ASSERT_EQ(svd.right.rows, r);
+  ASSERT_EQ(svd.right.cols, n);
+  EXPECT_TRUE(std::is_sorted(svd.values.rbegin(), svd.values.rend()));
+  EXPECT_TRUE(svd.values.back() >= 0);
+  const Grid left = Grid::from(backend, svd.left), right = Grid::from(backend, svd.right);
+  Real norm = 0;
+  for (const double value : A.values) norm += static_cast<Real>(value) * value;
+  norm = std::sqrt(norm);
+  const Real bound = 20 * static_cast<Real>(std::max(m, n)) * kUnit;
+  for (Index i = 0; i < r; ++i)
+    for (Index k = 0; k < r; ++k) {
+      Real columns = 0;
+      for (Index l = 0; l < m; ++l) columns += static_cast<Real>(left.at(l, i)) * left.at(l, k);
+      ASSERT_TRUE(within(columns, i == k, bound)) << m << " x " << n;
+      ASSERT_TRUE(within(dot(right, i, right, k), i == k, bound)) << m << " x " << n;
+    }
+  for (Index i = 0; i < m; ++i)
+    for (Index j = 0; j < n; ++j) {
+      Real sum = 0;
+      for (Index l = 0; l < r; ++l) sum += static_cast<Real>(left.at(i, l)) * svd.values[l] * right.at(l, j);
+      ASSERT_TRUE(within(sum, A.at(i, j), bound * norm)) << m << " x " << n;
+    }
+}
+
+TEST_P(CudaBackendTest, Svd) {
+  for (const auto& [m, n] : {std::pair<Index, Index>{1, 1}, {1, 7}, {7, 1}, {2, 3}, {33, 17}, {17, 33}, {40, 40}}) {
+    expect_svd(*backend_, Grid::random(m, n, static_cast<unsigned>(m + n)));
+    expect_svd(*backend_, Grid(m, n));      // zero
+    Grid singular = Grid::random(m, n, 9);  // rows sum to 0 in every column, as a trained classifier's do
+    for (Index j = 0; j < n; ++j) {
+      double sum = 0;
+      for (Index i = 1; i < m; ++i) sum += singular.at(i, j);
+      singular.at(0, j) = -sum;
+    }
+    expect_svd(*backend_, singular);
   }
 }
 

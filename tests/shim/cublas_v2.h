@@ -27,6 +27,9 @@ cublasStatus_t cublasDgemm_64(cublasHandle_t handle, cublasOperation_t op_a, cub
 cublasStatus_t cublasDsyrk_64(cublasHandle_t handle, cublasFillMode_t fill, cublasOperation_t op, std::int64_t n,
                               std::int64_t k, const double* alpha, const double* A, std::int64_t lda,
                               const double* beta, double* C, std::int64_t ldc);
+cublasStatus_t cublasDgeam_64(cublasHandle_t handle, cublasOperation_t op_a, cublasOperation_t op_b, std::int64_t m,
+                              std::int64_t n, const double* alpha, const double* A, std::int64_t lda,
+                              const double* beta, const double* B, std::int64_t ldb, double* C, std::int64_t ldc);
 cublasStatus_t cublasDtrsm_64(cublasHandle_t handle, cublasSideMode_t side, cublasFillMode_t fill, cublasOperation_t op,
                               cublasDiagType_t diag, std::int64_t m, std::int64_t n, const double* alpha,
                               const double* A, std::int64_t lda, double* B, std::int64_t ldb);

@@ -39,6 +39,18 @@ cusolverStatus_t cusolverDnXpotrf(cusolverDnHandle_t handle, cusolverDnParams_t 
                                   std::int64_t n, cudaDataType type_a, void* A, std::int64_t lda, cudaDataType compute,
                                   void* device_space, std::size_t device_bytes, void* host_space,
                                   std::size_t host_bytes, int* info);
+cusolverStatus_t cusolverDnXgesvd_bufferSize(cusolverDnHandle_t handle, cusolverDnParams_t params, signed char job_u,
+                                             signed char job_vt, std::int64_t m, std::int64_t n, cudaDataType type_a,
+                                             const void* A, std::int64_t lda, cudaDataType type_s, const void* S,
+                                             cudaDataType type_u, const void* U, std::int64_t ldu, cudaDataType type_vt,
+                                             const void* VT, std::int64_t ldvt, cudaDataType compute,
+                                             std::size_t* device_bytes, std::size_t* host_bytes);
+cusolverStatus_t cusolverDnXgesvd(cusolverDnHandle_t handle, cusolverDnParams_t params, signed char job_u,
+                                  signed char job_vt, std::int64_t m, std::int64_t n, cudaDataType type_a, void* A,
+                                  std::int64_t lda, cudaDataType type_s, void* S, cudaDataType type_u, void* U,
+                                  std::int64_t ldu, cudaDataType type_vt, void* VT, std::int64_t ldvt,
+                                  cudaDataType compute, void* device_space, std::size_t device_bytes, void* host_space,
+                                  std::size_t host_bytes, int* info);
 
 namespace cuda_shim {
 /// The next cusolverDnXsyevd returns eigenvectors that are none.

@@ -3,6 +3,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <vector>
 
 #include "tests/shim/cusolverDn.h"
 
@@ -106,6 +107,32 @@ cublasStatus_t cublasDsyrk_64(cublasHandle_t handle, cublasFillMode_t fill, cubl
   return CUBLAS_STATUS_SUCCESS;
 }
 
+cublasStatus_t cublasDgeam_64(cublasHandle_t handle, cublasOperation_t op_a, cublasOperation_t op_b, std::int64_t m,
+                              std::int64_t n, const double* alpha, const double* A, std::int64_t lda,
+                              const double* beta, const double* B, std::int64_t ldb, double* C, std::int64_t ldc) {
+  require_ready(handle);
+  const auto side = [](cublasOperation_t op, std::int64_t rows, std::int64_t cols) {
+    return op == CUBLAS_OP_N ? rows : cols;
+  };
+  require_matrix(A, side(op_a, m, n), side(op_a, n, m), lda);
+  if (*beta != 0) require_matrix(B, side(op_b, m, n), side(op_b, n, m), ldb);
+  require_matrix(C, m, n, ldc);
+  // In place only untransposed; a smaller leading dimension of B is refused even where B is not read.
+  if ((C == A && (op_a != CUBLAS_OP_N || lda != ldc)) || (C == B && (op_b != CUBLAS_OP_N || ldb != ldc)) ||
+      ldb < side(op_b, m, n))
+    return CUBLAS_STATUS_INVALID_VALUE;
+  const cuda_shim::DeviceAccess access;
+  const auto at = [](const double* M, cublasOperation_t op, std::int64_t ld, std::int64_t i, std::int64_t j) {
+    return op == CUBLAS_OP_N ? M[i + j * ld] : M[j + i * ld];
+  };
+  for (std::int64_t j = 0; j < n; ++j)
+    for (std::int64_t i = 0; i < m; ++i) {
+      const double added = *beta == 0 ? 0.0 : *beta * at(B, op_b, ldb, i, j);
+      C[i + j * ldc] = *alpha * at(A, op_a, lda, i, j) + added;
+    }
+  return CUBLAS_STATUS_SUCCESS;
+}
+
 cublasStatus_t cublasDtrsm_64(cublasHandle_t handle, cublasSideMode_t side, cublasFillMode_t fill, cublasOperation_t op,
                               cublasDiagType_t diag, std::int64_t m, std::int64_t n, const double* alpha,
                               const double* A, std::int64_t lda, double* B, std::int64_t ldb) {
@@ -185,5 +212,37 @@ cusolverStatus_t cusolverDnXpotrf(cusolverDnHandle_t handle, cusolverDnParams_t,
   require_matrix(A, n, n, lda);
   const cuda_shim::DeviceAccess access;
   *info = LAPACKE_dpotrf(LAPACK_COL_MAJOR, uplo_letter(fill), narrow(n), static_cast<double*>(A), narrow(lda));
+  return CUSOLVER_STATUS_SUCCESS;
+}
+
+cusolverStatus_t cusolverDnXgesvd_bufferSize(cusolverDnHandle_t handle, cusolverDnParams_t, signed char, signed char,
+                                             std::int64_t m, std::int64_t n, cudaDataType, const void*,
+                                             std::int64_t lda, cudaDataType, const void*, cudaDataType, const void*,
+                                             std::int64_t ldu, cudaDataType, const void*, std::int64_t ldvt,
+                                             cudaDataType, std::size_t* device_bytes, std::size_t* host_bytes) {
+  require_ready(handle);
+  if (m < n || lda < m || ldu < m || ldvt < n) return CUSOLVER_STATUS_INVALID_VALUE;  // no wide matrices
+  *device_bytes = static_cast<std::size_t>(8 * m);
+  *host_bytes = static_cast<std::size_t>(4 * m);
+  return CUSOLVER_STATUS_SUCCESS;
+}
+
+cusolverStatus_t cusolverDnXgesvd(cusolverDnHandle_t handle, cusolverDnParams_t, signed char job_u, signed char job_vt,
+                                  std::int64_t m, std::int64_t n, cudaDataType, void* A, std::int64_t lda, cudaDataType,
+                                  void* S, cudaDataType, void* U, std::int64_t ldu, cudaDataType, void* VT,
+                                  std::int64_t ldvt, cudaDataType, void* device_space, std::size_t device_bytes,
+                                  void* host_space, std::size_t host_bytes, int* info) {
+  require_ready(handle);
+  if (m < n || lda < m || ldu < m || ldvt < n) return CUSOLVER_STATUS_INVALID_VALUE;
+  require_space(device_space, device_bytes, host_space, host_bytes, m, info);
+  require_matrix(A, m, n, lda);
+  require_matrix(S, n, 1, n);
+  require_matrix(U, m, job_u == 'A' ? m : n, ldu);
+  require_matrix(VT, n, n, ldvt);
+  const cuda_shim::DeviceAccess access;
+  std::vector<double> unconverged(static_cast<std::size_t>(n));
+  *info = LAPACKE_dgesvd(LAPACK_COL_MAJOR, static_cast<char>(job_u), static_cast<char>(job_vt), narrow(m), narrow(n),
+                         static_cast<double*>(A), narrow(lda), static_cast<double*>(S), static_cast<double*>(U),
+                         narrow(ldu), static_cast<double*>(VT), narrow(ldvt), unconverged.data());
   return CUSOLVER_STATUS_SUCCESS;
 }
