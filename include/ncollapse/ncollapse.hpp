@@ -7,6 +7,7 @@
 #include "ncollapse/classifier.hpp"
 #include "ncollapse/context.hpp"
 #include "ncollapse/decisions.hpp"
+#include "ncollapse/decomposition.hpp"
 #include "ncollapse/error.hpp"
 #include "ncollapse/metrics.hpp"
 #include "ncollapse/theory.hpp"

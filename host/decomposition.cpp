@@ -1,0 +1,122 @@
+// A vendor's decomposition is not believed unseen. A backward stable solver leaves a residual and a loss of
+// orthogonality of a small multiple of max(m, n) eps; LAPACK's own tests of its solvers (ddrvbd) allow 50 of it. That
+// is far above what rounding in this check can add, and far below what a wrong vector costs. The identity is subtracted
+// entry by entry: |G - I|^2 = |G|^2 - 2 tr G + r would resolve no better than sqrt(eps).
+#include "host/decomposition.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <string>
+
+#include "host/classifier_product.hpp"
+#include "ncollapse/decomposition.hpp"
+
+namespace ncollapse {
+
+namespace {
+
+constexpr double kEps = std::numeric_limits<double>::epsilon();
+
+std::string scientific(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.3g", value);
+  return text;
+}
+
+double norm(Backend& backend, const Matrix& A) { return std::sqrt(backend.inner(A, A)); }
+
+// a A + b B in place of A.
+void combine(Backend& backend, double a, Matrix& A, double b, const Matrix& B) {
+  const auto rows = static_cast<std::size_t>(A.rows);
+  backend.combine_rows(std::vector<double>(rows, a), A, std::vector<double>(rows, b), B, A);
+}
+
+// |G - I|_F
+double distance_to_identity(Backend& backend, Matrix gram) {
+  const Matrix identity = backend.matrix(gram.rows, gram.cols);
+  const double one = 1;
+  for (Index i = 0; i < gram.rows; ++i)
+    backend.upload(identity.data() + i * (gram.cols + 1), &one, static_cast<Index>(sizeof one));
+  combine(backend, 1, gram, -1, identity);
+  return norm(backend, gram);
+}
+
+SingularValueDecomposition to_host(Backend& backend, const Matrix& A) {
+  const CheckedSvd checked = checked_svd(backend, A);
+  return {A.rows,
+          A.cols,
+          checked.svd.values,
+          backend.to_host(checked.svd.left),
+          backend.to_host(checked.svd.right),
+          checked.residual,
+          checked.orthogonality};
+}
+
+}  // namespace
+
+CheckedSvd checked_svd(Backend& backend, const Matrix& A) {
+  const double size = norm(backend, A);
+  if (!std::isfinite(size)) throw DataError("the matrix holds NaN or infinite values, or its squares overflow");
+  CheckedSvd result;
+  result.svd = backend.svd(A);
+  const Svd& svd = result.svd;
+  {
+    Matrix error = backend.matrix(svd.right.rows, svd.right.cols);
+    backend.combine_rows(svd.values, svd.right, {}, {}, error);
+    error = backend.product(svd.left, Transpose::no, error, Transpose::no);
+    combine(backend, -1, error, 1, A);
+    result.residual = norm(backend, error) / (size > 0 ? size : 1);
+  }
+  const double columns =
+                   distance_to_identity(backend, backend.product(svd.left, Transpose::yes, svd.left, Transpose::no)),
+               rows =
+                   distance_to_identity(backend, backend.product(svd.right, Transpose::no, svd.right, Transpose::yes));
+  result.orthogonality = columns <= rows ? rows : columns;  // NaN of either stays
+  const double bound = 50 * static_cast<double>(std::max(A.rows, A.cols)) * kEps;
+  if (!(result.residual <= bound && columns <= bound && rows <= bound))
+    throw Error(ErrorKind::internal, "the singular value decomposition of a " + std::to_string(A.rows) + " x " +
+                                         std::to_string(A.cols) + " matrix is wrong: relative residual " +
+                                         scientific(result.residual) + ", orthogonality " + scientific(columns) +
+                                         " (left) and " + scientific(rows) + " (right), allowed " + scientific(bound));
+  return result;
+}
+
+Index SingularValueDecomposition::rank() const {
+  if (values.empty()) return 0;
+  const double cut = static_cast<double>(std::max(rows, cols)) * kEps * values.front();
+  return std::count_if(values.begin(), values.end(), [&](double value) { return value > cut; });
+}
+
+SingularValueDecomposition decompose(const Context& context, const Classifier& classifier) {
+  if (classifier.layers.empty()) throw UsageError("the classifier has no layers");
+  Backend& backend = *context.backend();
+  return to_host(
+      backend, classifier_product(backend, classifier, classifier.layers.front().cols, classifier.layers.back().rows));
+}
+
+SingularValueDecomposition decompose_label_matrix(const Context& context, const std::vector<Index>& counts,
+                                                  LabelModel model) {
+  const auto classes = static_cast<Index>(counts.size());
+  if (classes > kMaxDenseClasses)
+    throw UsageError("the dense label matrix of " + std::to_string(classes) + " classes is too large, at most " +
+                         std::to_string(kMaxDenseClasses) + " are decomposed",
+                     "LabelSpectrum needs no dense matrix");
+  const auto samples = static_cast<double>(LabelSpectrum(counts, model).samples());  // checks the counts
+  std::vector<double> entries(static_cast<std::size_t>(classes * classes));
+  for (Index j = 0; j < classes; ++j) {
+    const double mean = model == LabelModel::with_bias ? static_cast<double>(counts[j]) / samples
+                        : model == LabelModel::seli    ? 1 / static_cast<double>(classes)
+                                                       : 0.0;
+    for (Index k = 0; k < classes; ++k)
+      entries[j * classes + k] = ((j == k ? 1.0 : 0.0) - mean) * std::sqrt(static_cast<double>(counts[k]));
+  }
+  Backend& backend = *context.backend();
+  Matrix matrix = backend.matrix(classes, classes);
+  backend.from_host(matrix, entries);
+  entries = {};
+  return to_host(backend, matrix);
+}
+
+}  // namespace ncollapse
