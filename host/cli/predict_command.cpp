@@ -3,12 +3,17 @@
 
 #include <algorithm>
 #include <charconv>
+#include <chrono>
+#include <cmath>
+#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "host/cli/commands.hpp"
 #include "host/cli/output.hpp"
 #include "ncollapse/array_file.hpp"
+#include "ncollapse/decomposition.hpp"
 #include "ncollapse/error.hpp"
 #include "ncollapse/theory.hpp"
 #include "ncollapse/version.hpp"
@@ -21,6 +26,7 @@ using Json = nlohmann::ordered_json;
 
 constexpr Index kMaxLogitClasses = 1000;  // K x K numbers above that help nobody
 constexpr std::size_t kMaxTableRows = 40;
+constexpr double kDenseTolerance = 1e-9;
 
 struct PredictOptions {
   std::string counts, counts_from;
@@ -29,6 +35,17 @@ struct PredictOptions {
   double lambda_h = 0;
   bool no_bias = false;
   Index dim = 0;
+  bool dense = false;
+  std::string device = "auto";
+  int threads = 0;
+};
+
+/// The structured singular values beside those of the dense label matrix.
+struct DenseComparison {
+  std::string device;
+  double max_relative_difference = 0;  ///< relative to sigma itself; where sigma = 0, to the largest
+  double residual = 0, orthogonality = 0;
+  double seconds = 0, structured_seconds = 0;
 };
 
 std::vector<Index> parse_counts(const std::string& text) {
@@ -87,7 +104,41 @@ UfmOptions model_of(const PredictOptions& options) {
   return model;
 }
 
-std::string to_json(const UfmOptions& model, const UfmPrediction& prediction) {
+DenseComparison compare_with_dense(const UfmOptions& model, const PredictOptions& options) {
+  using Clock = std::chrono::steady_clock;
+  const Context context(Device::parse(options.device), {.threads = options.threads});
+  const auto matrix = model.bias ? LabelModel::with_bias : LabelModel::without_bias;
+  const auto start = Clock::now();
+  const std::vector<double> sigma = LabelSpectrum(model.counts, matrix).sigma();
+  const auto structured = Clock::now();
+  const SingularValueDecomposition dense = decompose_label_matrix(context, model.counts, matrix);
+  const auto end = Clock::now();
+
+  DenseComparison result{to_string(context.info().device),
+                         0,
+                         dense.residual,
+                         dense.orthogonality,
+                         std::chrono::duration<double>(end - structured).count(),
+                         std::chrono::duration<double>(structured - start).count()};
+  // A dense solver knows small singular values only to within rounding of the largest.
+  const double rounding = static_cast<double>(sigma.size()) * std::numeric_limits<double>::epsilon() * sigma.front();
+  bool agree = true;
+  for (std::size_t i = 0; i < sigma.size(); ++i) {
+    const double difference = std::abs(dense.values[i] - sigma[i]), scale = sigma[i] > 0 ? sigma[i] : sigma.front();
+    agree = agree && difference <= kDenseTolerance * scale + rounding;
+    if (difference > 0) result.max_relative_difference = std::max(result.max_relative_difference, difference / scale);
+  }
+  if (!agree)
+    throw Error(
+        ErrorKind::internal,
+        fmt::format("the singular values of the label matrix differ from its dense decomposition on {} by {:.3g} "
+                    "relative, allowed {:.0e}",
+                    result.device, result.max_relative_difference, kDenseTolerance));
+  return result;
+}
+
+std::string to_json(const UfmOptions& model, const UfmPrediction& prediction,
+                    const std::optional<DenseComparison>& dense) {
   Json sigma = Json::array(), w = Json::array(), z = Json::array(), survives = Json::array(), critical = Json::array(),
        threshold = Json::array();
   std::vector<Json> layers(model.lambda_w.size(), Json::array());
@@ -138,6 +189,10 @@ std::string to_json(const UfmOptions& model, const UfmPrediction& prediction) {
           std::vector<double>(logits.begin() + k * prediction.classes, logits.begin() + (k + 1) * prediction.classes));
     json["class_mean_logits"] = std::move(rows);
   }
+  if (dense)
+    json["dense"] = {{"device", dense->device},     {"max_relative_difference", dense->max_relative_difference},
+                     {"residual", dense->residual}, {"orthogonality", dense->orthogonality},
+                     {"seconds", dense->seconds},   {"structured_seconds", dense->structured_seconds}};
   return json.dump(2) + "\n";
 }
 
@@ -149,7 +204,8 @@ std::string list(const std::vector<Index>& values, std::size_t most) {
   return text;
 }
 
-std::string to_table(const UfmOptions& model, const UfmPrediction& prediction) {
+std::string to_table(const UfmOptions& model, const UfmPrediction& prediction,
+                     const std::optional<DenseComparison>& dense) {
   const auto layers = model.lambda_w.size();
   const bool equal = std::all_of(model.lambda_w.begin(), model.lambda_w.end(),
                                  [&](double lambda) { return lambda == model.lambda_w.front(); });
@@ -173,6 +229,12 @@ std::string to_table(const UfmOptions& model, const UfmPrediction& prediction) {
     const auto [low, high] = std::minmax_element(prediction.bias.begin(), prediction.bias.end());
     text += fmt::format("bias                            n_k/N, from {:.6g} to {:.6g}\n", *low, *high);
   }
+  if (dense)
+    text += fmt::format(
+        "dense decomposition on {:<8} sigma differs by {:.1e} relative (the zero one: to the largest)\n"
+        "                                residual {:.1e}, orthogonality {:.1e}, {:.3g} s (structured: {:.3g} s)\n",
+        dense->device, dense->max_relative_difference, dense->residual, dense->orthogonality, dense->seconds,
+        dense->structured_seconds);
   text += fmt::format("\n{:>14} {:>6} {:>9} {:>13} {:>13} {:>13} {:>16}\n", "sigma", "times", "survives", "w", "z",
                       equal ? "each layer" : "first layer", "critical lambdas");
   std::size_t rows = 0;
@@ -200,9 +262,11 @@ void run(const PredictOptions& options, const Common& common) {
   check_output(common.json);
   const UfmOptions model = model_of(options);
   const UfmPrediction prediction = predict(model);
-  if (!common.json.empty()) write_output(common.json, to_json(model, prediction));
+  std::optional<DenseComparison> dense;
+  if (options.dense) dense = compare_with_dense(model, options);
+  if (!common.json.empty()) write_output(common.json, to_json(model, prediction, dense));
   if (common.json == "-") return;
-  write_output("-", to_table(model, prediction));
+  write_output("-", to_table(model, prediction, dense));
   if (!common.json.empty()) write_output("-", fmt::format("\nJSON written to {}\n", common.json));
 }
 
@@ -228,6 +292,16 @@ void add_predict(CLI::App& app, Common& common) {
   command->add_option("--dim", options->dim, "Smallest width of features and layers; default: no limit")
       ->check(kAtLeastOne)
       ->type_name("D");
+  CLI::Option* dense = command->add_flag(
+      "--dense", options->dense, "Also decompose the dense label matrix and fail where its singular values differ");
+  command->add_option("--device", options->device, "Where --dense computes: auto, cpu, cuda or cuda:N")
+      ->capture_default_str()
+      ->needs(dense)
+      ->type_name("NAME");
+  command->add_option("--threads", options->threads, "CPU threads of --dense; default: all cores")
+      ->check(kAtLeastOne)
+      ->needs(dense)
+      ->type_name("T");
   command->add_option("--json", common.json, "Write the prediction as JSON; - is standard output")->type_name("FILE");
   command->footer(
       "Example:\n"

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <random>
 
 #include "ncollapse/metrics.hpp"
@@ -395,6 +396,40 @@ TEST_F(Command, PredictsNothingFromWrongInput) {
   fails("5,,3", "1e-3", "not a number");
   fails("5,3", "0", "no minimiser");
   fails("5,3", "-1", "positive");
+}
+
+TEST_F(Command, ComparesThePredictionWithADenseDecomposition) {
+  std::vector<std::string> call{"predict", "--counts", "20,12,12,5,3", "--lambda-w", "2e-3", "--lambda-h", "1e-3"};
+  const auto run_with = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), call.begin(), call.end());
+    return run_command(more);
+  };
+  EXPECT_FALSE(Json::parse(run_with({"--json", "-"}).out).contains("dense"));
+  for (const auto& bias : {std::vector<std::string>{}, {"--no-bias"}}) {
+    auto more = bias;
+    more.insert(more.end(), {"--dense", "--device", "cpu", "--threads", "1", "--json", "-"});
+    const Outcome run = run_with(more);
+    ASSERT_EQ(run.exit_code, 0) << run.err;
+    const Json dense = Json::parse(run.out)["dense"];
+    EXPECT_EQ(dense["device"], "cpu");
+    EXPECT_TRUE(dense["max_relative_difference"].get<double>() <= 1e-14) << dense;
+    EXPECT_TRUE(dense["residual"].get<double>() <= 1e-14) << dense;
+    EXPECT_TRUE(dense["orthogonality"].get<double>() <= 1e-14) << dense;
+    EXPECT_TRUE(dense["seconds"].get<double>() > 0) << dense;
+    EXPECT_TRUE(dense["structured_seconds"].get<double>() > 0) << dense;
+  }
+  EXPECT_NE(run_with({"--dense", "--device", "cpu"}).out.find("dense decomposition on cpu"), std::string::npos);
+  call[2] = "7";  // one class: the matrix is 0 with a bias
+  EXPECT_EQ(run_with({"--dense", "--device", "cpu"}).exit_code, 0);
+  EXPECT_EQ(run_with({"--device", "cpu"}).exit_code, kUsage);  // only --dense computes on a device
+  EXPECT_EQ(run_with({"--dense", "--device", "tpu"}).exit_code, kUsage);
+  std::vector<std::int64_t> labels(32769);
+  std::iota(labels.begin(), labels.end(), 0);
+  call[1] = "--counts-from";
+  call[2] = labels_file("many.npy", labels);
+  const Outcome large = run_with({"--dense", "--device", "cpu"});
+  EXPECT_EQ(large.exit_code, kUsage);
+  EXPECT_NE(large.err.find("32768"), std::string::npos) << large.err;
 }
 
 // ------------------------------------------------------------------------------------------------ large files
