@@ -4,6 +4,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <random>
 
@@ -255,6 +256,151 @@ TEST_P(Imbalance, RandomPointsAgreeWithDenseMatrices) {
       EXPECT_NEAR(report.find("seli_w").value(), normalised_gap(times(weights, transposed(weights)), p), 1e-8);
       EXPECT_NEAR(report.find("seli_h").value(), normalised_gap(times(means, transposed(means)), q), 1e-8);
       EXPECT_NEAR(report.find("seli_z").value(), normalised_gap(times(weights, transposed(means)), target), 1e-8);
+    }
+}
+
+/// Turns the columns of U and of V inside every eigenspace by one random rotation, the same for both.
+void rotate_inside_eigenspaces(const std::vector<Eigenspace>& spaces, std::mt19937& random, Dense& U, Dense& V) {
+  std::normal_distribution<double> normal;
+  Index first = 0;
+  for (const auto& space : spaces) {
+    const Index n = space.multiplicity;
+    Dense rotation(n, n);
+    for (Index i = 0; i < n; ++i) {  // Gram-Schmidt, twice for orthogonality to working precision
+      for (Index j = 0; j < n; ++j) rotation(i, j) = normal(random);
+      for (int pass = 0; pass < 2; ++pass) {
+        for (Index k = 0; k <= i; ++k) {
+          double dot = 0;
+          for (Index j = 0; j < n; ++j) dot += rotation(i, j) * rotation(k, j);
+          for (Index j = 0; j < n; ++j)
+            rotation(i, j) = k < i ? rotation(i, j) - dot * rotation(k, j) : rotation(i, j) / std::sqrt(dot);
+        }
+      }
+    }
+    for (Dense* basis : {&U, &V}) {
+      const Dense old = *basis;
+      for (Index k = 0; k < old.rows; ++k)
+        for (Index i = 0; i < n; ++i) {
+          double sum = 0;
+          for (Index j = 0; j < n; ++j) sum += rotation(i, j) * old(k, first + j);
+          (*basis)(k, first + i) = sum;
+        }
+    }
+    first += n;
+  }
+}
+
+/// Every ufmb_* by its definition, with full K x K Grams in the basis of U and V [K x K, columns]; scaled_means is D M,
+/// M [K x d] centred.
+std::map<std::string, double> measured_in_basis(const Dense& U, const Dense& V, const UfmPrediction& prediction,
+                                                const Dense& weights, const Dense& scaled_means) {
+  const Dense a = times(transposed(U), weights), b = times(transposed(V), scaled_means);
+  const Dense gram_w = times(a, transposed(a)), gram_h = times(b, transposed(b)), product = times(a, transposed(b));
+  const Index classes = U.rows;
+  Dense w2(classes, classes), z2(classes, classes), wz(classes, classes);
+  double aligned = 0, least = 1, alive = 0, vanished_w = 0, vanished_h = 0, all_w = 0, all_h = 0;
+  Index i = 0;
+  for (const auto& direction : prediction.directions) {
+    double w = 0, h = 0, wh = 0;  // traces of the eigenspace's blocks
+    for (Index copy = 0; copy < direction.multiplicity; ++copy, ++i) {
+      w2(i, i) = direction.w * direction.w;
+      z2(i, i) = direction.z * direction.z;
+      wz(i, i) = direction.w * direction.z;
+      w += gram_w(i, i);
+      h += gram_h(i, i);
+      wh += product(i, i);
+    }
+    all_w += w;
+    all_h += h;
+    if (direction.surviving == 0) {
+      vanished_w += w;
+      vanished_h += h;
+      continue;
+    }
+    const double cosine = wh / std::sqrt(w * h);
+    aligned += static_cast<double>(direction.multiplicity) * cosine;
+    alive += static_cast<double>(direction.multiplicity);
+    least = std::min(least, cosine);
+  }
+  return {{"ufmb_w", normalised_gap(gram_w, w2)},
+          {"ufmb_h", normalised_gap(gram_h, z2)},
+          {"ufmb_wh", normalised_gap(product, wz)},
+          {"ufmb_align_mean", aligned / alive},
+          {"ufmb_align_min", least},
+          {"ufmb_vanished_w", vanished_w / all_w},
+          {"ufmb_vanished_h", vanished_h / all_h},
+          {"ufmb_rank_pred", alive}};
+}
+std::map<std::string, double> seli_in_basis(const Dense& U, const Dense& V, const Vector& sigma, const Dense& weights,
+                                            const Dense& means, const std::vector<Index>& counts) {
+  const Index classes = U.rows;
+  Dense left = U, right = V;  // columns times sqrt(sigma); rows of the right one over sqrt(n)
+  for (Index k = 0; k < classes; ++k)
+    for (Index i = 0; i < classes; ++i) {
+      const double root = std::sqrt(sigma[static_cast<std::size_t>(i)]);
+      left(k, i) *= root;
+      right(k, i) *= root / std::sqrt(static_cast<double>(counts[static_cast<std::size_t>(k)]));
+    }
+  return {{"seli_w", normalised_gap(times(weights, transposed(weights)), times(left, transposed(left)))},
+          {"seli_h", normalised_gap(times(means, transposed(means)), times(right, transposed(right)))},
+          {"seli_z", normalised_gap(times(weights, transposed(means)), times(left, transposed(right)))}};
+}
+
+// With classes of equal size the vectors of Yhat are not unique. Measured in LAPACK's basis, and in that basis turned
+// at random inside every eigenspace, each measure is what measure() finds without any basis. The identities behind it
+// lose some K eps of a squared distance, so 1e-10 of a distance of order 1 is generous.
+TEST_P(Imbalance, NoMeasureDependsOnTheBasisOfAnEigenspace) {
+  std::mt19937 random(8);
+  std::normal_distribution<double> normal;
+  for (const std::vector<Index>& counts : std::vector<std::vector<Index>>{
+           {12, 20, 5, 12, 3, 5, 12}, {6, 6, 6, 6}, {30, 2, 30, 2, 2, 7, 30, 2, 7}, {9, 4, 1}})
+    for (const double threshold : {1e-3, 1.0}) {  // of sigma, below which a direction vanishes; relative to its middle
+      const auto classes = static_cast<Index>(counts.size()), dim = classes + 2;
+      const auto samples = static_cast<double>(std::accumulate(counts.begin(), counts.end(), Index{0}));
+      Dense weights(classes, dim), means(classes, dim);
+      for (auto& value : weights.values) value = normal(random);
+      for (auto& value : means.values) value = normal(random);
+      const auto [fewest, most] = std::minmax_element(counts.begin(), counts.end());
+      const double middle = *fewest == *most ? 1.0 : std::sqrt(static_cast<double>(*fewest + *most) / 2);
+      const double lambda = threshold * middle / samples;  // L = 1: survives iff sigma > N lambda
+      const Report report = measured(counts, transposed(means), {weights}, Vector(counts.size(), 0.1), lambda, lambda);
+      const UfmPrediction prediction = predict({counts, {lambda}, lambda, true, dim});
+
+      Dense scaled = means;  // D (M - centre)
+      for (Index j = 0; j < dim; ++j) {
+        double centre = 0;
+        for (Index k = 0; k < classes; ++k)
+          centre += static_cast<double>(counts[static_cast<std::size_t>(k)]) * means(k, j) / samples;
+        for (Index k = 0; k < classes; ++k)
+          scaled(k, j) = std::sqrt(static_cast<double>(counts[static_cast<std::size_t>(k)])) * (means(k, j) - centre);
+      }
+      const auto vectors_of = [&](LabelModel model) {
+        const auto svd = decompose_label_matrix(*context_, counts, model);
+        Dense left(classes, classes), right(classes, classes);
+        left.values = svd.left;
+        right.values = svd.right;
+        return std::pair{left, transposed(right)};
+      };
+      auto [U, V] = vectors_of(LabelModel::with_bias);
+      auto [seli_U, seli_V] = vectors_of(LabelModel::seli);
+      const LabelSpectrum with_bias(counts, LabelModel::with_bias), seli(counts, LabelModel::seli);
+      for (int turn = 0; turn < 4; ++turn) {  // LAPACK's basis first
+        auto expected = measured_in_basis(U, V, prediction, weights, scaled);
+        expected.merge(seli_in_basis(seli_U, seli_V, seli.sigma(), weights, means, counts));
+        std::size_t compared = 0;
+        for (const auto& [key, value] : report.metrics) {
+          if (!key.starts_with("ufmb_") && !key.starts_with("seli_")) continue;
+          ASSERT_TRUE(expected.contains(key)) << key;
+          EXPECT_TRUE(std::abs(value - expected[key]) <= 1e-10)
+              << key << " " << value << " " << expected[key] << ", turn " << turn << ", " << classes << " classes";
+          ++compared;
+        }
+        EXPECT_EQ(compared, expected.size());
+        for (const auto* key : {"ufmb_w", "ufmb_h", "ufmb_wh", "seli_w", "seli_h", "seli_z"})
+          EXPECT_GE(expected[key], 0.1) << key;
+        rotate_inside_eigenspaces(with_bias.eigenspaces(), random, U, V);
+        rotate_inside_eigenspaces(seli.eigenspaces(), random, seli_U, seli_V);
+      }
     }
 }
 
