@@ -123,30 +123,29 @@ TEST_P(DenseSpectrum, DiagonalisesTheDenseMatrix) {
 
 // A size N_i of l_i classes gives sigma^2 = N_i (l_i - 1) times, and strictly inside each (N_{i+1}, N_i) lies one more.
 // The offsets from the sizes are asked, since a root may be nearer to a size than doubles of its own size can tell.
-TEST_P(DenseSpectrum, InterlacesStrictly) {
-  if (GetParam() == LabelModel::without_bias) GTEST_SKIP() << "sigma^2 = n_k, nothing lies between";
-  for (unsigned seed = 0; seed < 300; ++seed) {
-    const auto counts = random_counts(seed);
-    const LabelSpectrum spectrum(counts, GetParam());
-    const auto& s = spectrum.structure();
-    ASSERT_EQ(static_cast<Index>(s.roots.size()), s.groups() - 1);
-    std::size_t space = 0;
-    for (Index i = 0; i < s.groups(); ++i) {
-      if (s.members(i) > 1) {
-        EXPECT_EQ(spectrum.eigenspaces()[space].multiplicity, s.members(i) - 1);
-        EXPECT_DOUBLE_EQ(spectrum.eigenspaces()[space++].sigma, std::sqrt(static_cast<double>(s.sizes[i])));
+TEST(StructuredSpectrum, InterlacesStrictly) {
+  for (const auto model : {LabelModel::with_bias, LabelModel::seli})
+    for (unsigned seed = 0; seed < 300; ++seed) {
+      const LabelSpectrum spectrum(random_counts(seed), model);
+      const auto& s = spectrum.structure();
+      ASSERT_EQ(static_cast<Index>(s.roots.size()), s.groups() - 1);
+      std::size_t space = 0;
+      for (Index i = 0; i < s.groups(); ++i) {
+        if (s.members(i) > 1) {
+          EXPECT_EQ(spectrum.eigenspaces()[space].multiplicity, s.members(i) - 1);
+          EXPECT_DOUBLE_EQ(spectrum.eigenspaces()[space++].sigma, std::sqrt(static_cast<double>(s.sizes[i])));
+        }
+        EXPECT_EQ(spectrum.eigenspaces()[space].multiplicity, 1);
+        if (i + 1 < s.groups()) {
+          EXPECT_TRUE(s.gap(i, i) > 0 && s.gap(i + 1, i) < 0) << "seed " << seed << " root " << i;
+          EXPECT_DOUBLE_EQ(spectrum.eigenspaces()[space].sigma, std::sqrt(s.root(i)));
+        } else {
+          EXPECT_EQ(spectrum.eigenspaces()[space].sigma, 0);
+        }
+        ++space;
       }
-      EXPECT_EQ(spectrum.eigenspaces()[space].multiplicity, 1);
-      if (i + 1 < s.groups()) {
-        EXPECT_TRUE(s.gap(i, i) > 0 && s.gap(i + 1, i) < 0) << "seed " << seed << " root " << i;
-        EXPECT_DOUBLE_EQ(spectrum.eigenspaces()[space].sigma, std::sqrt(s.root(i)));
-      } else {
-        EXPECT_EQ(spectrum.eigenspaces()[space].sigma, 0);
-      }
-      ++space;
+      EXPECT_EQ(space, spectrum.eigenspaces().size());
     }
-    EXPECT_EQ(space, spectrum.eigenspaces().size());
-  }
 }
 
 }  // namespace

@@ -1,0 +1,213 @@
+// theory [NAME...] [--classes K,K,...] [--device auto|cpu|cuda] [--commit HASH] [--json FILE]
+// What the structure of label matrices saves: seconds (medians) and memory of the theory's calls, beside the dense way.
+// Without names everything is measured:
+//   predict    1,000,000 classes of 1000 distinct sizes on one thread
+//   spectrum   K classes of random sizes, U^T X and V^T X for X [K x 1] and [K x 64], against the dense decomposition
+//   on
+//              the device; the dense one runs once and takes minutes for K = 4096 on a few cores
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <fstream>
+#include <iomanip>
+#include <iostream>
+#include <random>
+#include <set>
+#include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "host/backend.hpp"
+#include "ncollapse/ncollapse.hpp"
+
+extern "C" void omp_set_num_threads(int threads);  // predict() uses as many threads as OpenMP would
+
+namespace {
+
+using namespace ncollapse;
+
+struct Options {
+  std::vector<Index> classes{1024, 2048, 4096};
+  Device device = Device::best();
+};
+
+/// One case of a measurement: named numbers, and the threads and the device it had.
+struct Result {
+  std::string name, device;
+  int threads = 1;
+  std::vector<std::pair<std::string, double>> numbers;
+};
+
+template <class Call>
+double seconds(const Call& call) {
+  const auto start = std::chrono::steady_clock::now();
+  call();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+template <class Call>
+double median_seconds(const Call& call, int repeats = 5) {
+  std::vector<double> times;
+  for (int i = 0; i < repeats; ++i) times.push_back(seconds(call));
+  std::nth_element(times.begin(), times.begin() + repeats / 2, times.end());
+  return times[static_cast<std::size_t>(repeats / 2)];
+}
+
+/// A line of /proc/self/status that is given in kB.
+double status_mib(const std::string& key) {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);)
+    if (line.starts_with(key + ":")) return std::stod(line.substr(key.size() + 1)) / 1024;
+  return 0;
+}
+
+// ------------------------------------------------------------------------------------------------ predict
+
+std::vector<Result> measure_predict(const Options&) {
+  constexpr Index kClasses = 1'000'000, kSizes = 1000;
+  UfmOptions model{.lambda_w = {1e-10}, .lambda_h = 1e-10};
+  for (Index k = 0; k < kClasses; ++k) model.counts.push_back(1 + k % kSizes);
+  const int threads = devices().front().threads;
+  omp_set_num_threads(1);
+  std::ofstream("/proc/self/clear_refs") << 5;  // the peak from here on
+  const double before = status_mib("VmRSS");
+  predict(model);
+  const double growth = status_mib("VmHWM") - before;
+  const double time = median_seconds([&] { predict(model); });
+  omp_set_num_threads(threads);
+  return {{"predict",
+           "cpu",
+           1,
+           {{"classes", kClasses}, {"sizes", kSizes}, {"seconds", time}, {"peak_growth_mib", growth}}}};
+}
+
+// ------------------------------------------------------------------------------------------------ spectrum
+
+Matrix dense_label_matrix(Backend& backend, const std::vector<Index>& counts, Index samples) {
+  const auto classes = static_cast<Index>(counts.size());
+  std::vector<double> entries;
+  for (Index j = 0; j < classes; ++j)
+    for (Index k = 0; k < classes; ++k)
+      entries.push_back(((j == k) - static_cast<double>(counts[j]) / static_cast<double>(samples)) *
+                        std::sqrt(static_cast<double>(counts[k])));
+  Matrix matrix = backend.matrix(classes, classes);
+  backend.from_host(matrix, entries);
+  return matrix;
+}
+
+std::vector<Result> measure_spectrum(const Options& options) {
+  constexpr Index kColumns = 64;
+  const Context context(options.device);
+  Backend& backend = *context.backend();
+  backend.svd(dense_label_matrix(backend, {1, 2, 3}, 6));  // what a solver loads on its first call does not count
+  std::vector<Result> results;
+  for (const Index classes : options.classes) {
+    std::mt19937 random(1);
+    std::vector<Index> counts;
+    for (Index k = 0; k < classes; ++k) counts.push_back(1 + static_cast<Index>(random() % 10000));
+    std::vector<double> vector, columns;
+    for (Index i = 0; i < classes; ++i) vector.push_back(std::sin(static_cast<double>(i)));
+    for (Index i = 0; i < classes * kColumns; ++i) columns.push_back(std::cos(static_cast<double>(i)));
+
+    const auto structured = [&](const std::vector<double>& X, Index width) {
+      return median_seconds([&] {
+        const LabelSpectrum spectrum(counts, LabelModel::with_bias);
+        spectrum.apply_left(X, width);
+        spectrum.apply_right(X, width);
+      });
+    };
+    const double with_vector = structured(vector, 1), with_columns = structured(columns, kColumns);
+    const LabelSpectrum spectrum(counts, LabelModel::with_bias);
+    const Matrix matrix = dense_label_matrix(backend, counts, spectrum.samples());
+    Svd svd;
+    const double dense = seconds([&] { svd = backend.svd(matrix); });
+    double difference = 0;
+    const auto sigma = spectrum.sigma();
+    for (std::size_t i = 0; i + 1 < sigma.size(); ++i)  // the last one is 0
+      difference = std::max(difference, std::abs(svd.values[i] / sigma[i] - 1));
+    results.push_back({"spectrum",
+                       to_string(options.device),
+                       context.info().threads,
+                       {{"classes", static_cast<double>(classes)},
+                        {"sizes", static_cast<double>(std::set<Index>(counts.begin(), counts.end()).size())},
+                        {"structured_seconds_vector", with_vector},
+                        {"structured_seconds_64_columns", with_columns},
+                        {"dense_seconds", dense},
+                        {"ratio_vector", dense / with_vector},
+                        {"ratio_64_columns", dense / with_columns},
+                        {"max_relative_difference", difference}}});
+  }
+  return results;
+}
+
+// ------------------------------------------------------------------------------------------------ the program
+
+const std::vector<std::pair<std::string, std::vector<Result> (*)(const Options&)>> kMeasurements{
+    {"predict", measure_predict},
+    {"spectrum", measure_spectrum},
+};
+
+void write_json(std::ostream& out, const std::string& commit, const std::vector<Result>& results) {
+  out << "{\"processor\": \"" << devices().front().name << "\", \"commit\": \"" << commit << "\",\n \"results\": [";
+  const char* comma = "";
+  for (const Result& result : results) {
+    out << comma << "\n  {\"name\": \"" << result.name << "\", \"device\": \"" << result.device
+        << "\", \"threads\": " << result.threads;
+    for (const auto& [key, value] : result.numbers) out << ", \"" << key << "\": " << std::setprecision(12) << value;
+    out << "}";
+    comma = ",";
+  }
+  out << "\n ]}\n";
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::vector<std::string> names;
+  std::string commit, json;
+  try {
+    Options options;
+    for (int i = 1; i < argc; ++i) {
+      const std::string word = argv[i];
+      const auto value = [&] {
+        if (i + 1 == argc) throw UsageError(word + " needs a value");
+        return std::string(argv[++i]);
+      };
+      if (word == "--device") {
+        options.device = Device::parse(value());
+      } else if (word == "--commit") {
+        commit = value();
+      } else if (word == "--json") {
+        json = value();
+      } else if (word == "--classes") {
+        options.classes.clear();
+        std::istringstream list(value());
+        for (std::string number; std::getline(list, number, ',');)
+          options.classes.push_back(std::max(2L, std::stol(number)));
+      } else {
+        names.push_back(word);
+      }
+    }
+    const bool everything = names.empty();
+    std::vector<Result> results;
+    for (const auto& [name, measure_it] : kMeasurements) {
+      if (std::erase(names, name) == 0 && !everything) continue;
+      for (Result& result : measure_it(options)) {
+        std::cout << result.name << " on " << result.device << ", " << result.threads << " threads\n";
+        for (const auto& [key, number] : result.numbers)
+          std::cout << "  " << std::left << std::setw(32) << key << std::setprecision(6) << number << "\n";
+        results.push_back(std::move(result));
+      }
+    }
+    if (!names.empty()) throw UsageError("there is no measurement " + names.front());
+    if (!json.empty()) {
+      std::ofstream file(json);
+      write_json(file, commit, results);
+      if (!file.flush()) throw DataError(json + " cannot be written");
+    }
+  } catch (const Error& error) {
+    std::cerr << error.what() << '\n';
+    return static_cast<int>(error.kind());
+  }
+}
