@@ -36,7 +36,7 @@ std::vector<Index> random_counts(unsigned seed) {
 
 class DenseSpectrum : public testing::TestWithParam<LabelModel> {
  protected:
-  Context context_{Device{}};
+  Context context_{Device{}, {.threads = 1}};  // small matrices, and tests share the cores
 };
 INSTANTIATE_TEST_SUITE_P(Models, DenseSpectrum,
                          testing::Values(LabelModel::with_bias, LabelModel::without_bias, LabelModel::seli),
