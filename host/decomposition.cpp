@@ -69,17 +69,16 @@ CheckedSvd checked_svd(Backend& backend, const Matrix& A) {
     combine(backend, -1, error, 1, A);
     result.residual = norm(backend, error) / (size > 0 ? size : 1);
   }
-  const double columns =
-                   distance_to_identity(backend, backend.product(svd.left, Transpose::yes, svd.left, Transpose::no)),
-               rows =
-                   distance_to_identity(backend, backend.product(svd.right, Transpose::no, svd.right, Transpose::yes));
-  result.orthogonality = columns <= rows ? rows : columns;  // NaN of either stays
+  const double left = distance_to_identity(backend, backend.product(svd.left, Transpose::yes, svd.left, Transpose::no));
+  const double right =
+      distance_to_identity(backend, backend.product(svd.right, Transpose::no, svd.right, Transpose::yes));
+  result.orthogonality = std::max(left, right);
   const double bound = 50 * static_cast<double>(std::max(A.rows, A.cols)) * kEps;
-  if (!(result.residual <= bound && columns <= bound && rows <= bound))
+  if (!(result.residual <= bound && left <= bound && right <= bound))
     throw Error(ErrorKind::internal, "the singular value decomposition of a " + std::to_string(A.rows) + " x " +
                                          std::to_string(A.cols) + " matrix is wrong: relative residual " +
-                                         scientific(result.residual) + ", orthogonality " + scientific(columns) +
-                                         " (left) and " + scientific(rows) + " (right), allowed " + scientific(bound));
+                                         scientific(result.residual) + ", orthogonality " + scientific(left) +
+                                         " (left) and " + scientific(right) + " (right), allowed " + scientific(bound));
   return result;
 }
 
