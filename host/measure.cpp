@@ -533,6 +533,8 @@ void Measurement::imbalance(const Matrix& weights, const std::vector<double>& bi
   for (const auto& [key, value] : measures.values) set(key, value);
   for (const auto& [key, why] : measures.undefined) undefined(key, why);
   report_.spectrum = std::move(measures.spectrum);
+  report_.singular_values_w = std::move(measures.singular_values_w);
+  report_.singular_values_z = std::move(measures.singular_values_z);
   if (!decays || report_.classes_seen == report_.classes) return;
   for (const auto& info : metric_catalogue())
     if (needs(info, "lambda")) skip(info.key, "the minimiser is known only where every class has samples");

@@ -112,6 +112,8 @@ std::string to_json(const Report& report) {
                                   {"z_measured", row.z_measured},
                                   {"cosine", row.cosine}});
   }
+  if (!report.singular_values_w.empty())
+    json["singular_values"] = {{"w", numbers(report.singular_values_w)}, {"z", numbers(report.singular_values_z)}};
   for (const auto& [key, blocks] :
        {std::pair{"block_cos_h", &report.block_cos_h}, {"block_cos_w", &report.block_cos_w}})
     if (!blocks->sizes.empty()) json[key] = block_json(*blocks);

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "host/decomposition.hpp"
 #include "host/theory/distance.hpp"
 #include "host/theory/geometry.hpp"
 #include "ncollapse/error.hpp"
@@ -66,6 +67,7 @@ class Imbalance {
   void seli(const LabelSpectrum& spectrum, const GroupedPair& pair);
   UfmOptions model() const;
   void minimiser(const GroupedPair& contrasts);
+  void singular_values(const UfmPrediction& prediction, const std::string& family);
   void duality_without_bias(const UfmPrediction& prediction, const LabelSpectrum::Structure& s);
   double loss();
 
@@ -240,6 +242,7 @@ void Imbalance::minimiser(const GroupedPair& contrasts) {
     else
       out_.undefined[family + name] = distance.undefined;
   };
+  singular_values(prediction, family);
   report("w", distance.w);
   report("h", distance.h);
   report("wh", distance.wh);
@@ -252,6 +255,58 @@ void Imbalance::minimiser(const GroupedPair& contrasts) {
     report("vanished_h", distance.vanished_h);
   } else {
     duality_without_bias(prediction, spectrum.structure());
+  }
+}
+
+// Of W, of Z = M D and of their product, against the predicted w, z and w z: what no choice of directions enters. With
+// W = U S V^T and Z^T = U' S' V'^T the product W Z = U (S V^T V' S') U'^T has the singular values of the small matrix.
+void Imbalance::singular_values(const UfmPrediction& prediction, const std::string& family) {
+  std::vector<double> w, z, wz;
+  for (const auto& direction : prediction.directions)
+    for (Index i = 0; i < direction.surviving; ++i) {
+      w.push_back(direction.w);
+      z.push_back(direction.z);
+      wz.push_back(direction.w * direction.z);
+    }
+  const auto undefined = [&](const std::string& why) {
+    for (const auto* name : {"rank_obs", "sv_w", "sv_h", "sv"}) out_.undefined[family + name] = why;
+  };
+  if (w.empty()) return undefined("every direction is predicted to vanish");
+  const auto distance = [](const std::vector<double>& measured, double measured_norm,
+                           const std::vector<double>& predicted, double predicted_norm) {
+    double squares = 0;
+    for (std::size_t i = 0; i < std::max(measured.size(), predicted.size()); ++i) {
+      const double gap = (i < measured.size() ? measured[i] / measured_norm : 0.0) -
+                         (i < predicted.size() ? predicted[i] / predicted_norm : 0.0);
+      squares += gap * gap;
+    }
+    return std::sqrt(squares);
+  };
+  const auto size = [](const std::vector<double>& values) {
+    return std::sqrt(std::inner_product(values.begin(), values.end(), values.begin(), 0.0));
+  };
+  try {
+    Matrix features = backend_.clone(in_.means);
+    if (!in_.bias.empty()) backend_.centre_rows(features, in_.sample_mean);
+    backend_.combine_rows(roots_, features, {}, {}, features);
+    Svd left = checked_svd(backend_, in_.weights).svd, right = checked_svd(backend_, features).svd;
+    backend_.combine_rows(left.values, left.right, {}, {}, left.right);
+    backend_.combine_rows(right.values, right.right, {}, {}, right.right);
+    const auto product =
+        checked_svd(backend_, backend_.product(left.right, Transpose::no, right.right, Transpose::yes)).svd.values;
+    set(family + "sv_w", distance(left.values, size(w), w, size(w)));
+    set(family + "sv_h", distance(right.values, size(z), z, size(z)));
+    if (size(product) > 0)
+      set(family + "sv", distance(product, size(product), wz, size(wz)));
+    else
+      out_.undefined[family + "sv"] = "the product of classifier and means is 0";
+    set(family + "rank_obs", static_cast<double>(std::count_if(left.values.begin(), left.values.end(),
+                                                               [&](double value) { return value > w.back() / 2; })));
+    out_.singular_values_w = std::move(left.values);
+    out_.singular_values_z = std::move(right.values);
+  } catch (const Error& error) {  // too large for the solver or for the memory: the other measures stand
+    if (error.kind() == ErrorKind::internal) throw;
+    undefined(error.what());
   }
 }
 

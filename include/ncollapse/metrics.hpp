@@ -88,7 +88,9 @@ struct Report {
   std::vector<PerClassMetric> per_class;
   std::vector<double> lambda_w;  ///< weight decays as given; empty when not
   double lambda_h = 0;
-  std::vector<SpectrumRow> spectrum;      ///< with weight decays: by descending sigma
+  std::vector<SpectrumRow> spectrum;  ///< with weight decays: by descending sigma
+  /// With weight decays: singular values of W and of Z = M D (as in spectrum), descending, [min(K, d)].
+  std::vector<double> singular_values_w, singular_values_z;
   BlockCosines block_cos_h, block_cos_w;  ///< of c_k and of w_k; empty where undefined
   std::vector<std::string> notes;         ///< remarks a reader should know (absent classes, single samples)
   std::vector<std::pair<std::string, double>> timing;       ///< name, seconds

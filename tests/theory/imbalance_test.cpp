@@ -92,6 +92,9 @@ TEST_P(Imbalance, EveryMeasureIsZeroAtTheMinimiser) {
           }
           EXPECT_TRUE(std::abs(*report.find("ufm_loss") - prediction.minimum) <= 1e-12 * prediction.minimum + 1e-15);
           EXPECT_DOUBLE_EQ(*report.find("ufm_loss_min"), prediction.minimum);
+          for (const auto* name : {"sv", "sv_w", "sv_h"})
+            EXPECT_TRUE(report.find(family + name).value() <= 1e-13) << family << name;
+          EXPECT_EQ(report.find(family + "rank_obs").value(), report.find(family + "rank_pred").value());
           if (!bias) {
             EXPECT_TRUE(report.find("gof_w_vs_h").value() <= 1e-14);
             if (layers == 1 && prediction.directions.back().surviving > 0) {
@@ -299,9 +302,15 @@ std::map<std::string, double> measured_in_basis(const Dense& U, const Dense& V, 
   const Index classes = U.rows;
   Dense w2(classes, classes), z2(classes, classes), wz(classes, classes);
   double aligned = 0, least = 1, alive = 0, vanished_w = 0, vanished_h = 0, all_w = 0, all_h = 0;
+  double blocks_w = 0, blocks_h = 0;  // squares inside the eigenspaces' diagonal blocks
   Index i = 0;
   for (const auto& direction : prediction.directions) {
     double w = 0, h = 0, wh = 0;  // traces of the eigenspace's blocks
+    for (Index p = i; p < i + direction.multiplicity; ++p)
+      for (Index q = i; q < i + direction.multiplicity; ++q) {
+        blocks_w += gram_w(p, q) * gram_w(p, q);
+        blocks_h += gram_h(p, q) * gram_h(p, q);
+      }
     for (Index copy = 0; copy < direction.multiplicity; ++copy, ++i) {
       w2(i, i) = direction.w * direction.w;
       z2(i, i) = direction.z * direction.z;
@@ -325,6 +334,8 @@ std::map<std::string, double> measured_in_basis(const Dense& U, const Dense& V, 
   return {{"ufmb_w", normalised_gap(gram_w, w2)},
           {"ufmb_h", normalised_gap(gram_h, z2)},
           {"ufmb_wh", normalised_gap(product, wz)},
+          {"ufmb_row_orth", std::sqrt(std::max(0.0, 1 - blocks_w / gram_w.squares()))},
+          {"ufmb_col_orth", std::sqrt(std::max(0.0, 1 - blocks_h / gram_h.squares()))},
           {"ufmb_align_mean", aligned / alive},
           {"ufmb_align_min", least},
           {"ufmb_vanished_w", vanished_w / all_w},
@@ -390,8 +401,10 @@ TEST_P(Imbalance, NoMeasureDependsOnTheBasisOfAnEigenspace) {
         std::size_t compared = 0;
         for (const auto& [key, value] : report.metrics) {
           if (!key.starts_with("ufmb_") && !key.starts_with("seli_")) continue;
+          if (key.starts_with("ufmb_sv") || key == "ufmb_rank_obs") continue;  // singular values need no basis
           ASSERT_TRUE(expected.contains(key)) << key;
-          EXPECT_TRUE(std::abs(value - expected[key]) <= 1e-10)
+          const bool near_zero = std::abs(value * value - expected[key] * expected[key]) <= 1e-13;  // one eigenspace
+          EXPECT_TRUE(std::abs(value - expected[key]) <= 1e-10 || (key.ends_with("_orth") && near_zero))
               << key << " " << value << " " << expected[key] << ", turn " << turn << ", " << classes << " classes";
           ++compared;
         }
@@ -418,6 +431,27 @@ TEST_P(Imbalance, MinoritiesAndNorms) {
   const Report balanced = measured({5, 5, 5, 5}, transposed(weights), {weights}, {}, 1e-4, 1e-4);
   EXPECT_EQ(balanced.status.at("mc_cos_w").code, "undefined");
   EXPECT_EQ(balanced.status.at("norm_count_slope_w").code, "undefined");
+}
+
+TEST_P(Imbalance, SingularValuesAreThoseOfTheProducts) {
+  // W = diag(3, 1), M = diag(2, 1) with sizes 4 and 1, no bias: W has 3, 1; M D has 4, 1; W M D has 12, 1.
+  Dense weights(2, 2), features(2, 2);
+  weights.values = {3, 0, 0, 1};
+  features.values = {2, 0, 0, 1};
+  const double lambda = 1e-2;
+  const Report report = measured({4, 1}, features, {weights}, {}, lambda, lambda);
+  EXPECT_NEAR(report.singular_values_w.at(0), 3, 1e-14);
+  EXPECT_NEAR(report.singular_values_w.at(1), 1, 1e-14);
+  EXPECT_NEAR(report.singular_values_z.at(0), 4, 1e-14);
+  EXPECT_NEAR(report.singular_values_z.at(1), 1, 1e-14);
+  // L = 1, equal decays: w^2 = sigma - N lambda, z = w; here sigma = 2, 1 and N lambda = 0.05.
+  const double w0 = std::sqrt(1.95), w1 = std::sqrt(0.95), size = std::sqrt(145.0), wz = std::hypot(1.95, 0.95);
+  EXPECT_NEAR(report.find("gof_sv_w").value(), std::hypot(3 - w0, 1 - w1) / std::hypot(w0, w1), 1e-13);
+  EXPECT_NEAR(report.find("gof_sv_h").value(), std::hypot(4 - w0, 1 - w1) / std::hypot(w0, w1), 1e-13);
+  EXPECT_NEAR(report.find("gof_sv").value(), std::hypot(12 / size - 1.95 / wz, 1 / size - 0.95 / wz), 1e-13);
+  EXPECT_EQ(report.find("gof_rank_obs").value(), 2);
+  weights.values = {3, 0, 0, 0.4};  // below w1 / 2
+  EXPECT_EQ(measured({4, 1}, features, {weights}, {}, lambda, lambda).find("gof_rank_obs").value(), 1);
 }
 
 TEST_P(Imbalance, BlocksOfEqualSizes) {
