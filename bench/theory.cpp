@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <fstream>
 #include <iomanip>
 #include <iostream>
@@ -148,8 +149,9 @@ const std::vector<std::pair<std::string, std::vector<Result> (*)(const Options&)
     {"spectrum", measure_spectrum},
 };
 
-void write_json(std::ostream& out, const std::string& commit, const std::vector<Result>& results) {
-  out << "{\"processor\": \"" << devices().front().name << "\", \"commit\": \"" << commit << "\",\n \"results\": [";
+void write_json(std::ostream& out, const std::string& commit, double load_before, const std::vector<Result>& results) {
+  out << "{\"processor\": \"" << devices().front().name << "\", \"commit\": \"" << commit
+      << "\", \"load_before\": " << load_before << ",\n \"results\": [";
   const char* comma = "";
   for (const Result& result : results) {
     out << comma << "\n  {\"name\": \"" << result.name << "\", \"device\": \"" << result.device
@@ -166,6 +168,8 @@ void write_json(std::ostream& out, const std::string& commit, const std::vector<
 int main(int argc, char** argv) {
   std::vector<std::string> names;
   std::string commit, json;
+  double load_before = 0;
+  getloadavg(&load_before, 1);
   try {
     Options options;
     for (int i = 1; i < argc; ++i) {
@@ -203,7 +207,7 @@ int main(int argc, char** argv) {
     if (!names.empty()) throw UsageError("there is no measurement " + names.front());
     if (!json.empty()) {
       std::ofstream file(json);
-      write_json(file, commit, results);
+      write_json(file, commit, load_before, results);
       if (!file.flush()) throw DataError(json + " cannot be written");
     }
   } catch (const Error& error) {
