@@ -12,4 +12,5 @@
 #include "ncollapse/metrics.hpp"
 #include "ncollapse/theory.hpp"
 #include "ncollapse/types.hpp"
+#include "ncollapse/ufm.hpp"
 #include "ncollapse/version.hpp"

@@ -19,6 +19,7 @@ only_in() {
 only_in 'cuda_|cuda\.h|cuda/std|cublas|cusolver|nccl|thrust/|cub/|cooperative_groups' 'cuda/|tests/[^:]*\.cu:'
 only_in 'cblas|lapack|openblas' 'host/cpu/|tests/shim/'
 only_in 'omp\.h' 'host/cpu/'
+only_in 'lbfgs\.h' 'host/ufm/lbfgs\.cpp:'
 only_in 'nlohmann/' 'host/io/|host/cli/|tests/'
 only_in 'zip\.h|zlib' 'host/io/|tests/'
 only_in 'CLI/|fmt/' 'host/cli/'

@@ -1,0 +1,206 @@
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <string>
+
+#include "host/backend.hpp"
+#include "host/classifier_product.hpp"
+#include "host/ufm/minimise.hpp"
+#include "ncollapse/accumulator.hpp"
+#include "ncollapse/decisions.hpp"
+#include "ncollapse/error.hpp"
+#include "ncollapse/ufm.hpp"
+
+namespace ncollapse {
+
+namespace {
+
+constexpr double kDifference = 1e-3;  // of the largest predicted value
+
+double norm(std::span<const double> values) {
+  return std::sqrt(std::inner_product(values.begin(), values.end(), values.begin(), 0.0));
+}
+
+void check(const SimulationOptions& options) {
+  if (options.model.counts.size() == 1) throw UsageError("there is 1 class, must be at least 2");
+  if (options.iterations < 1)
+    throw UsageError("iterations is " + std::to_string(options.iterations) + ", must be at least 1");
+  if (options.measure_every < 1)
+    throw UsageError("measure_every is " + std::to_string(options.measure_every) + ", must be at least 1");
+  if (!(options.gradient_tolerance >= 0))
+    throw UsageError("the gradient tolerance is " + std::to_string(options.gradient_tolerance) +
+                     ", must not be negative");
+}
+
+/// The optimiser's vectors are in host memory, which the system promises before it knows whether it has it.
+void check_memory(const UfmProblem& problem, Optimizer optimizer) {
+  const Index vectors = optimizer == Optimizer::lbfgs ? 2 * kLbfgsHistory + 7 : 4;
+  const Index memory = cpu_device(1).memory_bytes;
+  if (problem.parameters() <= memory / (vectors * static_cast<Index>(sizeof(double)))) return;
+  throw DeviceError(std::to_string(problem.parameters()) + " parameters, " + std::to_string(vectors) +
+                        " vectors of them: more than the " + std::to_string(memory) + " bytes of this machine's memory",
+                    "take fewer samples, a smaller dim, or gradient descent, which needs 4 vectors");
+}
+
+Report measure_point(const UfmProblem& problem, std::span<const double> x) {
+  const MatrixView features = problem.features(x);
+  const LabelView labels = problem.labels();
+  const Classifier classifier = problem.classifier(x);
+  Accumulator accumulator(problem.context(), {.classes = problem.classes(), .dim = problem.dim()});
+  accumulator.add(features, labels);
+  const ClassMoments moments = accumulator.finish();
+  DecisionCounter counter(moments, &classifier);
+  counter.add(features, labels);
+  const DecisionCounts decisions = counter.finish();
+  Report report = measure(moments, {.classifier = &classifier,
+                                    .train = &decisions,
+                                    .lambda_w = problem.model().lambda_w,
+                                    .lambda_h = problem.model().lambda_h});
+  report.dtype = to_string(features.dtype);
+  return report;
+}
+
+/// How many singular values of A [rows x d], given on the host, exceed `threshold`.
+Index singular_values_above(Backend& backend, std::span<const double> values, Index dim, double threshold) {
+  Matrix A = backend.matrix(static_cast<Index>(values.size()) / dim, dim);
+  backend.upload(A.data(), values.data(), A.bytes());
+  Matrix gram = A.rows <= dim ? backend.product(A, Transpose::no, A, Transpose::yes)
+                              : backend.product(A, Transpose::yes, A, Transpose::no);
+  const std::vector<double> squares = backend.eigh(gram);
+  return std::count_if(squares.begin(), squares.end(), [&](double square) { return square > threshold * threshold; });
+}
+
+/// Every eigenspace at x, beside its prediction.
+std::vector<EigenspaceComparison> compare(const UfmProblem& problem, std::span<const double> x,
+                                          const std::vector<SpectrumRow>& measured) {
+  Backend& backend = *problem.context().backend();
+  const UfmOptions& model = problem.model();
+  const auto& directions = problem.prediction().directions;
+  const Index dim = problem.dim();
+  double smallest = std::sqrt(static_cast<double>(problem.samples()) * model.lambda_h);
+  for (const auto& direction : directions)  // by descending sigma, and so by descending w
+    if (direction.surviving > 0) smallest = direction.w;
+  const LabelSpectrum spectrum(model.counts, model.bias ? LabelModel::with_bias : LabelModel::without_bias);
+  const std::vector<double> rows = spectrum.apply_left(
+      backend.to_host(classifier_product(backend, problem.classifier(x), dim, problem.classes())), dim);
+  std::vector<EigenspaceComparison> result;
+  std::span<const double> rest = rows;
+  for (std::size_t i = 0; i < directions.size(); ++i) {
+    const auto& direction = directions[i];
+    const auto block = rest.first(static_cast<std::size_t>(direction.multiplicity * dim));
+    rest = rest.subspan(block.size());
+    const double alive =
+        std::sqrt(static_cast<double>(direction.surviving) / static_cast<double>(direction.multiplicity));
+    result.push_back({.sigma = direction.sigma,
+                      .multiplicity = direction.multiplicity,
+                      .surviving_predicted = direction.surviving,
+                      .surviving_measured = singular_values_above(
+                          backend, block, dim, (direction.surviving > 0 ? direction.w : smallest) / 2),
+                      .w_predicted = alive * direction.w,
+                      .w_measured = measured[i].w_measured,
+                      .z_predicted = alive * direction.z,
+                      .z_measured = measured[i].z_measured});
+  }
+  return result;
+}
+
+void keep_differing(const UfmProblem& problem, std::vector<EigenspaceComparison>& spaces) {
+  const auto& directions = problem.prediction().directions;
+  const double decay = std::sqrt(static_cast<double>(problem.samples()) * problem.model().lambda_h);
+  double largest_w = 0, largest_z = 0;
+  for (const auto& direction : directions) {
+    largest_w = std::max(largest_w, direction.w);
+    largest_z = std::max(largest_z, direction.z);
+  }
+  if (largest_w == 0) {  // all vanishes: the size at which a direction would begin to survive
+    largest_w = decay;
+    largest_z = directions.front().sigma / (2 * decay);
+  }
+  const auto differs = [&](std::size_t i) {
+    const auto& space = spaces[i];
+    return !directions[i].at_threshold && (space.surviving_measured != space.surviving_predicted ||
+                                           std::abs(space.w_measured - space.w_predicted) > kDifference * largest_w ||
+                                           std::abs(space.z_measured - space.z_predicted) > kDifference * largest_z);
+  };
+  std::vector<EigenspaceComparison> kept;
+  for (std::size_t i = 0; i < spaces.size(); ++i)
+    if (differs(i)) kept.push_back(spaces[i]);
+  spaces = std::move(kept);
+}
+
+}  // namespace
+
+std::string_view to_string(Optimizer optimizer) { return optimizer == Optimizer::lbfgs ? "lbfgs" : "gd"; }
+
+Optimizer parse_optimizer(std::string_view name) {
+  for (const auto optimizer : {Optimizer::lbfgs, Optimizer::gd})
+    if (name == to_string(optimizer)) return optimizer;
+  throw UsageError("unknown optimizer '" + std::string(name) + "'", "one of: lbfgs, gd");
+}
+
+std::string_view to_string(SimulationEnd end) {
+  switch (end) {
+    case SimulationEnd::converged: return "converged";
+    case SimulationEnd::no_progress: return "no further progress";
+    case SimulationEnd::iterations: return "iterations";
+    case SimulationEnd::stopped: return "stopped";
+  }
+  return "?";
+}
+
+SimulationResult simulate(const Context& context, const SimulationOptions& options, const SimulationCallback& on_step) {
+  check(options);
+  UfmProblem problem(context, options.model, options.dim);
+  check_memory(problem, options.optimizer);
+  SimulationResult result;
+  result.parameters = problem.random_start(options.seed, options.start_scale);
+  const double smallest_decay =
+      std::min(options.model.lambda_h, *std::min_element(options.model.lambda_w.begin(), options.model.lambda_w.end()));
+
+  Index evaluations = 0;
+  const Objective objective = [&](std::span<const double> x, std::span<double> gradient) {
+    ++evaluations;
+    return problem.loss_and_gradient(x, gradient);
+  };
+  const OnIterate on_iterate = [&](const Iterate& point) {
+    if (!std::isfinite(point.loss)) throw UsageError("the loss at the start overflows", "take a smaller start scale");
+    SimulationStep& step = result.last;
+    step = {.iteration = point.iteration,
+            .evaluations = evaluations,
+            .loss = point.loss,
+            .minimum = problem.prediction().minimum,
+            .gap = point.loss - problem.prediction().minimum,
+            .gradient_norm = norm(point.gradient)};
+    bool done = true;
+    if (step.gradient_norm <= options.gradient_tolerance * smallest_decay * std::max(1.0, norm(point.x)))
+      result.end = SimulationEnd::converged;
+    else if (point.iteration == options.iterations)
+      result.end = SimulationEnd::iterations;
+    else
+      done = false;
+    if (done || point.iteration % options.measure_every == 0) step.report = measure_point(problem, point.x);
+    if (on_step && !on_step(step) && !done) {
+      result.end = SimulationEnd::stopped;
+      done = true;
+    }
+    return !done;
+  };
+  const auto minimise = options.optimizer == Optimizer::lbfgs ? minimise_lbfgs : minimise_gd;
+  if (minimise(objective, result.parameters, on_iterate) == MinimiseEnd::no_progress)
+    result.end = SimulationEnd::no_progress;
+
+  if (!result.last.report) {
+    result.last.report = measure_point(problem, result.parameters);
+    result.last.evaluations = evaluations;
+    if (on_step) on_step(result.last);
+  }
+  result.differing = compare(problem, result.parameters, result.last.report->spectrum);
+  for (const auto& space : result.differing) {
+    result.rank_predicted += space.surviving_predicted;
+    result.rank_measured += space.surviving_measured;
+  }
+  keep_differing(problem, result.differing);
+  return result;
+}
+
+}  // namespace ncollapse
