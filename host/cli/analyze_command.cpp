@@ -1,11 +1,11 @@
 #include <fmt/core.h>
 #include <unistd.h>
 
-#include <csignal>
 #include <memory>
 #include <optional>
 
 #include "host/cli/commands.hpp"
+#include "host/cli/interrupt.hpp"
 #include "host/cli/output.hpp"
 #include "host/cli/progress.hpp"
 #include "ncollapse/analysis.hpp"
@@ -14,8 +14,6 @@
 namespace ncollapse::cli {
 
 namespace {
-
-volatile std::sig_atomic_t interrupted = 0;
 
 struct AnalyzeOptions {
   AnalysisRequest request;
@@ -37,19 +35,15 @@ void run(AnalyzeOptions& options, const Common& common) {
   options.request.convention = parse_convention(options.convention);
   const Context context(Device::parse(options.device), {.threads = options.threads});
 
-  // The first Ctrl-C ends the run between two batches, a second one ends it at once.
-  struct sigaction on_interrupt = {};
-  on_interrupt.sa_handler = [](int) { interrupted = 1; };
-  on_interrupt.sa_flags = static_cast<int>(SA_RESETHAND);
-  sigaction(SIGINT, &on_interrupt, nullptr);
+  catch_interrupts();
   ProgressBar bar(!common.quiet && isatty(STDERR_FILENO) == 1);
   options.request.on_progress = [&](const Progress& progress) {
-    if (interrupted != 0) throw Interrupted();
+    if (interrupted()) throw Interrupted("interrupted; nothing was written");
     bar.update(progress);
   };
   Report report = analyze(context, options.request);
   bar.clear();
-  if (interrupted != 0) throw Interrupted();
+  if (interrupted()) throw Interrupted("interrupted; nothing was written");
   if (!common.json.empty()) write_output(common.json, to_json(report) + "\n");
   if (!options.csv.empty()) write_output(options.csv, to_csv(report));
   const bool stdout_taken = common.json == "-" || options.csv == "-";

@@ -25,6 +25,7 @@ inline const CLI::Validator kAtLeastOne(
 void add_analyze(CLI::App& app, Common& common);
 void add_devices(CLI::App& app, Common& common);
 void add_predict(CLI::App& app, Common& common);
+void add_simulate(CLI::App& app, Common& common);
 void add_metrics(CLI::App& app, Common& common);
 
 }  // namespace ncollapse::cli

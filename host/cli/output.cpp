@@ -6,7 +6,6 @@
 #include <cerrno>
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <iostream>
 #include <new>
 #include <nlohmann/json.hpp>
@@ -68,6 +67,18 @@ void write_output(const std::string& path, const std::string& text) {
   }
 }
 
+LineWriter::LineWriter(const std::string& path) : path_(path) {
+  if (path == "-") return;
+  file_.open(path, std::ios::binary | std::ios::trunc);
+  if (!file_) throw DataError(path + ": cannot write: " + std::error_code(errno, std::generic_category()).message());
+}
+
+void LineWriter::write(const std::string& line) {
+  if (path_ == "-") return write_output(path_, line + "\n");
+  file_ << line + "\n" << std::flush;
+  if (!file_) throw DataError(path_ + ": cannot write: " + std::error_code(errno, std::generic_category()).message());
+}
+
 bool wants_colour(int descriptor) {
   const char* no_colour = std::getenv("NO_COLOR");
   return isatty(descriptor) == 1 && (no_colour == nullptr || *no_colour == '\0');
@@ -78,10 +89,11 @@ int report_error(std::exception_ptr error, bool as_json) {
     std::rethrow_exception(error);
   } catch (const Error& e) {
     return print_error(static_cast<int>(e.kind()), e.what(), e.hint(), as_json);
-  } catch (const Interrupted&) {
-    return print_error(kInterruptedExit, "interrupted; nothing was written", "", as_json);
+  } catch (const Interrupted& e) {
+    return print_error(kInterruptedExit, e.what(), "", as_json);
   } catch (const std::bad_alloc&) {
-    return print_error(static_cast<int>(ErrorKind::device), "out of memory", "try a smaller --batch-rows", as_json);
+    return print_error(static_cast<int>(ErrorKind::device), "out of memory",
+                       "analyze: try a smaller --batch-rows; simulate: a smaller --dim", as_json);
   } catch (const std::exception& e) {
     return print_error(static_cast<int>(ErrorKind::internal), e.what(), "", as_json);
   }

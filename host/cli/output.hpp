@@ -2,18 +2,34 @@
 #pragma once
 
 #include <exception>
+#include <fstream>
+#include <stdexcept>
 #include <string>
 
 namespace ncollapse::cli {
 
-/// Thrown when the user pressed Ctrl-C.
-struct Interrupted : std::exception {
-  const char* what() const noexcept override { return "interrupted"; }
+/// Thrown when the user pressed Ctrl-C; what() says what that left behind.
+struct Interrupted : std::runtime_error {
+  using std::runtime_error::runtime_error;
 };
 
 /// Writes `text` to `path`, replacing an old file only once the new one is complete; "-" is standard output.
 /// Throws DataError when it cannot be written.
 void write_output(const std::string& path, const std::string& text);
+
+/// Writes line by line what a long run has to say: each line is whole in the file before the next one is made, so a run
+/// that is killed leaves complete lines. "-" is standard output; an old file is replaced at the start.
+class LineWriter {
+ public:
+  /// Throws DataError when the file cannot be opened.
+  explicit LineWriter(const std::string& path);
+  /// `line` without its end. Throws DataError when it cannot be written.
+  void write(const std::string& line);
+
+ private:
+  std::string path_;
+  std::ofstream file_;
+};
 
 /// Fails early where write_output would fail late: the folder is missing, the path is a directory.
 void check_output(const std::string& path);

@@ -1,8 +1,6 @@
 #include <fmt/core.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <charconv>
 #include <chrono>
 #include <cmath>
 #include <limits>
@@ -12,7 +10,7 @@
 
 #include "host/cli/commands.hpp"
 #include "host/cli/output.hpp"
-#include "ncollapse/array_file.hpp"
+#include "host/cli/ufm_arguments.hpp"
 #include "ncollapse/decomposition.hpp"
 #include "ncollapse/error.hpp"
 #include "ncollapse/theory.hpp"
@@ -29,11 +27,7 @@ constexpr std::size_t kMaxTableRows = 40;
 constexpr double kDenseTolerance = 1e-9;
 
 struct PredictOptions {
-  std::string counts, counts_from;
-  Index layers = 1;
-  std::vector<double> lambda_w;
-  double lambda_h = 0;
-  bool no_bias = false;
+  UfmArguments ufm;
   Index dim = 0;
   bool dense = false;
   std::string device = "auto";
@@ -47,62 +41,6 @@ struct DenseComparison {
   double residual = 0, orthogonality = 0;
   double seconds = 0, structured_seconds = 0;
 };
-
-std::vector<Index> parse_counts(const std::string& text) {
-  std::vector<Index> counts;
-  for (std::size_t begin = 0; begin <= text.size();) {
-    const std::size_t end = std::min(text.find(',', begin), text.size());
-    const std::string word = text.substr(begin, end - begin);
-    Index value = 0;
-    const auto [stop, status] = std::from_chars(word.data(), word.data() + word.size(), value);
-    if (status != std::errc{} || stop != word.data() + word.size())
-      throw UsageError("--counts: '" + word + "' is not a number of samples", "write --counts 500,300,100");
-    counts.push_back(value);
-    begin = end + 1;
-  }
-  return counts;
-}
-
-std::vector<Index> count_labels(const std::string& spec) {
-  ArrayFile file = ArrayFile::open(spec, ArrayRole::labels);
-  constexpr Index kBlock = Index{1} << 20, kMaxClasses = Index{1} << 28;
-  std::vector<Index> counts;
-  for (Index first = 0; first < file.rows(); first += kBlock) {
-    const LabelView labels = file.read_labels(first, std::min(kBlock, file.rows() - first));
-    for (Index i = 0; i < labels.size; ++i) {
-      const Index label = label_at(labels, i);
-      if (label < 0 || label >= kMaxClasses)
-        throw DataError(
-            file.name() + ": the label at row " + std::to_string(first + i) + " is " + std::to_string(label),
-            "labels are class numbers from 0 to K-1");
-      if (label >= static_cast<Index>(counts.size())) counts.resize(static_cast<std::size_t>(label) + 1);
-      ++counts[label];
-    }
-  }
-  if (counts.empty()) throw DataError(file.name() + ": holds no labels");
-  for (std::size_t k = 0; k < counts.size(); ++k)
-    if (counts[k] == 0)
-      throw DataError(file.name() + ": class " + std::to_string(k) + " has no samples, the theory needs every class",
-                      "number the classes that occur from 0 to K-1");
-  return counts;
-}
-
-UfmOptions model_of(const PredictOptions& options) {
-  if (options.counts.empty() == options.counts_from.empty())
-    throw UsageError("give either --counts or --counts-from", "write --counts 500,300,100");
-  const auto layers = static_cast<std::size_t>(options.layers);
-  if (options.lambda_w.size() != 1 && options.lambda_w.size() != layers)
-    throw UsageError(fmt::format("--lambda-w has {} values for {} layers", options.lambda_w.size(), layers),
-                     "give one for all layers, or one for each, W_1 first");
-  UfmOptions model;
-  model.counts = options.counts.empty() ? count_labels(options.counts_from) : parse_counts(options.counts);
-  model.lambda_w =
-      options.lambda_w.size() == layers ? options.lambda_w : std::vector<double>(layers, options.lambda_w.front());
-  model.lambda_h = options.lambda_h;
-  model.bias = !options.no_bias;
-  model.width = options.dim;
-  return model;
-}
 
 DenseComparison compare_with_dense(const UfmOptions& model, const PredictOptions& options) {
   using Clock = std::chrono::steady_clock;
@@ -157,14 +95,7 @@ std::string to_json(const UfmOptions& model, const UfmPrediction& prediction,
   Json json;
   json["schema"] = "ncollapse.prediction/1";
   json["tool"] = {{"name", "ncollapse"}, {"version", version()}};
-  json["model"] = {{"K", prediction.classes},
-                   {"N", prediction.samples},
-                   {"layers", model.lambda_w.size()},
-                   {"lambda_w", model.lambda_w},
-                   {"lambda_h", model.lambda_h},
-                   {"with_bias", model.bias},
-                   {"width", model.width > 0 ? Json(model.width) : Json(nullptr)},
-                   {"counts", model.counts}};
+  json["model"] = model_json(model, prediction);
   json["minimum"] = prediction.minimum;
   json["sigma"] = std::move(sigma);
   json["survives"] = std::move(survives);
@@ -260,7 +191,8 @@ std::string to_table(const UfmOptions& model, const UfmPrediction& prediction,
 
 void run(const PredictOptions& options, const Common& common) {
   check_output(common.json);
-  const UfmOptions model = model_of(options);
+  UfmOptions model = ufm_options(options.ufm);
+  model.width = options.dim;
   const UfmPrediction prediction = predict(model);
   std::optional<DenseComparison> dense;
   if (options.dense) dense = compare_with_dense(model, options);
@@ -276,19 +208,7 @@ void add_predict(CLI::App& app, Common& common) {
   auto options = std::make_shared<PredictOptions>();
   CLI::App* command = app.add_subcommand(
       "predict", "What collapse should look like: the global minimiser of the unconstrained feature model");
-  command->add_option("--counts", options->counts, "Samples of every class, separated by commas")
-      ->type_name("N1,N2,...");
-  command->add_option("--counts-from", options->counts_from, "Count them in a file of labels")->type_name("FILE[:KEY]");
-  command->add_option("--layers", options->layers, "L, linear layers above the features")
-      ->capture_default_str()
-      ->check(kAtLeastOne)
-      ->type_name("L");
-  command
-      ->add_option("--lambda-w", options->lambda_w, "Weight decay of the layers: one for all, or one each, W_1 first")
-      ->required()
-      ->type_name("X");
-  command->add_option("--lambda-h", options->lambda_h, "Weight decay of the features")->required()->type_name("X");
-  command->add_flag("--no-bias", options->no_bias, "The last layer has no bias");
+  add_ufm_arguments(*command, options->ufm);
   command->add_option("--dim", options->dim, "Smallest width of features and layers; default: no limit")
       ->check(kAtLeastOne)
       ->type_name("D");

@@ -18,17 +18,31 @@ std::string duration(double seconds) {
 
 }  // namespace
 
+bool ProgressBar::due(bool last) {
+  const auto now = Clock::now();
+  if (now - last_ < std::chrono::milliseconds(100) && !last) return false;
+  last_ = now;
+  return true;
+}
+
+void ProgressBar::draw(const std::string& title, double share, const std::string& rest) {
+  constexpr int kWidth = 24;
+  const int filled = static_cast<int>(share * kWidth);
+  fmt::print(stderr, "\r{:<20} [{}{}] {:3.0f} %  {}\033[K", title, std::string(filled, '#'),
+             std::string(kWidth - filled, '.'), share * 100, rest);
+  std::fflush(stderr);
+  shown_ = true;
+}
+
 void ProgressBar::update(const Progress& progress) {
   if (!enabled_) return;
-  const auto now = Clock::now();
   if (progress.pass != pass_) {
     pass_ = progress.pass;
-    pass_start_ = now;
-    last_ = now - std::chrono::seconds(1);
+    pass_start_ = Clock::now();
+    last_ = {};
   }
-  if (now - last_ < std::chrono::milliseconds(100) && progress.rows_done < progress.rows_total) return;
-  last_ = now;
-  const double seconds = std::chrono::duration<double>(now - pass_start_).count();
+  if (!due(progress.rows_done >= progress.rows_total)) return;
+  const double seconds = std::chrono::duration<double>(last_ - pass_start_).count();
   const double share = progress.rows_total > 0 ? static_cast<double>(progress.rows_done) / progress.rows_total : 1.0;
   std::string rate;
   if (seconds > 0.2) {  // before that the rate is noise
@@ -36,12 +50,14 @@ void ProgressBar::update(const Progress& progress) {
     rate = fmt::format("  {:.2f} GB/s, {} left", bytes_per_second * 1e-9,
                        duration(seconds * (1 - share) / std::max(share, 1e-9)));
   }
-  constexpr int kWidth = 24;
-  const int filled = static_cast<int>(share * kWidth);
-  fmt::print(stderr, "\r{:<20} [{}{}] {:3.0f} %  {} of {} rows{}\033[K", pass_, std::string(filled, '#'),
-             std::string(kWidth - filled, '.'), share * 100, progress.rows_done, progress.rows_total, rate);
-  std::fflush(stderr);
-  shown_ = true;
+  draw(pass_, share, fmt::format("{} of {} rows{}", progress.rows_done, progress.rows_total, rate));
+}
+
+void ProgressBar::update(const SimulationStep& step, Index iterations) {
+  if (!enabled_ || !due(step.iteration == iterations)) return;
+  draw(fmt::format("iteration {}", step.iteration),
+       static_cast<double>(step.iteration) / static_cast<double>(iterations),
+       fmt::format("loss {:.10g}, {:.3g} above the minimum", step.loss, step.gap));
 }
 
 void ProgressBar::clear() {

@@ -1,10 +1,11 @@
-// A progress bar on stderr, for terminals only: rows, rate, time left. At most ten updates a second.
+// A progress bar on stderr, for terminals only. At most ten updates a second.
 #pragma once
 
 #include <chrono>
 #include <string>
 
 #include "ncollapse/analysis.hpp"
+#include "ncollapse/ufm.hpp"
 
 namespace ncollapse::cli {
 
@@ -15,11 +16,15 @@ class ProgressBar {
   ProgressBar(const ProgressBar&) = delete;
   ProgressBar& operator=(const ProgressBar&) = delete;
 
-  void update(const Progress& progress);
+  void update(const Progress& progress);                      ///< rows, rate, time left
+  void update(const SimulationStep& step, Index iterations);  ///< iteration, loss, gap
   void clear();
 
  private:
   using Clock = std::chrono::steady_clock;
+  bool due(bool last);
+  void draw(const std::string& title, double share, const std::string& rest);
+
   bool enabled_;
   bool shown_ = false;
   std::string pass_;

@@ -1,9 +1,9 @@
-// Reports as JSON and CSV. JSON has no NaN: an undefined number is null and has its reason under "status".
+// Reports as JSON and CSV.
 #include <charconv>
 #include <cmath>
-#include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "host/io/report_json.hpp"
 #include "ncollapse/error.hpp"
 #include "ncollapse/metrics.hpp"
 #include "ncollapse/version.hpp"
@@ -12,23 +12,10 @@ namespace ncollapse {
 
 namespace {
 
-using Json = nlohmann::ordered_json;
-
-Json number(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
-
 Json numbers(const std::vector<double>& values) {
   Json list = Json::array();
-  for (const double value : values) list.push_back(number(value));
+  for (const double value : values) list.push_back(json_number(value));
   return list;
-}
-
-Json device_json(const DeviceInfo& device) {
-  return {{"type", device.device.type == DeviceType::cpu ? "cpu" : "cuda"},
-          {"index", device.device.index},
-          {"name", device.name},
-          {"capability", device.capability},
-          {"threads", device.threads},
-          {"memory_bytes", device.memory_bytes}};
 }
 
 // The shortest text that reads back as the same double.
@@ -87,31 +74,11 @@ std::string to_json(const Report& report) {
       {"tol", convention.rank_tolerance},
       {"accum_dtype", "f64"}};
   if (!report.lambda_w.empty()) json["weight_decay"] = {{"lambda_w", report.lambda_w}, {"lambda_h", report.lambda_h}};
-  json["metrics"] = Json::object();
-  json["status"] = Json::object();
-  for (const auto& info : metric_catalogue()) {
-    const std::string key(info.key);
-    const auto status = report.status.find(key);
-    if (const auto value = report.find(key))
-      json["metrics"][key] = number(*value);
-    else if (info.scope == "scalar" && status != report.status.end() && status->second.code == "undefined")
-      json["metrics"][key] = nullptr;
-    if (status != report.status.end())
-      json["status"][key] = {{"code", status->second.code}, {"why", status->second.why}};
-  }
+  json["metrics"] = metrics_json(report);
+  json["status"] = status_json(report);
   json["per_class"]["counts"] = report.counts;
   for (const auto& metric : report.per_class) json["per_class"][metric.key] = numbers(metric.values);
-  if (!report.spectrum.empty()) {
-    json["spectrum"] = Json::array();
-    for (const auto& row : report.spectrum)
-      json["spectrum"].push_back({{"sigma", row.sigma},
-                                  {"multiplicity", row.multiplicity},
-                                  {"w_predicted", row.w_predicted},
-                                  {"w_measured", row.w_measured},
-                                  {"z_predicted", row.z_predicted},
-                                  {"z_measured", row.z_measured},
-                                  {"cosine", row.cosine}});
-  }
+  if (!report.spectrum.empty()) json["spectrum"] = spectrum_json(report);
   if (!report.singular_values_w.empty())
     json["singular_values"] = {{"w", numbers(report.singular_values_w)}, {"z", numbers(report.singular_values_z)}};
   for (const auto& [key, blocks] :
@@ -119,7 +86,7 @@ std::string to_json(const Report& report) {
     if (!blocks->sizes.empty()) json[key] = block_json(*blocks);
   json["notes"] = report.notes;
   json["timing"] = Json::object();
-  for (const auto& [name, seconds] : report.timing) json["timing"][name] = number(seconds);
+  for (const auto& [name, seconds] : report.timing) json["timing"][name] = json_number(seconds);
   return json.dump(2, ' ', false, Json::error_handler_t::replace);  // file names need not be UTF-8
 }
 

@@ -189,14 +189,16 @@ MatrixView UfmProblem::features(std::span<const double> x) const {
 
 LabelView UfmProblem::labels() const { return view(impl_->labels.data(), impl_->samples); }
 
-std::vector<double> UfmProblem::random_start(std::uint64_t seed, double scale) const {
-  if (!(scale > 0) || !std::isfinite(scale))
-    throw UsageError("the start scale is " + std::to_string(scale) + ", must be positive");
+std::vector<double> UfmProblem::random_start(std::uint64_t seed, double standard_deviation) const {
+  if (!(standard_deviation > 0) || !std::isfinite(standard_deviation))
+    throw UsageError("the standard deviation of the start is " + std::to_string(standard_deviation) +
+                     ", must be positive");
   std::mt19937_64 random(seed);
   const auto uniform = [&] { return (static_cast<double>(random() >> 11) + 0.5) * 0x1p-53; };  // in (0, 1)
   std::vector<double> x(static_cast<std::size_t>(parameters()));
   for (std::size_t i = 0; i < x.size(); i += 2) {
-    const double radius = scale * std::sqrt(-2 * std::log(uniform())), angle = 2 * std::numbers::pi * uniform();
+    const double radius = standard_deviation * std::sqrt(-2 * std::log(uniform())),
+                 angle = 2 * std::numbers::pi * uniform();
     x[i] = radius * std::cos(angle);
     if (i + 1 < x.size()) x[i + 1] = radius * std::sin(angle);
   }

@@ -27,6 +27,8 @@ void check(const SimulationOptions& options) {
     throw UsageError("iterations is " + std::to_string(options.iterations) + ", must be at least 1");
   if (options.measure_every < 1)
     throw UsageError("measure_every is " + std::to_string(options.measure_every) + ", must be at least 1");
+  if (!(options.start_scale > 0) || !std::isfinite(options.start_scale))
+    throw UsageError("the start scale is " + std::to_string(options.start_scale) + ", must be positive");
   if (!(options.gradient_tolerance >= 0))
     throw UsageError("the gradient tolerance is " + std::to_string(options.gradient_tolerance) +
                      ", must not be negative");
@@ -153,7 +155,8 @@ SimulationResult simulate(const Context& context, const SimulationOptions& optio
   UfmProblem problem(context, options.model, options.dim);
   check_memory(problem, options.optimizer);
   SimulationResult result;
-  result.parameters = problem.random_start(options.seed, options.start_scale);
+  result.parameters =
+      problem.random_start(options.seed, options.start_scale / std::sqrt(static_cast<double>(options.dim)));
   const double smallest_decay =
       std::min(options.model.lambda_h, *std::min_element(options.model.lambda_w.begin(), options.model.lambda_w.end()));
 

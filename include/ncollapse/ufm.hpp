@@ -56,10 +56,10 @@ class NCOLLAPSE_EXPORT UfmProblem {
   MatrixView features(std::span<const double> x) const;    ///< H [N x d]
   LabelView labels() const;                                ///< [N], ascending
 
-  /// All parameters drawn independently from a normal distribution of mean 0 and standard deviation `scale`:
+  /// All parameters drawn independently from a normal distribution of mean 0 and the given standard deviation:
   /// std::mt19937_64 and the Box-Muller transform, so that a seed means the same point everywhere, up to the last bits
-  /// of log, sin and cos. Throws UsageError unless the scale is positive and finite.
-  std::vector<double> random_start(std::uint64_t seed, double scale) const;
+  /// of log, sin and cos. Throws UsageError unless the standard deviation is positive and finite.
+  std::vector<double> random_start(std::uint64_t seed, double standard_deviation) const;
 
  private:
   struct Impl;
@@ -82,7 +82,7 @@ struct SimulationOptions {
   Optimizer optimizer = Optimizer::lbfgs;
   Index iterations = 10000;  ///< at most
   std::uint64_t seed = 1;
-  double start_scale = 1;  ///< standard deviation of the random start
+  double start_scale = 3;  ///< the random start has the standard deviation start_scale / sqrt(d)
   /// Converged where |gradient| <= tolerance * (smallest weight decay) * max(1, |parameters|): about the relative error
   /// of the parameters, since a minimum's curvature is of the size of the weight decays. 0: as far as rounding allows.
   double gradient_tolerance = 1e-6;

@@ -1,7 +1,9 @@
 // The command from outside: what it prints, what it writes, and how it fails.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <csignal>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -430,6 +432,166 @@ TEST_F(Command, ComparesThePredictionWithADenseDecomposition) {
   const Outcome large = run_with({"--dense", "--device", "cpu"});
   EXPECT_EQ(large.exit_code, kUsage);
   EXPECT_NE(large.err.find("32768"), std::string::npos) << large.err;
+}
+
+// ------------------------------------------------------------------------------------------------ simulate
+
+std::vector<std::string> simulate(const std::string& lambda_w, const std::string& lambda_h,
+                                  std::vector<std::string> more = {}) {
+  std::vector<std::string> arguments{"simulate", "--device", "cpu",        "--counts", "20,12,12,5,3",
+                                     "--layers", "3",        "--lambda-w", lambda_w,   "--lambda-h",
+                                     lambda_h,   "--dim",    "8"};
+  arguments.insert(arguments.end(), more.begin(), more.end());
+  return arguments;
+}
+
+/// The complete lines of a JSON lines text, parsed. A last line without an end is what a killed run was writing.
+std::vector<Json> json_lines(const std::string& text) {
+  std::vector<Json> lines;
+  std::size_t begin = 0;
+  for (std::size_t end; (end = text.find('\n', begin)) != std::string::npos; begin = end + 1) {
+    lines.push_back(Json::parse(text.substr(begin, end - begin), nullptr, false));
+    EXPECT_TRUE(lines.back().is_object()) << text.substr(begin, end - begin);
+  }
+  return lines;
+}
+
+TEST_F(Command, SimulatesInJsonLines) {
+  const Outcome run = run_command(simulate("2e-3", "1e-3", {"--json", "-", "--measure-every", "50"}));
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_EQ(run.err, "");
+  const auto lines = json_lines(run.out);
+  ASSERT_GE(lines.size(), 4U);
+  const Json &header = lines.front(), &first = lines[1], &last = lines[lines.size() - 2], &end = lines.back();
+  EXPECT_EQ(header["schema"], "ncollapse.simulation/1");
+  EXPECT_EQ(header["tool"]["version"], version());
+  EXPECT_EQ(header["device"]["type"], "cpu");
+  EXPECT_EQ(header["model"]["counts"], (Json{20, 12, 12, 5, 3}));
+  EXPECT_EQ(header["model"]["width"], 8);
+  EXPECT_EQ(header["prediction"]["rank"], 4);
+  EXPECT_EQ(first["iteration"], 0);
+  EXPECT_EQ(lines[2]["iteration"], 50);
+  for (const Json* step : {&first, &last}) {
+    EXPECT_EQ((*step)["type"], "step");
+    EXPECT_EQ((*step)["minimum"], header["prediction"]["minimum"]);
+    EXPECT_EQ((*step)["spectrum"].size(), 5U);  // 12 twice: its contrast is an eigenspace too
+    EXPECT_TRUE((*step)["metrics"]["ufmb_w"].is_number());
+    EXPECT_EQ((*step)["status"]["nc4_agree_test"]["code"], "skipped");
+  }
+  EXPECT_TRUE(last["metrics"]["ufmb_w"].get<double>() <= 1e-5);
+  EXPECT_EQ(end["type"], "end");
+  EXPECT_EQ(end["reason"], "converged");
+  EXPECT_EQ(end["loss"], last["loss"]);
+  EXPECT_EQ(end["rank"], 4);
+  EXPECT_EQ(end["differing"], Json::array());
+  EXPECT_GE(end["seconds"].get<double>(), 0);
+}
+
+TEST_F(Command, SimulatesForAReader) {
+  const Outcome global = run_command(simulate("2e-3", "1e-3"));
+  EXPECT_EQ(global.exit_code, 0) << global.err;
+  EXPECT_EQ(global.err, "");
+  for (const auto* word : {"converged", "0.0227991811", "ufmb_w", "reached the predicted global minimiser, of rank 4"})
+    EXPECT_NE(global.out.find(word), std::string::npos) << word << " in\n" << global.out;
+
+  const std::string json = folder_.path("low.jsonl");
+  const Outcome low = run_command(simulate("1e-2", "6e-3", {"--start-scale", "0.8", "--json", json}));
+  EXPECT_EQ(low.exit_code, 0) << low.err;
+  for (const auto* word : {"stopped in a stationary point of rank", "the global minimiser has rank 4", "--start-scale",
+                           "--seed", "JSON lines written to"})
+    EXPECT_NE(low.out.find(word), std::string::npos) << word << " in\n" << low.out;
+  const Json end = json_lines(read_file(json)).back();
+  ASSERT_FALSE(end["differing"].empty());
+  Index missing = 0;
+  for (const Json& space : end["differing"])
+    missing += space["surviving_predicted"].get<Index>() - space["surviving_measured"].get<Index>();
+  EXPECT_GE(missing, 1);
+  EXPECT_EQ(end["rank"].get<Index>(), 4 - missing);
+
+  const Outcome short_run =
+      run_command(simulate("1e-2", "6e-3", {"--iterations", "3", "--optimizer", "gd", "--no-bias"}));
+  EXPECT_EQ(short_run.exit_code, 0) << short_run.err;
+  for (const auto* word : {"not converged", "--iterations", "gof_w"})
+    EXPECT_NE(short_run.out.find(word), std::string::npos) << word << " in\n" << short_run.out;
+  const Outcome quiet = run_command(simulate("2e-3", "1e-3", {"--quiet", "--json", json}));
+  EXPECT_EQ(quiet.exit_code, 0);
+  EXPECT_EQ(quiet.out + quiet.err, "");
+}
+
+/// Starts a run that would last for hours, waits for a few of its lines, and sends it a signal.
+Outcome interrupted_run(const std::string& json, int signal) {
+  RunningCommand running({"simulate", "--device", "cpu", "--counts", "200,100,50", "--lambda-w", "1e-9", "--lambda-h",
+                          "1e-9", "--dim", "32", "--optimizer", "gd", "--iterations", "1000000000", "--measure-every",
+                          "5", "--json", json});
+  for (int tries = 0; tries < 3000; ++tries) {
+    const std::string text = read_file(json);
+    if (std::count(text.begin(), text.end(), '\n') >= 4) break;
+    usleep(10000);
+  }
+  running.signal(signal);
+  return running.wait();
+}
+
+TEST_F(Command, CtrlCEndsASimulationWithItsLastLine) {
+  const std::string json = folder_.path("run.jsonl");
+  const Outcome run = interrupted_run(json, SIGINT);
+  EXPECT_EQ(run.exit_code, 130) << run.err;
+  EXPECT_NE(run.err.find("interrupted after iteration"), std::string::npos) << run.err;
+  EXPECT_NE(run.out.find("not converged"), std::string::npos) << run.out;
+  const std::string text = read_file(json);
+  EXPECT_EQ(text.back(), '\n');
+  const auto lines = json_lines(text);
+  ASSERT_GE(lines.size(), 5U);
+  EXPECT_EQ(lines.back()["type"], "end");
+  EXPECT_EQ(lines.back()["reason"], "interrupted");
+  EXPECT_EQ(lines.back()["iterations"], lines[lines.size() - 2]["iteration"]);
+}
+
+TEST_F(Command, AKilledSimulationLeavesCompleteLines) {
+  const std::string json = folder_.path("run.jsonl");
+  const Outcome run = interrupted_run(json, SIGKILL);
+  EXPECT_EQ(run.exit_code, -SIGKILL);
+  const auto lines = json_lines(read_file(json));
+  ASSERT_GE(lines.size(), 4U);
+  EXPECT_EQ(lines.back()["type"], "step");
+}
+
+TEST_F(Command, SimulatesNothingFromWrongInput) {
+  const auto fails = [&](const std::vector<std::string>& more, int code, const std::string& word) {
+    const std::string json = folder_.path("wrong.jsonl");
+    std::vector<std::string> arguments{"simulate", "--device", "cpu", "--json", json};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    const Outcome run = run_command(arguments);
+    EXPECT_EQ(run.exit_code, code) << word;
+    EXPECT_EQ(run.out, "");
+    const Json error = Json::parse(run.err, nullptr, false);
+    ASSERT_TRUE(error.is_object()) << run.err;
+    EXPECT_NE(run.err.find(word), std::string::npos) << run.err;
+    EXPECT_FALSE(std::filesystem::exists(json));
+  };
+  const auto with = [](const std::string& counts, const std::string& lambda_w, const std::string& dim,
+                       const std::vector<std::string>& more = {}) {
+    std::vector<std::string> arguments{"--counts", counts, "--lambda-w", lambda_w, "--lambda-h", "1e-3", "--dim", dim};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return arguments;
+  };
+  fails(with("", "1e-3", "2"), kUsage, "--counts");
+  fails(with("5,0", "1e-3", "2"), kUsage, "class 1");
+  fails(with("5,-3", "1e-3", "2"), kUsage, "-3");
+  fails(with("5,many", "1e-3", "2"), kUsage, "many");
+  fails(with("5", "1e-3", "2"), kUsage, "at least 2");
+  fails(with("5,3", "0", "2"), kUsage, "no minimiser");
+  fails(with("5,3", "-1", "2"), kUsage, "positive");
+  fails(with("5,3", "1e-3", "0"), kUsage, "--dim");
+  fails(with("5,3", "1e-3", "4611686018427387904"), kDevice, "memory");
+  fails({"--counts", "5,3", "--lambda-w", "1e-3", "--lambda-h", "1e-3"}, kUsage, "--dim");
+  fails(with("5,3", "1e-3", "2", {"--layers", "0"}), kUsage, "--layers");
+  fails(with("5,3", "1e-3", "2", {"--iterations", "0"}), kUsage, "--iterations");
+  fails(with("5,3", "1e-3", "2", {"--measure-every", "0"}), kUsage, "--measure-every");
+  fails(with("5,3", "1e-3", "2", {"--seed", "-1"}), kUsage, "--seed");
+  fails(with("5,3", "1e-3", "2", {"--start-scale", "0"}), kUsage, "start scale");
+  fails(with("5,3", "1e-3", "2", {"--optimizer", "adam"}), kUsage, "lbfgs");
+  fails(with("5,3", "1e-3", "2", {"--counts-from", y_}), kUsage, "--counts-from");
 }
 
 // ------------------------------------------------------------------------------------------------ large files

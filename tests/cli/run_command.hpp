@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <fcntl.h>
+#include <csignal>
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
@@ -28,18 +29,19 @@ inline std::string read_file(const std::string& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-/// `address_space` > 0 limits the child's address space to that many bytes.
-inline Outcome run_command(const std::vector<std::string>& arguments, rlim_t address_space = 0) {
-  const TemporaryDirectory folder;
-  const std::string out = folder.path("out"), err = folder.path("err");
-  std::vector<char*> argv{const_cast<char*>(NCOLLAPSE_COMMAND)};
-  for (const auto& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
-  argv.push_back(nullptr);
-  const pid_t child = fork();
-  if (child < 0) throw std::runtime_error("fork failed");
-  if (child == 0) {
-    const int to_out = open(out.c_str(), O_WRONLY | O_CREAT, 0600),
-              to_err = open(err.c_str(), O_WRONLY | O_CREAT, 0600);
+/// The command while it runs.
+class RunningCommand {
+ public:
+  /// `address_space` > 0 limits the child's address space to that many bytes.
+  explicit RunningCommand(const std::vector<std::string>& arguments, rlim_t address_space = 0) {
+    std::vector<char*> argv{const_cast<char*>(NCOLLAPSE_COMMAND)};
+    for (const auto& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
+    argv.push_back(nullptr);
+    child_ = fork();
+    if (child_ < 0) throw std::runtime_error("fork failed");
+    if (child_ > 0) return;
+    const int to_out = open(out_.c_str(), O_WRONLY | O_CREAT, 0600),
+              to_err = open(err_.c_str(), O_WRONLY | O_CREAT, 0600);
     dup2(to_out, STDOUT_FILENO);
     dup2(to_err, STDERR_FILENO);
     if (address_space > 0) {
@@ -49,10 +51,26 @@ inline Outcome run_command(const std::vector<std::string>& arguments, rlim_t add
     execv(argv[0], argv.data());
     _exit(127);
   }
-  int status = 0;
-  rusage usage{};
-  if (wait4(child, &status, 0, &usage) != child) throw std::runtime_error("wait4 failed");
-  return {WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status), read_file(out), read_file(err), usage.ru_maxrss};
+
+  void signal(int number) const { kill(child_, number); }
+
+  /// To be called once, for a child must not be left behind.
+  Outcome wait() {
+    int status = 0;
+    rusage usage{};
+    if (wait4(child_, &status, 0, &usage) != child_) throw std::runtime_error("wait4 failed");
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status), read_file(out_), read_file(err_),
+            usage.ru_maxrss};
+  }
+
+ private:
+  TemporaryDirectory folder_;
+  std::string out_ = folder_.path("out"), err_ = folder_.path("err");
+  pid_t child_ = -1;
+};
+
+inline Outcome run_command(const std::vector<std::string>& arguments, rlim_t address_space = 0) {
+  return RunningCommand(arguments, address_space).wait();
 }
 
 }  // namespace ncollapse::test

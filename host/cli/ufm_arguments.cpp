@@ -1,0 +1,101 @@
+#include "host/cli/ufm_arguments.hpp"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <charconv>
+
+#include "host/cli/commands.hpp"
+#include "ncollapse/array_file.hpp"
+#include "ncollapse/error.hpp"
+
+namespace ncollapse::cli {
+
+namespace {
+
+std::vector<Index> parse_counts(const std::string& text) {
+  std::vector<Index> counts;
+  for (std::size_t begin = 0; begin <= text.size();) {
+    const std::size_t end = std::min(text.find(',', begin), text.size());
+    const std::string word = text.substr(begin, end - begin);
+    Index value = 0;
+    const auto [stop, status] = std::from_chars(word.data(), word.data() + word.size(), value);
+    if (status != std::errc{} || stop != word.data() + word.size())
+      throw UsageError("--counts: '" + word + "' is not a number of samples", "write --counts 500,300,100");
+    counts.push_back(value);
+    begin = end + 1;
+  }
+  return counts;
+}
+
+std::vector<Index> count_labels(const std::string& spec) {
+  ArrayFile file = ArrayFile::open(spec, ArrayRole::labels);
+  constexpr Index kBlock = Index{1} << 20, kMaxClasses = Index{1} << 28;
+  std::vector<Index> counts;
+  for (Index first = 0; first < file.rows(); first += kBlock) {
+    const LabelView labels = file.read_labels(first, std::min(kBlock, file.rows() - first));
+    for (Index i = 0; i < labels.size; ++i) {
+      const Index label = label_at(labels, i);
+      if (label < 0 || label >= kMaxClasses)
+        throw DataError(
+            file.name() + ": the label at row " + std::to_string(first + i) + " is " + std::to_string(label),
+            "labels are class numbers from 0 to K-1");
+      if (label >= static_cast<Index>(counts.size())) counts.resize(static_cast<std::size_t>(label) + 1);
+      ++counts[label];
+    }
+  }
+  if (counts.empty()) throw DataError(file.name() + ": holds no labels");
+  for (std::size_t k = 0; k < counts.size(); ++k)
+    if (counts[k] == 0)
+      throw DataError(file.name() + ": class " + std::to_string(k) + " has no samples, the theory needs every class",
+                      "number the classes that occur from 0 to K-1");
+  return counts;
+}
+
+}  // namespace
+
+void add_ufm_arguments(CLI::App& command, UfmArguments& arguments) {
+  command.add_option("--counts", arguments.counts, "Samples of every class, separated by commas")
+      ->type_name("N1,N2,...");
+  command.add_option("--counts-from", arguments.counts_from, "Count them in a file of labels")->type_name("FILE[:KEY]");
+  command.add_option("--layers", arguments.layers, "L, linear layers above the features")
+      ->capture_default_str()
+      ->check(kAtLeastOne)
+      ->type_name("L");
+  command
+      .add_option("--lambda-w", arguments.lambda_w, "Weight decay of the layers: one for all, or one each, W_1 first")
+      ->required()
+      ->type_name("X");
+  command.add_option("--lambda-h", arguments.lambda_h, "Weight decay of the features")->required()->type_name("X");
+  command.add_flag("--no-bias", arguments.no_bias, "The last layer has no bias");
+}
+
+UfmOptions ufm_options(const UfmArguments& arguments) {
+  if (arguments.counts.empty() == arguments.counts_from.empty())
+    throw UsageError("give either --counts or --counts-from", "write --counts 500,300,100");
+  const auto layers = static_cast<std::size_t>(arguments.layers);
+  if (arguments.lambda_w.size() != 1 && arguments.lambda_w.size() != layers)
+    throw UsageError(fmt::format("--lambda-w has {} values for {} layers", arguments.lambda_w.size(), layers),
+                     "give one for all layers, or one for each, W_1 first");
+  UfmOptions model;
+  model.counts = arguments.counts.empty() ? count_labels(arguments.counts_from) : parse_counts(arguments.counts);
+  model.lambda_w = arguments.lambda_w.size() == layers ? arguments.lambda_w
+                                                       : std::vector<double>(layers, arguments.lambda_w.front());
+  model.lambda_h = arguments.lambda_h;
+  model.bias = !arguments.no_bias;
+  return model;
+}
+
+nlohmann::ordered_json model_json(const UfmOptions& model, const UfmPrediction& prediction) {
+  using Json = nlohmann::ordered_json;
+  return {{"K", prediction.classes},
+          {"N", prediction.samples},
+          {"layers", model.lambda_w.size()},
+          {"lambda_w", model.lambda_w},
+          {"lambda_h", model.lambda_h},
+          {"with_bias", model.bias},
+          {"width", model.width > 0 ? Json(model.width) : Json(nullptr)},
+          {"counts", model.counts}};
+}
+
+}  // namespace ncollapse::cli

@@ -1,0 +1,61 @@
+// The pieces of a report as JSON, with the keys that every output shares. JSON has no NaN: an undefined number is null
+// and has its reason under "status".
+#pragma once
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "ncollapse/metrics.hpp"
+
+namespace ncollapse {
+
+using Json = nlohmann::ordered_json;
+
+inline Json json_number(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
+
+inline Json device_json(const DeviceInfo& device) {
+  return {{"type", device.device.type == DeviceType::cpu ? "cpu" : "cuda"},
+          {"index", device.device.index},
+          {"name", device.name},
+          {"capability", device.capability},
+          {"threads", device.threads},
+          {"memory_bytes", device.memory_bytes}};
+}
+
+/// Scalars by key, in catalogue order; null where the formula has no value.
+inline Json metrics_json(const Report& report) {
+  Json metrics = Json::object();
+  for (const auto& info : metric_catalogue()) {
+    const std::string key(info.key);
+    const auto status = report.status.find(key);
+    if (const auto value = report.find(key))
+      metrics[key] = json_number(*value);
+    else if (info.scope == "scalar" && status != report.status.end() && status->second.code == "undefined")
+      metrics[key] = nullptr;
+  }
+  return metrics;
+}
+
+inline Json status_json(const Report& report) {
+  Json all = Json::object();
+  for (const auto& info : metric_catalogue())
+    if (const auto status = report.status.find(std::string(info.key)); status != report.status.end())
+      all[status->first] = {{"code", status->second.code}, {"why", status->second.why}};
+  return all;
+}
+
+inline Json spectrum_json(const Report& report) {
+  Json rows = Json::array();
+  for (const auto& row : report.spectrum)
+    rows.push_back({{"sigma", row.sigma},
+                    {"multiplicity", row.multiplicity},
+                    {"w_predicted", row.w_predicted},
+                    {"w_measured", row.w_measured},
+                    {"z_predicted", row.z_predicted},
+                    {"z_measured", row.z_measured},
+                    {"cosine", row.cosine}});
+  return rows;
+}
+
+}  // namespace ncollapse
