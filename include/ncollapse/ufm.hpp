@@ -26,7 +26,7 @@ namespace ncollapse {
 
 /// f and its gradient as functions of one flat vector of parameters in host memory, which holds, one after the other
 /// and each row-major, W_1, ..., W_L (W_L is [K x d], the others [d x d]), H [N x d] and, with a bias, b [K].
-/// Evaluations use memory of 2 N K + N d + 2 L (K + d) d doubles on the device. Deterministic: the same point on the
+/// Evaluations use memory of 2 N (K + d) + 2 L (K + d) d doubles on the device. Deterministic: the same point on the
 /// same device with the same number of threads gives the same bits. Not for several threads at once.
 class NCOLLAPSE_EXPORT UfmProblem {
  public:
@@ -136,8 +136,7 @@ struct SimulationResult {
 };
 
 /// Called before the first iteration and after every one; once more with the last point's report when that point was
-/// not measured at first. False ends the run there; an exception ends it too, and leaves
-/// simulate().
+/// not measured at first. False ends the run there; an exception ends it too, and leaves simulate().
 using SimulationCallback = std::function<bool(const SimulationStep&)>;
 
 /// Minimises f from a random start and compares every measured point, and the last one, with the predicted minimiser.
