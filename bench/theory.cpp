@@ -3,8 +3,8 @@
 // Without names everything is measured:
 //   predict    1,000,000 classes of 1000 distinct sizes on one thread
 //   spectrum   K classes of random sizes, U^T X and V^T X for X [K x 1] and [K x 64], against the dense decomposition
-//   on
-//              the device; the dense one runs once and takes minutes for K = 4096 on a few cores
+//              on the device; the dense one runs once and takes minutes for K = 4096 on a few cores
+//   distance   geometry_distance for 131072 classes of 2000 distinct sizes, d = 1024, beside one pass over W and M
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -63,6 +63,9 @@ double status_mib(const std::string& key) {
   return 0;
 }
 
+/// VmHWM counts from here on.
+void reset_peak() { std::ofstream("/proc/self/clear_refs") << 5; }
+
 // ------------------------------------------------------------------------------------------------ predict
 
 std::vector<Result> measure_predict(const Options&) {
@@ -71,7 +74,7 @@ std::vector<Result> measure_predict(const Options&) {
   for (Index k = 0; k < kClasses; ++k) model.counts.push_back(1 + k % kSizes);
   const int threads = devices().front().threads;
   omp_set_num_threads(1);
-  std::ofstream("/proc/self/clear_refs") << 5;  // the peak from here on
+  reset_peak();
   const double before = status_mib("VmRSS");
   predict(model);
   const double growth = status_mib("VmHWM") - before;
@@ -142,11 +145,50 @@ std::vector<Result> measure_spectrum(const Options& options) {
   return results;
 }
 
+// ------------------------------------------------------------------------------------------------ distance
+
+std::vector<Result> measure_distance(const Options& options) {
+  constexpr Index kClasses = 131072, kDim = 1024, kSizes = 2000;
+  const Context context(options.device);
+  Backend& backend = *context.backend();
+  std::mt19937_64 random(7);
+  std::vector<Index> counts;
+  for (Index k = 0; k < kClasses; ++k) counts.push_back(5 + 3 * (k % kSizes));
+  Matrix W, M;
+  for (Matrix* matrix : {&W, &M}) {
+    std::vector<double> values(static_cast<std::size_t>(kClasses * kDim));
+    for (double& value : values) value = static_cast<double>(random() >> 11) * 0x1p-53 - 0.5;
+    *matrix = backend.matrix(kClasses, kDim);
+    backend.from_host(*matrix, values);
+  }
+  const double pass = median_seconds([&] { backend.row_dots(W, M); });  // reads both once
+  const MemorySpace space = options.device.type == DeviceType::cpu ? MemorySpace::host : MemorySpace::device;
+  const auto view_of = [&](const Matrix& A) { return MatrixView{A.data(), Dtype::f64, A.rows, A.cols, 0, space}; };
+  constexpr double kDecay = 1.7e-7;  // about a third of the directions survive
+  const UfmOptions model{counts, {kDecay}, kDecay, true, 0};
+  GeometryDistance distance;
+  reset_peak();
+  const double before = status_mib("VmRSS");
+  const double time = median_seconds([&] { distance = geometry_distance(context, model, view_of(W), view_of(M)); }, 3);
+  if (!distance.undefined.empty()) throw UsageError("no distance: " + distance.undefined);
+  return {{"distance",
+           to_string(options.device),
+           context.info().threads,
+           {{"classes", static_cast<double>(kClasses)},
+            {"sizes", static_cast<double>(kSizes)},
+            {"dim", static_cast<double>(kDim)},
+            {"pass_seconds", pass},
+            {"seconds", time},
+            {"passes", time / pass},
+            {"peak_growth_mib", status_mib("VmHWM") - before}}}};
+}
+
 // ------------------------------------------------------------------------------------------------ the program
 
 const std::vector<std::pair<std::string, std::vector<Result> (*)(const Options&)>> kMeasurements{
     {"predict", measure_predict},
     {"spectrum", measure_spectrum},
+    {"distance", measure_distance},
 };
 
 void write_json(std::ostream& out, const std::string& commit, double load_before, const std::vector<Result>& results) {

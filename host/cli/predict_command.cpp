@@ -1,9 +1,11 @@
-#include <fmt/core.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <functional>
 #include <limits>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -24,6 +26,7 @@ using Json = nlohmann::ordered_json;
 
 constexpr Index kMaxLogitClasses = 1000;  // K x K numbers above that help nobody
 constexpr std::size_t kMaxTableRows = 40;
+constexpr std::size_t kMaxLayerColumns = 3;
 constexpr double kDenseTolerance = 1e-9;
 
 struct PredictOptions {
@@ -135,6 +138,32 @@ std::string list(const std::vector<Index>& values, std::size_t most) {
   return text;
 }
 
+/// Logits at the predicted class means, by class size: classes of equal size have the same.
+std::string logits_table(const UfmOptions& model, const UfmPrediction& prediction) {
+  const auto logits = predicted_logits(model);
+  std::map<Index, std::vector<Index>, std::greater<>> classes_of;
+  for (Index k = 0; k < prediction.classes; ++k) classes_of[model.counts[static_cast<std::size_t>(k)]].push_back(k);
+  std::string text = fmt::format("\n{:>14} {:>6} {:>13} {:>13} {:>13}  {}\n", "class size", "times", "bias",
+                                 "own logit", "largest other", "lost");
+  std::size_t rows = 0;
+  for (const auto& [size, members] : classes_of) {
+    if (rows++ == kMaxTableRows) {
+      text += fmt::format("  ... {} more, see --json\n", classes_of.size() - kMaxTableRows);
+      break;
+    }
+    const Index k = members.front();
+    double other = -std::numeric_limits<double>::infinity();
+    for (Index j = 0; j < prediction.classes; ++j)
+      if (j != k) other = std::max(other, logits[j * prediction.classes + k]);
+    const bool lost = std::binary_search(prediction.lost_classes->begin(), prediction.lost_classes->end(), k);
+    text +=
+        fmt::format("{:>14} {:>6} {:>13.6g} {:>13.6g} {:>13}  {}\n", size, members.size(),
+                    model.bias ? prediction.bias[static_cast<std::size_t>(k)] : 0.0, logits[k * prediction.classes + k],
+                    prediction.classes > 1 ? fmt::format("{:.6g}", other) : "-", lost ? "yes" : "no");
+  }
+  return text + "logits at the class's own predicted mean; a class is lost when another one's reaches its own\n";
+}
+
 std::string to_table(const UfmOptions& model, const UfmPrediction& prediction,
                      const std::optional<DenseComparison>& dense) {
   const auto layers = model.lambda_w.size();
@@ -145,8 +174,8 @@ std::string to_table(const UfmOptions& model, const UfmPrediction& prediction,
       "K = {} classes, N = {} samples, L = {} layer(s), lambda_w = {}, lambda_h = {}{}\n\n"
       "predicted minimum of the loss   {:.10g}\n",
       model.bias ? "with" : "without", prediction.classes, prediction.samples, layers,
-      equal ? fmt::format("{}", model.lambda_w.front()) : "one per layer", model.lambda_h,
-      model.width > 0 ? fmt::format(", width {}", model.width) : "", prediction.minimum);
+      equal ? fmt::format("{}", model.lambda_w.front()) : fmt::format("{}", fmt::join(model.lambda_w, ", ")),
+      model.lambda_h, model.width > 0 ? fmt::format(", width {}", model.width) : "", prediction.minimum);
   Index alive = 0;
   for (const auto& direction : prediction.directions) alive += direction.surviving;
   text += fmt::format("surviving directions            {} of {}\n", alive, prediction.classes);
@@ -156,18 +185,17 @@ std::string to_table(const UfmOptions& model, const UfmPrediction& prediction,
     text += "lost classes                    none\n";
   else
     text += fmt::format("lost classes                    {}\n", list(*prediction.lost_classes, 20));
-  if (model.bias) {
-    const auto [low, high] = std::minmax_element(prediction.bias.begin(), prediction.bias.end());
-    text += fmt::format("bias                            n_k/N, from {:.6g} to {:.6g}\n", *low, *high);
-  }
   if (dense)
     text += fmt::format(
         "dense decomposition on {:<8} sigma differs by {:.1e} relative (the zero one: to the largest)\n"
         "                                residual {:.1e}, orthogonality {:.1e}, {:.3g} s (structured: {:.3g} s)\n",
         dense->device, dense->max_relative_difference, dense->residual, dense->orthogonality, dense->seconds,
         dense->structured_seconds);
-  text += fmt::format("\n{:>14} {:>6} {:>9} {:>13} {:>13} {:>13} {:>16}\n", "sigma", "times", "survives", "w", "z",
-                      equal ? "each layer" : "first layer", "critical lambdas");
+  const std::size_t columns = equal ? 1 : std::min(layers, kMaxLayerColumns);
+  text += fmt::format("\n{:>14} {:>6} {:>9} {:>13} {:>13}", "sigma", "times", "survives", "w", "z");
+  for (std::size_t l = 0; l < columns; ++l)
+    text += fmt::format(" {:>13}", equal ? "each layer" : fmt::format("layer {}", l + 1));
+  text += fmt::format(" {:>16}\n", "critical lambdas");
   std::size_t rows = 0;
   for (const auto& direction : prediction.directions) {
     if (rows++ == kMaxTableRows) {
@@ -179,14 +207,17 @@ std::string to_table(const UfmOptions& model, const UfmPrediction& prediction,
                                  : direction.surviving == direction.multiplicity
                                      ? "yes"
                                      : fmt::format("{}", direction.surviving);
-    text += fmt::format("{:>14.9g} {:>6} {:>9} {:>13.6g} {:>13.6g} {:>13.6g} {:>16.6g}\n", direction.sigma,
-                        direction.multiplicity, survives, direction.w, direction.z,
-                        direction.layer_singular_values.front(), direction.critical_lambda_product);
+    text += fmt::format("{:>14.9g} {:>6} {:>9} {:>13.6g} {:>13.6g}", direction.sigma, direction.multiplicity, survives,
+                        direction.w, direction.z);
+    for (std::size_t l = 0; l < columns; ++l) text += fmt::format(" {:>13.6g}", direction.layer_singular_values[l]);
+    text += fmt::format(" {:>16.6g}\n", direction.critical_lambda_product);
   }
-  return text +
-         "\nsigma: of the label matrix; w, z: predicted singular values of W_L...W_1 and of class means times "
-         "sqrt(n);\n"
-         "critical lambdas: largest lambda_h times all lambda_w at which the direction survives\n";
+  text +=
+      "sigma: of the label matrix; w, z: predicted singular values of W_L...W_1 and of class means times sqrt(n);\n"
+      "critical lambdas: largest lambda_h times all lambda_w at which the direction survives\n";
+  if (columns < layers && !equal) text += fmt::format("layers {} to {} are in the JSON output\n", columns + 1, layers);
+  if (prediction.lost_classes && prediction.classes <= kMaxLogitClasses) text += logits_table(model, prediction);
+  return text;
 }
 
 void run(const PredictOptions& options, const Common& common) {
