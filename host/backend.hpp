@@ -154,6 +154,16 @@ class Backend {
   virtual Matrix select_rows(const Matrix& A, const std::vector<Index>& index) = 0;
   /// out_g = sum of the rows begin[g] .. begin[g+1] - 1 of A, in row order; begin [groups + 1], host.
   virtual Matrix sum_groups(const Matrix& A, const std::vector<Index>& begin) = 0;
+  /// |A_g A_g^T|^2 (Frobenius) of the same groups of rows, [groups].
+  virtual std::vector<double> group_gram_squares(const Matrix& A, const std::vector<Index>& begin) {
+    std::vector<double> squares;
+    for (std::size_t g = 0; g + 1 < begin.size(); ++g) {
+      const Matrix rows{{A.memory, A.data() + begin[g] * A.cols}, begin[g + 1] - begin[g], A.cols};
+      const double norm = product_norm(rows, rows);
+      squares.push_back(norm * norm);
+    }
+    return squares;
+  }
   /// A_k -= centre for every row; centre [cols].
   virtual void centre_rows(Matrix& A, const std::vector<double>& centre) = 0;
   /// sum_k w_k A_k, [cols]; w [rows].

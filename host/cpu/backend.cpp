@@ -119,6 +119,34 @@ Matrix CpuBackend::sum_groups(const Matrix& A, const std::vector<Index>& begin) 
   return sums;
 }
 
+std::vector<double> CpuBackend::group_gram_squares(const Matrix& A, const std::vector<Index>& begin) {
+  constexpr Index kSmall = 256;  // members up to which a group is one thread's work
+  const auto groups = static_cast<Index>(begin.size()) - 1;
+  std::vector<double> squares(static_cast<std::size_t>(groups));
+  const int cols = blas_int(A.cols, "columns");
+  Index largest = 0;  // of the small ones
+  for (Index g = 0; g < groups; ++g)
+    if (const Index count = begin[g + 1] - begin[g]; count <= kSmall) largest = std::max(largest, count);
+#pragma omp parallel num_threads(threads_for(A.size()))
+  {
+    std::vector<double> gram(static_cast<std::size_t>(largest * largest));
+#pragma omp for schedule(dynamic)
+    for (Index g = 0; g < groups; ++g) {
+      const Index count = begin[g + 1] - begin[g];
+      if (count > kSmall) continue;
+      cblas_dsyrk(CblasRowMajor, CblasLower, CblasNoTrans, static_cast<int>(count), cols, 1.0,
+                  A.data() + begin[g] * A.cols, cols, 0.0, gram.data(), static_cast<int>(count));
+      for (Index i = 0; i < count; ++i) {
+        const double* row = gram.data() + i * count;
+        squares[g] += 2 * dot(row, row, i) + row[i] * row[i];
+      }
+    }
+  }
+  for (Index g = 0; g < groups; ++g)
+    if (begin[g + 1] - begin[g] > kSmall) squares[g] = Backend::group_gram_squares(A, {begin[g], begin[g + 1]}).front();
+  return squares;
+}
+
 void CpuBackend::centre_rows(Matrix& A, const std::vector<double>& centre) {
 #pragma omp parallel for num_threads(threads_for(A.size())) schedule(static)
   for (Index k = 0; k < A.rows; ++k)

@@ -3,6 +3,7 @@
 #include <cblas.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <string>
 
@@ -16,8 +17,15 @@ namespace {
 
 constexpr Index kParallelFlops = Index{1} << 20;  // below that, waking threads costs more than the product
 
-// Large enough for BLAS to be fast, small enough for a dozen tiles where the matrix allows it.
-Index tile_of(Index size) { return size <= 512 ? 128 : size <= 1024 ? 256 : 512; }
+// The side of square tiles over `size`: as large as lets every thread have one (a triangle of c x c tiles is c^2/2 of
+// them), since BLAS spends on copying its operands what a larger tile saves; above kLargestTile that no longer counts,
+// and more tiles share the work more evenly.
+Index tile_of(Index size, int threads) {
+  constexpr Index kLargestTile = 512, kGranule = 16;
+  const auto count = static_cast<Index>(std::ceil(std::sqrt(2.0 * threads)));
+  const Index side = ((size + count - 1) / count + kGranule - 1) / kGranule * kGranule;
+  return std::clamp(side, kGranule, kLargestTile);
+}
 
 const double* at(const Operand& A, Index row, Index col) {
   return A.transposed ? A.data + col * A.stride + row : A.data + row * A.stride + col;
@@ -43,7 +51,7 @@ int blas_int(Index size, const char* what) {
 void multiply(int threads, const Operand& A, const Operand& B, Index rows, Index cols, Index depth, double* C,
               Index stride) {
   for (const Index size : {A.stride, B.stride, stride, depth}) blas_int(size, "a matrix's side");
-  const Index high = tile_of(rows), wide = 2 * tile_of(cols);
+  const Index high = tile_of(rows, threads), wide = 2 * tile_of(cols, threads);
   const Index down = (rows + high - 1) / high, across = (cols + wide - 1) / wide;
   const int team = rows * cols * depth < kParallelFlops ? 1 : threads;
 #pragma omp parallel for num_threads(team) schedule(dynamic)
@@ -55,7 +63,7 @@ void multiply(int threads, const Operand& A, const Operand& B, Index rows, Index
 
 void add_gram_lower(int threads, double alpha, const Operand& A, Index n, Index depth, double beta, double* C) {
   for (const Index size : {A.stride, n, depth}) blas_int(size, "a matrix's side");
-  const Index side = tile_of(n), count = (n + side - 1) / side;
+  const Index side = tile_of(n, threads), count = (n + side - 1) / side;
   const Operand B{A.data, A.stride, !A.transposed};
   const int team = n * n * depth < kParallelFlops ? 1 : threads;
 #pragma omp parallel for num_threads(team) schedule(dynamic)

@@ -76,22 +76,17 @@ GroupedPair group_pair(Backend& backend, const LabelSpectrum::Structure& s, cons
     const Matrix a = deviations(backend, s, A, first, last, contrasts, pair.left_sums);
     const Matrix b = deviations(backend, s, B, first, last, contrasts, pair.right_sums);
     const auto left = backend.row_dots(a, a), right = backend.row_dots(b, b), cross = backend.row_dots(a, b);
+    const auto begins = local_begins(s, first, last);
+    const auto left_gram = backend.group_gram_squares(a, begins), right_gram = backend.group_gram_squares(b, begins);
+    pair.left_gram.insert(pair.left_gram.end(), left_gram.begin(), left_gram.end());
+    pair.right_gram.insert(pair.right_gram.end(), right_gram.begin(), right_gram.end());
     for (Index i = first; i < last; ++i) {
-      const Index begin = s.begin[i] - s.begin[first], count = s.members(i);
       const auto total = [&](const std::vector<double>& values) {
-        return std::accumulate(values.begin() + begin, values.begin() + begin + count, 0.0);
+        return std::accumulate(values.begin() + begins[i - first], values.begin() + begins[i - first + 1], 0.0);
       };
       pair.left.push_back(total(left));
       pair.right.push_back(total(right));
       pair.cross.push_back(total(cross));
-      const auto gram_squares = [&](const Matrix& rows, double trace) {
-        if (count - (contrasts ? 1 : 0) <= 1) return trace * trace;
-        const Matrix own = rows_of(rows, begin, count);
-        const double norm = backend.product_norm(own, own);
-        return norm * norm;
-      };
-      pair.left_gram.push_back(gram_squares(a, pair.left.back()));
-      pair.right_gram.push_back(gram_squares(b, pair.right.back()));
     }
   }
   return pair;
