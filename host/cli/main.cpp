@@ -16,6 +16,12 @@ bool json_wanted(int argc, char** argv) {
   return false;
 }
 
+// "analyze " when the arguments name a command, else nothing.
+std::string chosen_command(const CLI::App& app) {
+  const auto chosen = app.get_subcommands();
+  return chosen.empty() ? "" : chosen.front()->get_name() + " ";
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -50,7 +56,7 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
     return cli::report_error(
-        std::make_exception_ptr(ncollapse::UsageError(e.what(), "see: ncollapse --help, ncollapse analyze --help")),
+        std::make_exception_ptr(ncollapse::UsageError(e.what(), "see: ncollapse " + chosen_command(app) + "--help")),
         json_wanted(argc, argv));
   } catch (...) {
     return cli::report_error(std::current_exception(), json_wanted(argc, argv));

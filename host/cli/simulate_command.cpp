@@ -205,7 +205,7 @@ void add_simulate(CLI::App& app, Common& common) {
       ->capture_default_str()
       ->check(kSeed)
       ->type_name("S");
-  command->add_option("--start-scale", simulation.start_scale, "Standard deviation of the random start, times sqrt(d)")
+  command->add_option("--start-scale", simulation.start_scale, "Standard deviation of the random start, in units of 1/sqrt(d)")
       ->capture_default_str()
       ->type_name("X");
   command

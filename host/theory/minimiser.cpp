@@ -7,6 +7,7 @@
 //  root from above: a bracket, no guess. It is halved in u = log x, where powers cannot overflow.
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <limits>
 
 #include "host/theory/structure.hpp"
@@ -20,7 +21,9 @@ constexpr double kEps = std::numeric_limits<double>::epsilon();
 
 void check_decay(double value, const std::string& name) {
   if (value > 0 && std::isfinite(value)) return;
-  throw UsageError(name + " is " + std::to_string(value) + ", must be positive",
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", value);
+  throw UsageError(name + " is " + text + ", must be positive",
                    value == 0 ? "without weight decay the loss has no minimiser: it tends to 0 as the weights grow"
                               : "weight decays are positive numbers");
 }
