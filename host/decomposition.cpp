@@ -114,7 +114,7 @@ SingularValueDecomposition decompose_label_matrix(const Context& context, const 
   Backend& backend = *context.backend();
   Matrix matrix = backend.matrix(classes, classes);
   backend.from_host(matrix, entries);
-  entries = {};
+  std::vector<double>().swap(entries);
   return to_host(backend, matrix);
 }
 

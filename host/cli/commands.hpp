@@ -2,6 +2,8 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <charconv>
+#include <cstdint>
 #include <string>
 
 namespace ncollapse::cli {
@@ -12,15 +14,19 @@ struct Common {
   bool quiet = false;
 };
 
+/// Why `text` is no whole number from `least` up that Number can hold; empty when it is.
+template <class Number>
+std::string whole_number(const std::string& text, Number least) {
+  Number value = 0;
+  const char* end = text.data() + text.size();
+  const auto [stop, status] = std::from_chars(text.data(), end, value);
+  if (status == std::errc::result_out_of_range && stop == end) return "'" + text + "' is out of range";
+  if (status == std::errc{} && stop == end && value >= least) return {};
+  return "'" + text + "' must be a whole number of at least " + std::to_string(least);
+}
+
 /// For options that count something.
-inline const CLI::Validator kAtLeastOne(
-    [](std::string& text) {
-      long long value = 0;
-      return CLI::detail::lexical_cast(text, value) && value >= 1
-                 ? std::string()
-                 : "'" + text + "' must be a whole number of at least 1";
-    },
-    "");
+inline const CLI::Validator kAtLeastOne([](std::string& text) { return whole_number<std::int64_t>(text, 1); }, "");
 
 void add_analyze(CLI::App& app, Common& common);
 void add_devices(CLI::App& app, Common& common);

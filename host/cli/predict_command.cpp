@@ -81,7 +81,7 @@ DenseComparison compare_with_dense(const UfmOptions& model, const PredictOptions
 std::string to_json(const UfmOptions& model, const UfmPrediction& prediction,
                     const std::optional<DenseComparison>& dense) {
   Json sigma = Json::array(), w = Json::array(), z = Json::array(), survives = Json::array(), critical = Json::array(),
-       threshold = Json::array();
+       critical_log10 = Json::array(), threshold = Json::array();
   std::vector<Json> layers(model.lambda_w.size(), Json::array());
   for (const auto& direction : prediction.directions)
     for (Index i = 0; i < direction.multiplicity; ++i) {
@@ -91,6 +91,7 @@ std::string to_json(const UfmOptions& model, const UfmPrediction& prediction,
       z.push_back(alive ? direction.z : 0.0);
       survives.push_back(alive);
       critical.push_back(direction.critical_lambda_product);
+      critical_log10.push_back(direction.sigma > 0 ? Json(direction.log10_critical_lambda_product) : Json(nullptr));
       threshold.push_back(direction.at_threshold);
       for (std::size_t l = 0; l < layers.size(); ++l)
         layers[l].push_back(alive ? direction.layer_singular_values[l] : 0.0);
@@ -107,6 +108,7 @@ std::string to_json(const UfmOptions& model, const UfmPrediction& prediction,
   json["z"] = std::move(z);
   json["layer_singular_values"] = std::move(layers);
   json["critical_lambda_product"] = std::move(critical);
+  json["critical_lambda_product_log10"] = std::move(critical_log10);
   json["bias"] = model.bias ? Json(prediction.bias) : Json(nullptr);
   json["lost_classes"] = prediction.lost_classes ? Json(*prediction.lost_classes) : Json(nullptr);
   json["class_mean_logits"] = nullptr;
@@ -196,25 +198,31 @@ std::string to_table(const UfmOptions& model, const UfmPrediction& prediction,
   for (std::size_t l = 0; l < columns; ++l)
     text += fmt::format(" {:>13}", equal ? "each layer" : fmt::format("layer {}", l + 1));
   text += fmt::format(" {:>16}\n", "critical lambdas");
+  double log10_product = std::log10(model.lambda_h);
+  for (const double lambda : model.lambda_w) log10_product += std::log10(lambda);
   std::size_t rows = 0;
   for (const auto& direction : prediction.directions) {
     if (rows++ == kMaxTableRows) {
       text += fmt::format("  ... {} more, see --json\n", prediction.directions.size() - kMaxTableRows);
       break;
     }
-    const std::string survives = direction.at_threshold     ? "threshold"
-                                 : direction.surviving == 0 ? "no"
-                                 : direction.surviving == direction.multiplicity
-                                     ? "yes"
-                                     : fmt::format("{}", direction.surviving);
+    const std::string survives =
+        direction.at_threshold                                                                ? "threshold"
+        : direction.surviving == 0 && log10_product < direction.log10_critical_lambda_product ? "no room"
+        : direction.surviving == 0                                                            ? "no"
+        : direction.surviving == direction.multiplicity                                       ? "yes"
+                                                        : fmt::format("{}", direction.surviving);
     text += fmt::format("{:>14.9g} {:>6} {:>9} {:>13.6g} {:>13.6g}", direction.sigma, direction.multiplicity, survives,
                         direction.w, direction.z);
     for (std::size_t l = 0; l < columns; ++l) text += fmt::format(" {:>13.6g}", direction.layer_singular_values[l]);
-    text += fmt::format(" {:>16.6g}\n", direction.critical_lambda_product);
+    const double critical = direction.critical_lambda_product;
+    text += fmt::format(" {:>16}\n", direction.sigma > 0 && critical < std::numeric_limits<double>::min()
+                                         ? fmt::format("1e{:.2f}", direction.log10_critical_lambda_product)
+                                         : fmt::format("{:.6g}", critical));
   }
   text +=
       "sigma: of the label matrix; w, z: predicted singular values of W_L...W_1 and of class means times sqrt(n);\n"
-      "critical lambdas: largest lambda_h times all lambda_w at which the direction survives\n";
+      "critical lambdas: largest lambda_h times all lambda_w at which the direction survives, if the width has room\n";
   if (columns < layers && !equal) text += fmt::format("layers {} to {} are in the JSON output\n", columns + 1, layers);
   if (prediction.lost_classes && prediction.classes <= kMaxLogitClasses) text += logits_table(model, prediction);
   return text;

@@ -20,12 +20,7 @@ namespace {
 
 constexpr std::size_t kMaxTableRows = 40;
 
-// A negative number would pass as a large unsigned one.
-const CLI::Validator kSeed(
-    [](std::string& text) {
-      return text.starts_with('-') ? "'" + text + "' must be a whole number of at least 0" : std::string();
-    },
-    "");
+const CLI::Validator kSeed([](std::string& text) { return whole_number<std::uint64_t>(text, 0); }, "");
 
 struct SimulateOptions {
   UfmArguments ufm;
@@ -48,7 +43,7 @@ std::string header_line(const SimulationOptions& options, const DeviceInfo& devi
   json["optimizer"] = {{"name", std::string(to_string(options.optimizer))},
                        {"iterations", options.iterations},
                        {"seed", options.seed},
-                       {"start_scale", options.start_scale},
+                       {"start_scale", options.start_scale ? Json(*options.start_scale) : Json(nullptr)},
                        {"tolerance", options.gradient_tolerance},
                        {"measure_every", options.measure_every}};
   json["prediction"] = {{"minimum", prediction.minimum}, {"rank", rank}};
@@ -64,6 +59,7 @@ std::string step_line(const SimulationStep& step) {
   json["minimum"] = step.minimum;
   json["gap"] = step.gap;
   json["gradient_norm"] = step.gradient_norm;
+  json["gradient_bound"] = step.gradient_bound;
   json["metrics"] = metrics_json(*step.report);
   json["status"] = status_json(*step.report);
   json["spectrum"] = spectrum_json(*step.report);
@@ -75,6 +71,7 @@ std::string end_line(const SimulationResult& result, const std::string& reason, 
   json["type"] = "end";
   json["reason"] = reason;
   json["iterations"] = result.last.iteration;
+  json["evaluations"] = result.last.evaluations;
   json["loss"] = result.last.loss;
   json["gap"] = result.last.gap;
   json["rank"] = result.rank_measured;
@@ -119,6 +116,15 @@ std::string verdict(const SimulationResult& result) {
         fmt::format("not converged: at rank {}, the global minimiser has rank {}; directions that differ:", reached,
                     predicted),
         "More --iterations may lead further.");
+  if (result.end == SimulationEnd::no_progress)
+    return directions(
+        fmt::format("no step lowers the loss any more: at rank {}, the global minimiser has rank {}; directions that "
+                    "differ:",
+                    reached, predicted),
+        fmt::format(
+            "The gradient is {:.3g}, {:.3g} would count as converged. Far above it the start was too large: try a "
+            "smaller\n--start-scale; near it another --seed may reach the minimiser.",
+            result.last.gradient_norm, result.last.gradient_bound));
   return directions(
       fmt::format("stopped in a stationary point of rank {}, the global minimiser has rank {}; directions that differ:",
                   reached, predicted),
@@ -135,9 +141,10 @@ std::string to_table(const SimulationOptions& options, const SimulationResult& r
       "loss reached        {:.10g}\n"
       "predicted minimum   {:.10g}\n"
       "gap                 {:.3g}\n"
-      "gradient norm       {:.3g}\n\n",
+      "gradient norm       {:.3g} (converged: {:.3g})\n\n",
       options.model.bias ? "with" : "without", report.classes, report.samples, options.model.lambda_w.size(),
-      options.dim, reason, last.iteration, last.evaluations, last.loss, last.minimum, last.gap, last.gradient_norm);
+      options.dim, reason, last.iteration, last.evaluations, last.loss, last.minimum, last.gap, last.gradient_norm,
+      last.gradient_bound);
   const std::string_view family = options.model.bias ? "ufmb_" : "gof_";
   for (const auto& info : metric_catalogue()) {
     if (!info.key.starts_with(family)) continue;
@@ -205,12 +212,15 @@ void add_simulate(CLI::App& app, Common& common) {
       ->capture_default_str()
       ->check(kSeed)
       ->type_name("S");
-  command->add_option("--start-scale", simulation.start_scale, "Standard deviation of the random start, in units of 1/sqrt(d)")
-      ->capture_default_str()
+  command
+      ->add_option(
+          "--start-scale", simulation.start_scale,
+          "Standard deviation of the random start, in units of 1/sqrt(d); default: 3, with L > 3 layers 3^(3/L)")
       ->type_name("X");
   command
-      ->add_option("--tolerance", simulation.gradient_tolerance,
-                   "Converged where |gradient| is this times the smallest weight decay times max(1, |parameters|)")
+      ->add_option(
+          "--tolerance", simulation.gradient_tolerance,
+          "Converged where |gradient| is at most this times the smallest weight decay times max(1, |parameters|)")
       ->capture_default_str()
       ->type_name("G");
   command->add_option("--measure-every", simulation.measure_every, "Iterations between measurements")

@@ -72,7 +72,9 @@ void add_ufm_arguments(CLI::App& command, UfmArguments& arguments) {
 
 UfmOptions ufm_options(const UfmArguments& arguments) {
   if (arguments.counts.empty() == arguments.counts_from.empty())
-    throw UsageError("give either --counts or --counts-from", "write --counts 500,300,100");
+    throw UsageError(arguments.counts.empty() ? "neither --counts nor --counts-from is given"
+                                              : "both --counts and --counts-from are given, one is needed",
+                     "write --counts 500,300,100");
   const auto layers = static_cast<std::size_t>(arguments.layers);
   if (arguments.lambda_w.size() != 1 && arguments.lambda_w.size() != layers)
     throw UsageError(fmt::format("--lambda-w has {} values for {} layers", arguments.lambda_w.size(), layers),

@@ -45,7 +45,10 @@ GeometryDistance geometry_distance(Backend& backend, const LabelSpectrum& spectr
       spectrum_energies(backend, spectrum, scaled_right(backend, s, pair, group_roots, centre));
 
   GeometryDistance distance;
-  const double left_total = sum(energies.left), right_total = sum(energies.right);
+  // Centring leaves rounding of the size of what it subtracts.
+  const double centre_squares = std::inner_product(centre.begin(), centre.end(), centre.begin(), 0.0);
+  const double left_total = sum(energies.left), right_total = sum(energies.right),
+               right_scale = right_total + static_cast<double>(spectrum.samples()) * centre_squares;
   constexpr double kEps = std::numeric_limits<double>::epsilon(), kRounding = 256 * kEps * kEps;  // of squares
   std::vector<double> w2, z2, wz;
   for (std::size_t i = 0; i < spaces.size(); ++i) {
@@ -55,7 +58,7 @@ GeometryDistance geometry_distance(Backend& backend, const LabelSpectrum& spectr
     wz.push_back(direction.w * direction.z);
     const auto times = static_cast<double>(spaces[i].multiplicity);
     const bool vanishes =
-        !(energies.left[i] > kRounding * left_total) || !(energies.right[i] > kRounding * right_total);
+        !(energies.left[i] > kRounding * left_total) || !(energies.right[i] > kRounding * right_scale);
     distance.spectrum.push_back({spaces[i].sigma, spaces[i].multiplicity, direction.w,
                                  std::sqrt(energies.left[i] / times), direction.z, std::sqrt(energies.right[i] / times),
                                  vanishes ? 0.0 : energies.cross[i] / std::sqrt(energies.left[i] * energies.right[i])});

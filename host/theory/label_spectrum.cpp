@@ -11,6 +11,7 @@ namespace ncollapse {
 namespace {
 
 constexpr Index kTileRows = 256;
+constexpr Index kMaxSamples = Index{1} << 53;
 
 // Rows of an orthonormal contrast basis times the group's rows (Helmert): row j is (sum_{t<j} x_t - j x_j)/sqrt(j
 // (j+1)).
@@ -30,7 +31,6 @@ void contrasts(const std::vector<double>& X, Index columns, const Index* members
 }  // namespace
 
 std::vector<double> LabelSpectrum::Structure::numerators(bool left) const {
-  if (groups() > 1 && weights_.empty()) make_weights();
   const bool with_size = left == (model == LabelModel::with_bias);  // h instead of p
   std::vector<double> values;
   for (std::size_t i = 0; i < weights_.size(); ++i)
@@ -61,7 +61,7 @@ std::vector<double> LabelSpectrum::Structure::group_vectors(bool left, Index fir
   return rows;
 }
 
-void LabelSpectrum::Structure::make_weights() const {
+void LabelSpectrum::Structure::make_weights() {
   const Index m = groups();
   std::vector<double> weights(static_cast<std::size_t>(m));
   for (Index i = 0; i < m; ++i) {
@@ -83,7 +83,9 @@ LabelSpectrum::LabelSpectrum(std::vector<Index> counts, LabelModel model) : stru
       throw UsageError(
           "the count of class " + std::to_string(k) + " is " + std::to_string(counts[k]) + ", must be at least 1",
           "leave out classes without samples");
-    if (__builtin_add_overflow(s.samples, counts[k], &s.samples)) throw UsageError("the class counts overflow 64 bits");
+    if (__builtin_add_overflow(s.samples, counts[k], &s.samples) || s.samples > kMaxSamples)
+      throw UsageError("the counts up to class " + std::to_string(k) + " sum to more than 2^53 samples",
+                       "counts must be whole numbers in double precision");
   }
   s.model = model;
   s.counts = std::move(counts);
@@ -108,6 +110,7 @@ LabelSpectrum::LabelSpectrum(std::vector<Index> counts, LabelModel model) : stru
     weights.push_back(static_cast<double>(s.members(i)) *
                       (model == LabelModel::with_bias ? static_cast<double>(s.sizes[i]) : 1.0));
   s.roots = secular_roots(s.sizes, weights);
+  if (!s.roots.empty()) s.make_weights();
   for (Index i = 0; i < s.groups(); ++i) {
     if (s.members(i) > 1) s.eigenspaces.push_back({std::sqrt(static_cast<double>(s.sizes[i])), s.members(i) - 1});
     s.eigenspaces.push_back({i + 1 < s.groups() ? std::sqrt(s.root(i)) : 0.0, 1});

@@ -84,21 +84,24 @@ std::vector<DirectionPrediction> directions_of(const LabelSpectrum& spectrum, co
     direction.sigma = space.sigma;
     direction.multiplicity = space.multiplicity;
     direction.layer_singular_values.assign(options.lambda_w.size(), 0.0);
+    direction.log10_critical_lambda_product = -std::numeric_limits<double>::infinity();
     if (space.sigma > 0) {
       const double log_alpha = model.log_alpha(space.sigma), margin = model.log_threshold() - log_alpha;
       // critical A: alpha = threshold  <=>  log A = L (log threshold + 2 log sigma - log L - log N) - log N
-      direction.critical_lambda_product = std::exp(
+      const double log_critical =
           layers * (model.log_threshold() + 2 * std::log(space.sigma) - std::log(layers) - std::log(model.samples)) -
-          std::log(model.samples));
+          std::log(model.samples);
+      direction.critical_lambda_product = std::exp(log_critical);
+      direction.log10_critical_lambda_product = log_critical / std::log(10.0);
       direction.at_threshold = layers > 1 && std::abs(margin) <= 64 * kEps * (1 + std::abs(log_alpha));
       if (margin > 0) direction.surviving = std::min(space.multiplicity, room);
       if (direction.surviving > 0) {
         direction.x = surviving_root(layers, log_alpha);
         direction.w = std::sqrt(model.samples * options.lambda_h * std::pow(direction.x, layers));
         direction.z = direction.w * space.sigma / (direction.w * direction.w + model.samples * options.lambda_h);
-        const double shared = direction.x * std::exp(model.log_scale());
+        const double log_shared = std::log(direction.x) + model.log_scale();
         for (std::size_t l = 0; l < options.lambda_w.size(); ++l)
-          direction.layer_singular_values[l] = std::sqrt(shared / options.lambda_w[l]);
+          direction.layer_singular_values[l] = std::exp((log_shared - std::log(options.lambda_w[l])) / 2);
         room -= direction.surviving;
       }
     }
@@ -114,9 +117,11 @@ bool cuts_through(const std::vector<DirectionPrediction>& directions) {
 
 // Predicted logits W M + b 1^T = U diag(w z) V^T D^-1 + (n/N) 1^T; classes of equal size share theirs. Contrasts of
 // group i add (w z)_i (I - 11^T/l_i)/sqrt(s_i). Between groups, with a_i/(s_i - x_r) and b_j/(s_j - x_r) the components
-// of the normalised vectors of root r (structure.hpp) and c_r = (w z)_r,
-//   sum_r c_r a_i b_j / ((s_i - x_r)(s_j - x_r)) = a_i b_j (F_i - F_j)/(s_j - s_i),   F_i = sum_r c_r/(s_i - x_r),
-// by partial fractions: O(m^2) time and O(m) memory.
+// of the normalised vectors of root r (structure.hpp) and c_r = (w z)_r, partial fractions give
+//   sum_r c_r a_i b_j / ((s_i - x_r)(s_j - x_r)) = a_i b_j (F_i - F_j)/(s_j - s_i),   F_i = sum_r c_r/(s_i - x_r).
+// F_i and F_j may agree in most digits. So the quotient is made of those of neighbours, whose sums are taken as they
+// stand, D_t = sum_r c_r/((s_t - x_r)(s_{t+1} - x_r)): it is the mean of D_i .. D_{j-1} weighted by the steps of s.
+// O(m^2) time in all and O(m) memory.
 class GroupLogits {
  public:
   GroupLogits(const LabelSpectrum::Structure& s, const std::vector<DirectionPrediction>& directions, bool bias)
@@ -131,7 +136,7 @@ class GroupLogits {
       own_.push_back(!bias || s.members(i) > 1 ? strength() / std::sqrt(static_cast<double>(s.sizes[i])) : 0.0);
       if (bias) strengths.push_back(strength());
     }
-    if (!bias) return;  // U = V = I
+    if (!bias || s.roots.empty()) return;  // U = V = I, or all classes have one size
     left_ = s.numerators(true);
     right_ = s.numerators(false);
     const Index m = s.groups(), roots = m - 1;
@@ -145,39 +150,53 @@ class GroupLogits {
       strengths[r] /= std::sqrt(left_squares) * std::sqrt(right_squares);
     }
     for (Index i = 0; i < m; ++i) {
-      double first = 0, second = 0;
+      double same = 0, next = 0;
       for (Index r = 0; r < roots; ++r) {
         const double term = strengths[r] / s.gap(i, r);
-        first += term;
-        second += term / s.gap(i, r);
+        same += term / s.gap(i, r);
+        if (i + 1 < m) next += term / s.gap(i + 1, r);
       }
-      first_.push_back(first);
-      second_.push_back(second);
+      same_.push_back(same);
+      next_.push_back(next);
     }
   }
 
-  /// The logit of a class of group i at the mean of ANOTHER class of group j.
-  double between(Index i, Index j) const {
-    if (!bias_) return 0;
-    double value = 0;
+  /// For every group i the logit of one of its classes at the mean of ANOTHER class of group j.
+  std::vector<double> between(Index j) const {
+    const Index m = s_.groups();
+    std::vector<double> logits(static_cast<std::size_t>(m), 0.0);
+    if (!bias_) return logits;
     if (!left_.empty()) {
-      value = left_[i] * right_[j] *
-              (i == j ? second_[i] : (first_[i] - first_[j]) / static_cast<double>(s_.sizes[j] - s_.sizes[i]));
-      value /= std::sqrt(static_cast<double>(s_.members(i)) * static_cast<double>(s_.members(j)) *
-                         static_cast<double>(s_.sizes[j]));
+      const auto set = [&](Index i, double quotient) {
+        logits[i] = left_[i] * right_[j] * quotient /
+                    std::sqrt(static_cast<double>(s_.members(i)) * static_cast<double>(s_.members(j)) *
+                              static_cast<double>(s_.sizes[j]));
+      };
+      set(j, same_[j]);
+      const auto steps = [&](Index step) {  // away from j, +1 or -1
+        double sum = 0;
+        for (Index i = j + step; i >= 0 && i < m; i += step) {
+          const Index upper = step > 0 ? i - 1 : i;
+          sum += next_[upper] * static_cast<double>(s_.sizes[upper] - s_.sizes[upper + 1]);
+          set(i, sum / static_cast<double>(std::abs(s_.sizes[j] - s_.sizes[i])));
+        }
+      };
+      steps(1);
+      steps(-1);
     }
-    if (i == j) value -= own_[i] / static_cast<double>(s_.members(i));
-    return value + static_cast<double>(s_.sizes[i]) / static_cast<double>(s_.samples);
+    logits[j] -= own_[j] / static_cast<double>(s_.members(j));
+    for (Index i = 0; i < m; ++i) logits[i] += static_cast<double>(s_.sizes[i]) / static_cast<double>(s_.samples);
+    return logits;
   }
-  /// The logit of a class of group j at its own mean.
-  double own(Index j) const { return between(j, j) + own_[j]; }
+  /// What a class of group j adds at its own mean.
+  double own(Index j) const { return own_[j]; }
 
  private:
   const LabelSpectrum::Structure& s_;
   bool bias_;
-  std::vector<double> own_;             // contrasts' share of a class's own logit, [m]
-  std::vector<double> left_, right_;    // a, b; empty when there is no root
-  std::vector<double> first_, second_;  // F_i and sum_r c_r/(s_i - x_r)^2
+  std::vector<double> own_;           // contrasts' share of a class's own logit, [m]
+  std::vector<double> left_, right_;  // a, b; empty when there is no root
+  std::vector<double> same_, next_;   // sum_r c_r/(s_i - x_r)^2 and D_i
 };
 
 }  // namespace
@@ -202,6 +221,13 @@ UfmPrediction predict(const UfmOptions& options) {
     if (alive > 0)
       prediction.minimum += share * alive * value_at(layers, model.log_alpha(direction.sigma), direction.x);
   }
+  for (const auto& direction : prediction.directions) {
+    const bool positive = direction.w > 0 && direction.z > 0;
+    if (direction.surviving > 0 && !(positive && std::isfinite(direction.w * direction.z)))
+      throw UsageError("with these weight decays a singular value of the minimiser leaves the range of double",
+                       "take weight decays above 1e-300");
+  }
+  if (!std::isfinite(prediction.minimum)) throw UsageError("with these weight decays the minimum is not a number");
   if (options.bias)
     for (const Index count : spectrum.counts()) prediction.bias.push_back(static_cast<double>(count) / samples);
 
@@ -210,11 +236,13 @@ UfmPrediction predict(const UfmOptions& options) {
   prediction.lost_classes.emplace();
   const Index m = s.groups();
   for (Index j = 0; j < m; ++j) {
-    const double own = logits.own(j);
+    const std::vector<double> others = logits.between(j);
+    const double own = others[j] + logits.own(j);
     double rival = -std::numeric_limits<double>::infinity();
     for (Index i = 0; i < m; ++i)
-      if (i != j || s.members(i) > 1) rival = std::max(rival, logits.between(i, j));
-    const double rounding = 1e-12 * (std::abs(own) + std::abs(rival));
+      if (i != j || s.members(i) > 1) rival = std::max(rival, others[i]);
+    if (std::isinf(rival)) continue;  // the only class
+    const double rounding = 64 * kEps * (std::abs(own) + std::abs(rival));
     if (own > rival + rounding) continue;
     prediction.lost_classes->insert(prediction.lost_classes->end(), s.order.begin() + s.begin[j],
                                     s.order.begin() + s.begin[j + 1]);
@@ -234,13 +262,13 @@ std::vector<double> predicted_logits(const UfmOptions& options) {
   const GroupLogits logits(s, directions, options.bias);
   const Index classes = spectrum.classes(), m = s.groups();
   std::vector<double> full(static_cast<std::size_t>(classes * classes));
-  for (Index i = 0; i < m; ++i)
-    for (Index j = 0; j < m; ++j) {
-      const double between = logits.between(i, j);
-      for (Index p = s.begin[i]; p < s.begin[i + 1]; ++p)
-        for (Index q = s.begin[j]; q < s.begin[j + 1]; ++q)
-          full[s.order[p] * classes + s.order[q]] = p == q ? logits.own(i) : between;
-    }
+  for (Index j = 0; j < m; ++j) {
+    const std::vector<double> others = logits.between(j);
+    for (Index q = s.begin[j]; q < s.begin[j + 1]; ++q)
+      for (Index i = 0; i < m; ++i)
+        for (Index p = s.begin[i]; p < s.begin[i + 1]; ++p)
+          full[s.order[p] * classes + s.order[q]] = others[i] + (p == q ? logits.own(j) : 0.0);
+  }
   return full;
 }
 

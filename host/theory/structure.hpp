@@ -46,8 +46,9 @@ struct LabelSpectrum::Structure {
   std::vector<double> numerators(bool left) const;
 
  private:
-  mutable std::vector<double> weights_;  // g_i recomputed from the roots, relative to the true g_i; made on first use
-  void make_weights() const;
+  friend class LabelSpectrum;
+  std::vector<double> weights_;  // g_i recomputed from the roots, relative to the true g_i; empty when there is none
+  void make_weights();
 };
 
 /// Roots of sum_i g_i / (s_i - x) = 0 for sizes s descending and weights g > 0 (LAPACK's dlaed4). m - 1 roots.

@@ -84,7 +84,7 @@ MinimiseEnd minimise_lbfgs(const Objective& objective, std::vector<double>& x, c
   std::vector<double> gradient(x.size());
   run.loss = objective(x, gradient);
   if (!on_iterate({0, run.loss, x, gradient})) return MinimiseEnd::asked;
-  gradient = {};
+  std::vector<double>().swap(gradient);
 
   lbfgs_parameter_t parameters;
   lbfgs_parameter_init(&parameters);
@@ -92,6 +92,8 @@ MinimiseEnd minimise_lbfgs(const Objective& objective, std::vector<double>& x, c
   parameters.epsilon = 0;
   parameters.max_iterations = 0;
   parameters.linesearch = LBFGS_LINESEARCH_MORETHUENTE;
+  parameters.min_step = std::numeric_limits<double>::min();  // the first step is 1/|gradient|, which may be tiny
+  parameters.max_step = std::numeric_limits<double>::max();
   const auto n = static_cast<int>(size);
   const std::unique_ptr<double, decltype(&lbfgs_free)> point(lbfgs_malloc(n), lbfgs_free);  // aligned as it wants it
   if (!point) throw std::bad_alloc();

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <numeric>
 #include <string>
 
@@ -27,21 +28,45 @@ void check(const SimulationOptions& options) {
     throw UsageError("iterations is " + std::to_string(options.iterations) + ", must be at least 1");
   if (options.measure_every < 1)
     throw UsageError("measure_every is " + std::to_string(options.measure_every) + ", must be at least 1");
-  if (!(options.start_scale > 0) || !std::isfinite(options.start_scale))
-    throw UsageError("the start scale is " + std::to_string(options.start_scale) + ", must be positive");
-  if (!(options.gradient_tolerance >= 0))
-    throw UsageError("the gradient tolerance is " + std::to_string(options.gradient_tolerance) +
-                     ", must not be negative");
+  const auto text = [](double value) {
+    char buffer[32];
+    std::snprintf(buffer, sizeof buffer, "%g", value);
+    return std::string(buffer);
+  };
+  if (const auto scale = options.start_scale; scale && (!(*scale > 0) || !std::isfinite(*scale)))
+    throw UsageError("the start scale is " + text(*scale) + ", must be positive");
+  if (!(options.gradient_tolerance >= 0) || !std::isfinite(options.gradient_tolerance))
+    throw UsageError("the gradient tolerance is " + text(options.gradient_tolerance) +
+                     ", must be a number of at least 0");
 }
 
-/// The optimiser's vectors are in host memory, which the system promises before it knows whether it has it.
-void check_memory(const UfmProblem& problem, Optimizer optimizer) {
-  const Index vectors = optimizer == Optimizer::lbfgs ? 2 * kLbfgsHistory + 7 : 4;
-  const Index memory = cpu_device(1).memory_bytes;
-  if (problem.parameters() <= memory / (vectors * static_cast<Index>(sizeof(double)))) return;
-  throw DeviceError(std::to_string(problem.parameters()) + " parameters, " + std::to_string(vectors) +
-                        " vectors of them: more than the " + std::to_string(memory) + " bytes of this machine's memory",
-                    "take fewer samples, a smaller dim, or gradient descent, which needs 4 vectors");
+/// Everything a run needs, before any of it is allocated: the system promises memory that it may not have. Counted in
+/// floating point, which does not overflow; wrong counts are left to predict().
+void check_memory(const Backend& backend, const SimulationOptions& options) {
+  double N = 0;
+  for (const Index count : options.model.counts) N += static_cast<double>(std::max<Index>(0, count));
+  const auto K = static_cast<double>(options.model.counts.size()), d = static_cast<double>(options.dim),
+             L = static_cast<double>(options.model.lambda_w.size());
+  const double vectors = options.optimizer == Optimizer::lbfgs ? 2 * kLbfgsHistory + 7 : 4;
+  const double host = 8 * (vectors * ((L - 1) * d * d + K * d + N * d + K) + N * K);
+  const double device = 8 * (2 * N * (K + d) + 2 * L * (K + d) * d + 8 * d * d + 6 * K * d);
+  const bool shared = backend.info().device.type == DeviceType::cpu;
+  const auto require = [&](double bytes, Index memory, const char* where) {
+    if (!(bytes > static_cast<double>(memory))) return;
+    char text[128];
+    std::snprintf(text, sizeof text, "N = %.0f samples, K = %.0f, d = %.0f need %.3g GB %s, there are %.3g GB", N, K, d,
+                  bytes * 1e-9, where, static_cast<double>(memory) * 1e-9);
+    throw DeviceError(text,
+                      options.optimizer == Optimizer::lbfgs
+                          ? "take fewer samples, a smaller dim, or gradient descent, which keeps 4 vectors, not 47"
+                          : "take fewer samples or a smaller dim");
+  };
+  require(shared ? host + device : host, cpu_device(1).memory_bytes, "of memory");
+  if (!shared) require(device, backend.info().memory_bytes, "on the device");
+}
+
+double default_start_scale(std::size_t layers) {
+  return std::pow(3.0, 3.0 / static_cast<double>(std::max<std::size_t>(3, layers)));
 }
 
 Report measure_point(const UfmProblem& problem, std::span<const double> x) {
@@ -72,9 +97,10 @@ Index singular_values_above(Backend& backend, std::span<const double> values, In
   return std::count_if(squares.begin(), squares.end(), [&](double square) { return square > threshold * threshold; });
 }
 
-/// Every eigenspace at x, beside its prediction.
-std::vector<EigenspaceComparison> compare(const UfmProblem& problem, std::span<const double> x,
-                                          const std::vector<SpectrumRow>& measured) {
+/// The rank and every eigenspace of the last point, beside the prediction.
+void compare(const UfmProblem& problem, SimulationResult& result) {
+  const std::span<const double> x = result.parameters;
+  const std::vector<SpectrumRow>& measured = result.last.report->spectrum;
   Backend& backend = *problem.context().backend();
   const UfmOptions& model = problem.model();
   const auto& directions = problem.prediction().directions;
@@ -83,9 +109,10 @@ std::vector<EigenspaceComparison> compare(const UfmProblem& problem, std::span<c
   for (const auto& direction : directions)  // by descending sigma, and so by descending w
     if (direction.surviving > 0) smallest = direction.w;
   const LabelSpectrum spectrum(model.counts, model.bias ? LabelModel::with_bias : LabelModel::without_bias);
-  const std::vector<double> rows = spectrum.apply_left(
-      backend.to_host(classifier_product(backend, problem.classifier(x), dim, problem.classes())), dim);
-  std::vector<EigenspaceComparison> result;
+  const std::vector<double> weights =
+      backend.to_host(classifier_product(backend, problem.classifier(x), dim, problem.classes()));
+  result.rank_measured = singular_values_above(backend, weights, dim, smallest / 2);
+  const std::vector<double> rows = spectrum.apply_left(weights, dim);
   std::span<const double> rest = rows;
   for (std::size_t i = 0; i < directions.size(); ++i) {
     const auto& direction = directions[i];
@@ -93,17 +120,17 @@ std::vector<EigenspaceComparison> compare(const UfmProblem& problem, std::span<c
     rest = rest.subspan(block.size());
     const double alive =
         std::sqrt(static_cast<double>(direction.surviving) / static_cast<double>(direction.multiplicity));
-    result.push_back({.sigma = direction.sigma,
-                      .multiplicity = direction.multiplicity,
-                      .surviving_predicted = direction.surviving,
-                      .surviving_measured = singular_values_above(
-                          backend, block, dim, (direction.surviving > 0 ? direction.w : smallest) / 2),
-                      .w_predicted = alive * direction.w,
-                      .w_measured = measured[i].w_measured,
-                      .z_predicted = alive * direction.z,
-                      .z_measured = measured[i].z_measured});
+    result.rank_predicted += direction.surviving;
+    result.differing.push_back({.sigma = direction.sigma,
+                                .multiplicity = direction.multiplicity,
+                                .surviving_predicted = direction.surviving,
+                                .surviving_measured = singular_values_above(
+                                    backend, block, dim, (direction.surviving > 0 ? direction.w : smallest) / 2),
+                                .w_predicted = alive * direction.w,
+                                .w_measured = measured[i].w_measured,
+                                .z_predicted = alive * direction.z,
+                                .z_measured = measured[i].z_measured});
   }
-  return result;
 }
 
 void keep_differing(const UfmProblem& problem, std::vector<EigenspaceComparison>& spaces) {
@@ -152,11 +179,11 @@ std::string_view to_string(SimulationEnd end) {
 
 SimulationResult simulate(const Context& context, const SimulationOptions& options, const SimulationCallback& on_step) {
   check(options);
+  check_memory(*context.backend(), options);
   UfmProblem problem(context, options.model, options.dim);
-  check_memory(problem, options.optimizer);
   SimulationResult result;
-  result.parameters =
-      problem.random_start(options.seed, options.start_scale / std::sqrt(static_cast<double>(options.dim)));
+  const double scale = options.start_scale.value_or(default_start_scale(options.model.lambda_w.size()));
+  result.parameters = problem.random_start(options.seed, scale / std::sqrt(static_cast<double>(options.dim)));
   const double smallest_decay =
       std::min(options.model.lambda_h, *std::min_element(options.model.lambda_w.begin(), options.model.lambda_w.end()));
 
@@ -173,9 +200,10 @@ SimulationResult simulate(const Context& context, const SimulationOptions& optio
             .loss = point.loss,
             .minimum = problem.prediction().minimum,
             .gap = point.loss - problem.prediction().minimum,
-            .gradient_norm = norm(point.gradient)};
+            .gradient_norm = norm(point.gradient),
+            .gradient_bound = options.gradient_tolerance * smallest_decay * std::max(1.0, norm(point.x))};
     bool done = true;
-    if (step.gradient_norm <= options.gradient_tolerance * smallest_decay * std::max(1.0, norm(point.x)))
+    if (step.gradient_norm <= step.gradient_bound)
       result.end = SimulationEnd::converged;
     else if (point.iteration == options.iterations)
       result.end = SimulationEnd::iterations;
@@ -192,16 +220,12 @@ SimulationResult simulate(const Context& context, const SimulationOptions& optio
   if (minimise(objective, result.parameters, on_iterate) == MinimiseEnd::no_progress)
     result.end = SimulationEnd::no_progress;
 
+  result.last.evaluations = evaluations;
   if (!result.last.report) {
     result.last.report = measure_point(problem, result.parameters);
-    result.last.evaluations = evaluations;
     if (on_step) on_step(result.last);
   }
-  result.differing = compare(problem, result.parameters, result.last.report->spectrum);
-  for (const auto& space : result.differing) {
-    result.rank_predicted += space.surviving_predicted;
-    result.rank_measured += space.surviving_measured;
-  }
+  compare(problem, result);
   keep_differing(problem, result.differing);
   return result;
 }

@@ -37,7 +37,7 @@ struct Eigenspace {
 /// (LAPACK's dlaed4). Takes O(K log K + m^2) time and O(K) memory. Deterministic; host only.
 class NCOLLAPSE_EXPORT LabelSpectrum {
  public:
-  /// Throws UsageError when there is no class or a count is below 1.
+  /// Throws UsageError when there is no class, a count is below 1, or there are more than 2^53 samples.
   LabelSpectrum(std::vector<Index> counts, LabelModel model);
   ~LabelSpectrum();
   LabelSpectrum(LabelSpectrum&&) noexcept;
@@ -80,7 +80,9 @@ struct DirectionPrediction {
   double w = 0;               ///< singular value of W = W_L...W_1
   double z = 0;               ///< singular value of Z = M D, M the class means as columns
   std::vector<double> layer_singular_values;  ///< of W_1..W_L, [L]
-  double critical_lambda_product = 0;         ///< largest lambda_H prod_l lambda_l at which the direction survives
+  /// Largest lambda_H prod_l lambda_l at which the direction survives, where the width leaves room for it; its decimal
+  /// logarithm serves where it underflows. 0 and -infinity for sigma = 0.
+  double critical_lambda_product = 0, log10_critical_lambda_product = 0;
 };
 
 struct UfmPrediction {
@@ -95,8 +97,9 @@ struct UfmPrediction {
 
 /// The global minimiser of the UFM, for any L >= 1: every direction's x* minimises g(x) = 1/(x^L + 1) + alpha x, with
 /// alpha = L N (N lambda_H prod lambda_l)^(1/L) / sigma^2. O(K log K + m^2) time, O(K + m) memory. Deterministic.
-/// Throws UsageError for counts below 1, no layer, a weight decay that is not positive and finite (at 0 the minimum is
-/// not attained), a negative width.
+/// Throws UsageError for counts as LabelSpectrum does, no layer, a weight decay that is not positive and finite (at 0
+/// the minimum is not attained), decays so far apart from the counts that a result would leave the range of double, a
+/// negative width.
 NCOLLAPSE_EXPORT UfmPrediction predict(const UfmOptions& options);
 
 /// Predicted logits of the class means, W M + b 1^T = U diag(w z) V^T D^-1 + (n/N) 1^T [K x K] row-major (column k: the
@@ -131,7 +134,8 @@ struct GeometryDistance {
 /// `classifier` W = W_L...W_1 and `means` M (class k in row k, not centred) are [K x d] views in host or device memory,
 /// K the number of model.counts; model.width limits the directions that can survive. O(K d^2 + m^2 d) time, memory of a
 /// few K d and d^2 doubles, no K x K array where K > d. Distances resolve down to about 1e-8. Deterministic. Throws
-/// UsageError for a wrong model (as predict) or shapes that do not fit.
+/// UsageError for a wrong model (as predict) or shapes that do not fit, DataError for a value that is not finite,
+/// DeviceError when memory is short.
 NCOLLAPSE_EXPORT GeometryDistance geometry_distance(const Context& context, const UfmOptions& model,
                                                     const MatrixView& classifier, const MatrixView& means);
 

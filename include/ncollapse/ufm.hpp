@@ -82,7 +82,9 @@ struct SimulationOptions {
   Optimizer optimizer = Optimizer::lbfgs;
   Index iterations = 10000;  ///< at most
   std::uint64_t seed = 1;
-  double start_scale = 3;  ///< the random start has the standard deviation start_scale / sqrt(d)
+  /// The random start has the standard deviation start_scale / sqrt(d). Not given: 3 for up to three layers, else
+  /// 3^(3/L), so that the product of the layers starts at the same size whatever their number.
+  std::optional<double> start_scale = {};
   /// Converged where |gradient| <= tolerance * (smallest weight decay) * max(1, |parameters|): about the relative error
   /// of the parameters, since a minimum's curvature is of the size of the weight decays. 0: as far as rounding allows.
   double gradient_tolerance = 1e-6;
@@ -94,15 +96,15 @@ struct SimulationStep {
   Index iteration = 0;
   Index evaluations = 0;  ///< of f and its gradient, so far
   double loss = 0;
-  double minimum = 0;  ///< predicted
-  double gap = 0;      ///< loss - minimum
-  double gradient_norm = 0;
-  std::optional<Report> report = {};  ///< every metric at this point, where it was measured
+  double minimum = 0;                            ///< predicted
+  double gap = 0;                                ///< loss - minimum
+  double gradient_norm = 0, gradient_bound = 0;  ///< converged where the norm is at most the bound
+  std::optional<Report> report = {};             ///< every metric at this point, where it was measured
 };
 
 enum class SimulationEnd {
   converged,    ///< the gradient is within its tolerance
-  no_progress,  ///< no step along the gradient lowers the loss any more: rounding
+  no_progress,  ///< no step that was tried along the gradient lowers the loss: rounding, or a start far too large
   iterations,   ///< as many as were allowed
   stopped,      ///< the caller asked for it
 };
@@ -126,8 +128,11 @@ struct EigenspaceComparison {
 struct SimulationResult {
   SimulationStep last;  ///< measured
   SimulationEnd end = SimulationEnd::converged;
-  std::vector<double> parameters;               ///< as UfmProblem lays them out
-  Index rank_predicted = 0, rank_measured = 0;  ///< surviving directions in all
+  std::vector<double> parameters;  ///< as UfmProblem lays them out
+  Index rank_predicted = 0;        ///< surviving directions in all
+  /// Singular values of W_L...W_1 above half of the smallest w that is predicted to survive (when nothing is, half of
+  /// sqrt(N lambda_H)).
+  Index rank_measured = 0;
   /// Where the reached point is not the predicted minimiser: eigenspaces with another number of surviving directions,
   /// or with w or z off by more than 1e-3 of its largest predicted value. By descending sigma. For L >= 2 gradient
   /// methods may end in stationary points of lower rank; this is where it shows. Eigenspaces exactly at the threshold
@@ -140,10 +145,11 @@ struct SimulationResult {
 using SimulationCallback = std::function<bool(const SimulationStep&)>;
 
 /// Minimises f from a random start and compares every measured point, and the last one, with the predicted minimiser.
-/// L-BFGS keeps 2 * 20 vectors of parameters() doubles in host memory. Deterministic like UfmProblem.
-/// Throws UsageError for fewer than two classes, iterations or measure_every below 1, a negative tolerance, a start
-/// whose loss overflows, more than 2^31 - 9 parameters with L-BFGS, and as UfmProblem does; DeviceError when the
-/// optimiser's vectors exceed this machine's memory.
+/// L-BFGS keeps 2 * 20 vectors of parameters() doubles in host memory; a measurement needs some N (K + d) + d^2 doubles
+/// on the device beside the problem. Deterministic like UfmProblem. Throws UsageError for fewer than two classes,
+/// iterations or measure_every below 1, a start scale that is not positive, a tolerance that is negative or not finite,
+/// a start whose loss overflows, more than 2^31 - 9 parameters with L-BFGS, and as UfmProblem does; DeviceError, before
+/// anything is allocated, when all that exceeds the memory.
 NCOLLAPSE_EXPORT SimulationResult simulate(const Context& context, const SimulationOptions& options,
                                            const SimulationCallback& on_step = {});
 

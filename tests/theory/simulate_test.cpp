@@ -245,6 +245,24 @@ TEST_P(Simulate, CountsSurvivorsInsideAnEigenspace) {
   EXPECT_TRUE(best.differing.empty());
 }
 
+TEST_P(Simulate, ManyLayersStartAtASizeThatConverges) {
+  for (const Index layers : {8, 12}) {
+    const SimulationResult result =
+        simulate(*context_, {.model = ufm(kImbalanced, layers, 1e-3, 1e-3, true), .dim = 8});
+    EXPECT_EQ(result.end, SimulationEnd::converged) << layers;
+    EXPECT_GE(result.last.gap, -1e-12);
+    EXPECT_LE(result.rank_measured, result.rank_predicted);
+  }
+}
+
+TEST_P(Simulate, AStartFarTooLargeIsNotCalledConverged) {
+  const SimulationResult result = simulate(
+      *context_, {.model = ufm(kImbalanced, 2, 2e-3, 1e-3, true), .dim = 8, .iterations = 300, .start_scale = 3000.0});
+  EXPECT_NE(result.end, SimulationEnd::converged);
+  EXPECT_GT(result.last.iteration, 0);
+  EXPECT_GT(result.last.gradient_norm, result.last.gradient_bound);
+}
+
 TEST_P(Simulate, AStationaryPointOfLowerRankIsReported) {
   SimulationOptions options{.model = ufm(kImbalanced, 3, 1e-2, 6e-3, true), .dim = 8, .start_scale = 1.4};
   SimulationResult low = simulate(*context_, options);

@@ -278,29 +278,46 @@ TEST(Predict, LogitsAndLostClasses) {
   EXPECT_EQ(predict(ufm({5, 5, 5}, 1, 1, 1, true)).lost_classes->size(), 3U);
 }
 
-TEST(Predict, LogitsOfManyAdjacentSizes) {  // where partial fractions lose digits: sizes that differ by 1 in 10000
-  std::vector<Index> counts;
-  for (Index k = 0; k < 150; ++k) counts.push_back(10000 - k - k % 3);
-  const UfmOptions model = ufm(counts, 2, 1e-7, 1e-7, true);
-  const UfmPrediction prediction = predict(model);
-  const LabelSpectrum spectrum(counts, LabelModel::with_bias);
-  Dense left = basis(spectrum, true);
-  const Dense right = basis(spectrum, false);
-  Index i = 0;
-  for (const auto& direction : prediction.directions)
-    for (Index copy = 0; copy < direction.multiplicity; ++copy, ++i)
-      for (Index k = 0; k < left.cols; ++k) left(i, k) *= direction.w * direction.z;
-  const Dense product = times(transposed(left), right);
-  const Vector logits = predicted_logits(model);
-  double largest = 0;
-  for (Index j = 0; j < product.rows; ++j)
-    for (Index k = 0; k < product.cols; ++k) {
-      const auto column = static_cast<std::size_t>(k);
-      const double expected =
-          product(j, k) / std::sqrt(static_cast<double>(counts[column])) + prediction.bias[static_cast<std::size_t>(j)];
-      largest = std::max(largest, std::abs(logits[static_cast<std::size_t>(j * product.cols + k)] - expected));
-    }
-  EXPECT_TRUE(largest <= 1e-12) << largest;
+TEST(Predict, LogitsOfManyAdjacentSizes) {  // where partial fractions lose digits, if they are not made of neighbours
+  std::vector<Index> many;
+  for (Index k = 0; k < 150; ++k) many.push_back(10000 - k - k % 3);
+  for (const auto& counts :
+       {many, std::vector<Index>{1000000, 999999, 50000, 49999, 10, 9, 2, 1}, {1000000000, 1000000, 999999, 1}}) {
+    const UfmOptions model = ufm(counts, 2, 1e-14, 1e-14, true);
+    const UfmPrediction prediction = predict(model);
+    EXPECT_GT(prediction.directions.front().surviving, 0);
+    const LabelSpectrum spectrum(counts, LabelModel::with_bias);
+    Dense left = basis(spectrum, true);
+    const Dense right = basis(spectrum, false);
+    Index i = 0;
+    for (const auto& direction : prediction.directions)
+      for (Index copy = 0; copy < direction.multiplicity; ++copy, ++i)
+        for (Index k = 0; k < left.cols; ++k) left(i, k) *= direction.w * direction.z;
+    const Dense product = times(transposed(left), right);
+    const Vector logits = predicted_logits(model);
+    double largest = 0;
+    for (Index j = 0; j < product.rows; ++j)
+      for (Index k = 0; k < product.cols; ++k) {
+        const auto column = static_cast<std::size_t>(k);
+        const double expected = product(j, k) / std::sqrt(static_cast<double>(counts[column])) +
+                                prediction.bias[static_cast<std::size_t>(j)];
+        largest = std::max(largest, std::abs(logits[static_cast<std::size_t>(j * product.cols + k)] - expected));
+      }
+    EXPECT_TRUE(largest <= 1e-13) << largest << " for " << counts.size() << " classes";
+  }
+}
+
+TEST(Predict, ExtremeDecaysAndOneClass) {
+  // Far below where lambda products underflow every number is still right: s^2 lambda_l = z^2 lambda_h.
+  const UfmPrediction tiny = predict(ufm({50, 30}, 1, 1e-300, 1e-300, true));
+  EXPECT_NEAR(tiny.directions[0].layer_singular_values[0] / tiny.directions[0].z, 1, 1e-12);
+  EXPECT_THROW(predict(ufm({50, 30}, 1, 1e-310, 1e-310, true)), UsageError);
+  // 120 layers: the critical product underflows, its logarithm does not.
+  const UfmPrediction deep = predict(ufm({100, 50, 10}, 120, 1e-4, 1e-3, true));
+  EXPECT_GT(deep.directions[1].surviving, 0);
+  EXPECT_EQ(deep.directions[1].critical_lambda_product, 0);
+  EXPECT_GT(deep.directions[1].log10_critical_lambda_product, 120 * -4 - 3);
+  EXPECT_EQ(predict(ufm({5}, 1, 1e-3, 1e-3, true)).lost_classes, std::optional(std::vector<Index>{}));
 }
 
 TEST(Predict, AWidthThatCutsThroughAnEigenspace) {
@@ -329,7 +346,7 @@ TEST(Predict, WrongInput) {
   fails(ufm({3, 2}, 1, 1, -1, true), "lambda_h");
   fails(ufm({3, 2}, 1, std::nan(""), 1, true), "lambda_w");
   fails(ufm({3, 2}, 1, 1, 1, true, -1), "width");
-  fails(ufm({INT64_MAX, 2}, 1, 1, 1, true), "overflow");
+  fails(ufm({INT64_MAX, 2}, 1, 1, 1, true), "2^53");
   const LabelSpectrum spectrum(kImbalanced, LabelModel::with_bias);
   EXPECT_THROW(spectrum.apply_left(Vector(7), 2), UsageError);
 }
