@@ -30,6 +30,7 @@ inline const CLI::Validator kAtLeastOne([](std::string& text) { return whole_num
 
 void add_analyze(CLI::App& app, Common& common);
 void add_devices(CLI::App& app, Common& common);
+void add_plot(CLI::App& app, Common& common);
 void add_predict(CLI::App& app, Common& common);
 void add_simulate(CLI::App& app, Common& common);
 void add_metrics(CLI::App& app, Common& common);

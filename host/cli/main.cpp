@@ -38,6 +38,7 @@ int main(int argc, char** argv) {
       "  ncollapse analyze --features features.npy --labels labels.npy --weights W.npy --bias b.npy\n"
       "  ncollapse predict --counts 500,300,100 --layers 3 --lambda-w 1e-5 --lambda-h 1e-5\n"
       "  ncollapse simulate --counts 20,12,12,5,3 --layers 2 --dim 8 --lambda-w 2e-3 --lambda-h 1e-3\n"
+      "  ncollapse plot run.jsonl --out pictures\n"
       "  ncollapse metrics\n"
       "  ncollapse devices\n\n"
       "Exit codes: 0 ok, 1 internal error, 2 wrong usage, 3 bad input, 4 device or memory, 130 interrupted.");
@@ -45,6 +46,7 @@ int main(int argc, char** argv) {
   cli::add_analyze(app, common);
   cli::add_predict(app, common);
   cli::add_simulate(app, common);
+  cli::add_plot(app, common);
   cli::add_devices(app, common);
   cli::add_metrics(app, common);
   if (argc == 1) {

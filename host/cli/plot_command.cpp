@@ -1,0 +1,87 @@
+#include <fmt/core.h>
+
+#include <filesystem>
+#include <memory>
+#include <system_error>
+
+#include "host/cli/commands.hpp"
+#include "host/cli/gnuplot.hpp"
+#include "host/cli/output.hpp"
+#include "host/cli/plot_pictures.hpp"
+#include "ncollapse/error.hpp"
+
+namespace ncollapse::cli {
+
+namespace {
+
+struct PlotOptions {
+  std::vector<std::string> files;
+  std::string folder, format = "svg";
+};
+
+PictureFormat parse_format(const std::string& name) {
+  if (name == "svg") return PictureFormat::svg;
+  if (name == "png") return PictureFormat::png;
+  throw UsageError("--format is '" + name + "'", "svg or png");
+}
+
+void run(const PlotOptions& options, const Common& common) {
+  const PictureFormat format = parse_format(options.format);
+  std::vector<Recording> recordings;
+  for (const auto& file : options.files) recordings.push_back(read_recording(file));
+  const auto all = pictures(recordings, format);
+
+  const std::filesystem::path folder(options.folder);
+  std::error_code status;
+  std::filesystem::create_directories(folder, status);
+  if (!std::filesystem::is_directory(folder))
+    throw DataError(options.folder + ": cannot make this folder: " +
+                    (status ? status.message() : "a file of this name is there"));
+  // All scripts and data first: where gnuplot is missing, they can be drawn later or elsewhere.
+  for (const Picture& picture : all) {
+    for (const TextFile& data : picture.data) write_output(folder / data.name, data.text);
+    write_output(folder / picture.script.name, picture.script.text);
+  }
+  for (const Picture& picture : all) {
+    std::filesystem::remove(folder / picture.image, status);  // an old picture must not pass for the new one
+    try {
+      run_gnuplot(options.folder, picture.script.name);
+    } catch (...) {
+      std::filesystem::remove(folder / picture.image, status);  // half a picture
+      throw;
+    }
+    if (!common.quiet)
+      write_output("-", fmt::format("{}  {}\n", (folder / picture.image).string(), picture.what));
+  }
+}
+
+}  // namespace
+
+void add_plot(CLI::App& app, Common& common) {
+  auto options = std::make_shared<PlotOptions>();
+  CLI::App* command = app.add_subcommand("plot", "Draw what simulate and analyze have written, with gnuplot");
+  command
+      ->add_option("files", options->files,
+                   "Runs (JSON lines, of simulate --json) and reports (of analyze --json); the schema tells which")
+      ->required()
+      ->type_name("FILE...");
+  command->add_option("--out", options->folder, "Folder for the pictures, made if missing")
+      ->required()
+      ->type_name("DIR");
+  command->add_option("--format", options->format, "svg or png")->capture_default_str()->type_name("NAME");
+  command->add_flag("--quiet", common.quiet, "Do not list the pictures");
+  command->footer(
+      "Of a run:      curves (metrics, accuracy, loss, gap over iterations or epochs), spectrum (of the last step)\n"
+      "Of a report:   spectrum (with weight decays), cosines (between groups of classes of equal size)\n"
+      "Of some runs:  compare (side by side, on the same axes); the files of each one carry its number: curves-2.svg\n"
+      "Beside each picture stay its script and its data: gnuplot curves.gp, in that folder, draws it again.\n"
+      "Values that are undefined, and 0 on a logarithmic axis, are left out.\n\n"
+      "Examples:\n"
+      "  ncollapse simulate --counts 20,12,12,5,3 --layers 3 --dim 8 --lambda-w 2e-3 --lambda-h 1e-3 --json L3.jsonl\n"
+      "  ncollapse plot L3.jsonl --out pictures\n"
+      "  ncollapse plot L1.jsonl L3.jsonl L6.jsonl --out pictures     # L = 1, 3, 6 side by side\n"
+      "  ncollapse plot report.json --out pictures --format png\n");
+  command->callback([options, &common] { run(*options, common); });
+}
+
+}  // namespace ncollapse::cli
