@@ -84,19 +84,21 @@ void run_gnuplot(const std::string& folder, const std::string& script) {
   pid_t child = 0;
   const int status = posix_spawnp(&child, program.c_str(), actions.get(), nullptr, arguments.data(), environ);
   if (status == ENOENT)
-    throw Error(ErrorKind::internal, "gnuplot, which draws the pictures, is not installed (not found in PATH)",
-                fmt::format("install the package gnuplot-nox (Debian, Ubuntu) or gnuplot; scripts and data are kept in {}",
-                            folder));
+    throw Error(
+        ErrorKind::internal, "gnuplot, which draws the pictures, is not installed (not found in PATH)",
+        fmt::format("install the package gnuplot-nox (Debian, Ubuntu) or gnuplot; scripts and data are kept in {}",
+                    folder));
   check(status, "posix_spawn");
   const std::string said = errors.read_all();
   int ended = 0;
   while (waitpid(child, &ended, 0) < 0)
     if (errno != EINTR) throw Error(ErrorKind::internal, "lost sight of gnuplot: " + message(errno));
   if (WIFEXITED(ended) && WEXITSTATUS(ended) == 0) return;
-  throw Error(ErrorKind::internal,
-              fmt::format("gnuplot failed on {} ({} {}): {}", script, WIFEXITED(ended) ? "exit code" : "signal",
-                          WIFEXITED(ended) ? WEXITSTATUS(ended) : WTERMSIG(ended), said.empty() ? "it said nothing" : said),
-              fmt::format("scripts and data are kept in {}", folder));
+  throw Error(
+      ErrorKind::internal,
+      fmt::format("gnuplot failed on {} ({} {}): {}", script, WIFEXITED(ended) ? "exit code" : "signal",
+                  WIFEXITED(ended) ? WEXITSTATUS(ended) : WTERMSIG(ended), said.empty() ? "it said nothing" : said),
+      fmt::format("scripts and data are kept in {}", folder));
 }
 
 }  // namespace ncollapse::cli

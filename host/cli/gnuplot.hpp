@@ -5,8 +5,8 @@
 
 namespace ncollapse::cli {
 
-/// Runs `gnuplot SCRIPT` in the folder and waits for it. Throws Error (internal) when gnuplot is not installed or fails,
-/// with what it said.
+/// Runs `gnuplot SCRIPT` in the folder and waits for it. Throws Error (internal) when gnuplot is not installed or
+/// fails, with what it said.
 void run_gnuplot(const std::string& folder, const std::string& script);
 
 }  // namespace ncollapse::cli

@@ -17,6 +17,7 @@ namespace {
 struct PlotOptions {
   std::vector<std::string> files;
   std::string folder, format = "svg";
+  bool log_x = false;
 };
 
 PictureFormat parse_format(const std::string& name) {
@@ -29,14 +30,14 @@ void run(const PlotOptions& options, const Common& common) {
   const PictureFormat format = parse_format(options.format);
   std::vector<Recording> recordings;
   for (const auto& file : options.files) recordings.push_back(read_recording(file));
-  const auto all = pictures(recordings, format);
+  const auto all = pictures(recordings, format, options.log_x);
 
   const std::filesystem::path folder(options.folder);
   std::error_code status;
   std::filesystem::create_directories(folder, status);
   if (!std::filesystem::is_directory(folder))
-    throw DataError(options.folder + ": cannot make this folder: " +
-                    (status ? status.message() : "a file of this name is there"));
+    throw DataError(options.folder +
+                    ": cannot make this folder: " + (status ? status.message() : "a file of this name is there"));
   // All scripts and data first: where gnuplot is missing, they can be drawn later or elsewhere.
   for (const Picture& picture : all) {
     for (const TextFile& data : picture.data) write_output(folder / data.name, data.text);
@@ -50,8 +51,7 @@ void run(const PlotOptions& options, const Common& common) {
       std::filesystem::remove(folder / picture.image, status);  // half a picture
       throw;
     }
-    if (!common.quiet)
-      write_output("-", fmt::format("{}  {}\n", (folder / picture.image).string(), picture.what));
+    if (!common.quiet) write_output("-", fmt::format("{}  {}\n", (folder / picture.image).string(), picture.what));
   }
 }
 
@@ -69,6 +69,8 @@ void add_plot(CLI::App& app, Common& common) {
       ->required()
       ->type_name("DIR");
   command->add_option("--format", options->format, "svg or png")->capture_default_str()->type_name("NAME");
+  command->add_flag("--log-x", options->log_x,
+                    "Iterations or epochs on a logarithmic axis, for runs of unlike lengths");
   command->add_flag("--quiet", common.quiet, "Do not list the pictures");
   command->footer(
       "Of a run:      curves (metrics, accuracy, loss, gap over iterations or epochs), spectrum (of the last step)\n"

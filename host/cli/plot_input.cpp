@@ -83,8 +83,8 @@ BlockCosines read_blocks(const Json& report, const std::string& key, const Place
     }
   }
   if (!result.cosines.empty() && result.cosines.size() != result.sizes.size() * result.sizes.size())
-    fail(place, fmt::format("\"{}\" has {} cosines for {} class sizes", key, result.cosines.size(),
-                            result.sizes.size()));
+    fail(place,
+         fmt::format("\"{}\" has {} cosines for {} class sizes", key, result.cosines.size(), result.sizes.size()));
   return result;
 }
 
@@ -122,9 +122,9 @@ void read_report(const Json& report, const Place& place, Recording& recording) {
 class RunReader {
  public:
   explicit RunReader(Recording& recording) : recording_(recording) {
-    for (const auto* name : {"loss", "minimum", "gap"}) recording.curves.emplace_back(name, std::vector<double>());
+    for (const auto* name : {"loss", "minimum", "gap"}) recording.curves.push_back({name, {}});
     for (const auto& info : metric_catalogue())
-      if (info.scope == "scalar") recording.curves.emplace_back(info.key, std::vector<double>());
+      if (info.scope == "scalar") recording.curves.push_back({std::string(info.key), {}});
   }
 
   void read_line(const Json& line, const Place& place) {
@@ -141,7 +141,9 @@ class RunReader {
     const Json metrics = part(line, "metrics", Json::value_t::object, place);
     for (std::size_t i = 0; i < recording_.curves.size(); ++i) {
       auto& [name, values] = recording_.curves[i];
-      values.push_back(number(i < kLosses ? line : metrics, name, place));
+      const Json& values_of_step = i < kLosses ? line : metrics;
+      values.push_back(values_of_step.contains(name) ? std::optional(number(values_of_step, name, place))
+                                                     : std::nullopt);
     }
     if (auto spectrum = read_spectrum(line, place); !spectrum.empty()) {
       recording_.spectrum = std::move(spectrum);
@@ -151,8 +153,8 @@ class RunReader {
 
   void finish() {
     if (recording_.x.empty()) throw DataError(recording_.file + ": holds no steps yet, so there is nothing to draw");
-    std::erase_if(recording_.curves, [](const auto& curve) {
-      return std::none_of(curve.second.begin(), curve.second.end(), [](double y) { return std::isfinite(y); });
+    std::erase_if(recording_.curves, [](const RecordedCurve& curve) {
+      return std::none_of(curve.values.begin(), curve.values.end(), [](auto y) { return y && std::isfinite(*y); });
     });
   }
 
@@ -232,10 +234,9 @@ Recording read_recording(const std::string& file) {
   if (!json.is_object() || !blank(rest)) json = parse_document(text + "\n" + rest, file);  // a report has many lines
   const std::string schema = schema_of(json);
   if (schema != kReportSchema)
-    throw DataError(
-        schema.empty() ? file + ": has no \"schema\" that says what it is"
-                       : fmt::format("{}: the schema \"{}\" is unknown", file, schema),
-        fmt::format("plot draws {}, {} and {}", kRunSchemas[0], kRunSchemas[1], kReportSchema));
+    throw DataError(schema.empty() ? file + ": has no \"schema\" that says what it is"
+                                   : fmt::format("{}: the schema \"{}\" is unknown", file, schema),
+                    fmt::format("plot draws {}, {} and {}", kRunSchemas[0], kRunSchemas[1], kReportSchema));
   read_report(json, first, recording);
   return recording;
 }

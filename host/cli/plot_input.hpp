@@ -1,15 +1,20 @@
 // What `plot` draws: runs in JSON lines and reports of `analyze`, reduced to what a picture needs.
 #pragma once
 
+#include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "ncollapse/metrics.hpp"
 
 namespace ncollapse::cli {
 
-/// A value that the file does not give, or gives as undefined, is NaN.
+/// The values of a curve over the steps: nothing where a step did not measure it, NaN where it is undefined.
+struct RecordedCurve {
+  std::string name;
+  std::vector<std::optional<double>> values;
+};
+
 struct Recording {
   std::string file;
   std::string title;  ///< the model, or the file's name where that says nothing about its model
@@ -17,9 +22,10 @@ struct Recording {
   // A run; a report has none of these.
   std::string x_name;     ///< "epoch" or "iteration"
   std::vector<double> x;  ///< of every step
-  /// Name and values over the steps: loss, minimum, gap, then the metrics in catalogue order.
-  std::vector<std::pair<std::string, std::vector<double>>> curves;
+  /// Loss, minimum and gap, then the metrics in catalogue order; those that have a value in some step.
+  std::vector<RecordedCurve> curves;
 
+  // NaN where undefined.
   std::vector<SpectrumRow> spectrum;      ///< of the report, or of the last step that has one
   double spectrum_at = 0;                 ///< that step's x
   BlockCosines block_cos_h, block_cos_w;  ///< of a report

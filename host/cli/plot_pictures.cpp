@@ -1,5 +1,5 @@
-// Layout: everything is placed by hand, in pixels, so that legends stand beside the panels and nothing can overlap. Axis
-// ranges are computed here as well: gnuplot would end with an error where an axis has no values, and panels that
+// Layout: everything is placed by hand, in pixels, so that legends stand beside the panels and nothing can overlap.
+// Axis ranges are computed here as well: gnuplot would end with an error where an axis has no values, and panels that
 // stand side by side must share them.
 #include "host/cli/plot_pictures.hpp"
 
@@ -28,6 +28,7 @@ constexpr std::string_view kPredictedColour = "#000000", kMeasuredColour = "#D55
 
 // Below it a distance is rounding; a curve that falls further leaves its panel through the bottom.
 constexpr double kLowest = 1e-18;
+constexpr std::string_view kNeverAbove = " (0 within rounding)";
 
 // ------------------------------------------------------------------------------------------------ text
 
@@ -47,14 +48,30 @@ std::string quoted(const std::string& text) {
   return result + "'";
 }
 
-// The shortest text that reads back as the same double; ? is declared missing in the scripts.
-std::string data_value(double value) { return std::isfinite(value) ? fmt::format("{}", value) : "?"; }
+// The shortest text that reads back as the same double. gnuplot draws its lines across what is missing, and interrupts
+// them where a value is undefined.
+constexpr std::string_view kNotMeasured = "?";
+std::string data_value(std::optional<double> value) {
+  if (!value) return std::string(kNotMeasured);
+  return std::isfinite(*value) ? fmt::format("{}", *value) : "NaN";
+}
+
+// As much of the text as fits into so many pixels, at about 7 pixels a character.
+std::string fitted(const std::string& text, double pixels) {
+  std::string clean = printable(text);
+  const auto length = static_cast<std::size_t>(pixels / 7);
+  if (clean.size() <= length) return clean;
+  const auto continues = [&](std::size_t at) { return (static_cast<unsigned char>(clean[at]) & 0xc0) == 0x80; };
+  std::size_t end = length - 3;
+  while (end > 0 && continues(end)) --end;  // not inside a character of UTF-8
+  return clean.substr(0, end) + "...";
+}
 
 std::string file_name(const std::string& path) { return std::filesystem::path(path).filename().string(); }
 
 std::string data_head(const Recording& recording, const std::string& what) {
-  return fmt::format("# {}\n# of {} ({}), made by ncollapse {}\n# ? is a value that is undefined or was not measured\n",
-                     what, printable(recording.file), printable(recording.title), version());
+  return fmt::format("# {}\n# of {} ({}), made by ncollapse {}\n# ? was not measured, NaN is undefined\n", what,
+                     printable(recording.file), printable(recording.title), version());
 }
 
 // ------------------------------------------------------------------------------------------------ layout
@@ -74,8 +91,9 @@ std::string script_head(const std::string& image, PictureFormat format, const Ca
       format == PictureFormat::svg
           ? fmt::format("svg noenhanced size {0:.0f},{1:.0f} font 'Helvetica,12' background '#ffffff'", canvas.width,
                         canvas.height)
-          : fmt::format("pngcairo noenhanced size {:.0f},{:.0f} font 'Helvetica,9' background '#ffffff'", canvas.width,
-                        canvas.height);
+          : fmt::format(
+                "pngcairo noenhanced size {:.0f},{:.0f} font 'Helvetica,12' fontscale 0.75 background '#ffffff'",
+                canvas.width, canvas.height);
   return fmt::format(
       "# {}\n"
       "# Made by ncollapse {}; draw it again, in this folder: gnuplot {}.gp\n"
@@ -86,10 +104,9 @@ std::string script_head(const std::string& image, PictureFormat format, const Ca
       "set datafile separator whitespace\n"
       "set datafile missing '?'\n"
       "set datafile columnheaders\n"
-      "positive(y) = y > 0 ? y : NaN  # a logarithmic axis has no place for 0\n"
       "set border lw 0.7 lc '#404040'\n"
       "set tics nomirror scale 0.6\n"
-      "set grid lc '#dddddd' lw 0.5 dt 1\n"
+      "set grid lc '#d8d8d8' lw 0.7 dt 1\n"
       "set multiplot\n",
       what, version(), std::filesystem::path(image).stem().string(), terminal, quoted(image));
 }
@@ -97,10 +114,10 @@ std::string script_head(const std::string& image, PictureFormat format, const Ca
 const std::string kScriptEnd = "unset multiplot\nunset output\n";
 
 std::string place(const Canvas& canvas, const Box& box) {
-  return fmt::format("set lmargin at screen {:.5f}\nset rmargin at screen {:.5f}\n"
-                     "set tmargin at screen {:.5f}\nset bmargin at screen {:.5f}\n",
-                     canvas.x(box.left), canvas.x(box.left + box.width), canvas.y(box.top),
-                     canvas.y(box.top + box.height));
+  return fmt::format(
+      "set lmargin at screen {:.5f}\nset rmargin at screen {:.5f}\n"
+      "set tmargin at screen {:.5f}\nset bmargin at screen {:.5f}\n",
+      canvas.x(box.left), canvas.x(box.left + box.width), canvas.y(box.top), canvas.y(box.top + box.height));
 }
 
 struct TextStyle {
@@ -123,19 +140,24 @@ struct Range {
   bool empty() const { return low > high; }
 };
 
-// Whole decades.
+// Whole decades, with room between a curve and the border.
 Range decades(Range range) {
-  Range result{std::pow(10, std::floor(std::log10(std::max(range.low, kLowest)))),
-               std::pow(10, std::ceil(std::log10(std::max(range.high, kLowest))))};
-  if (result.low >= result.high) result.high = result.low * 10;
+  Range result{std::pow(10, std::floor(std::log10(range.low) - 0.1)),
+               std::pow(10, std::ceil(std::log10(range.high) + 0.1))};
   return result;
 }
 
 std::string log_axis(const Range& range) {
-  const double count = std::round(std::log10(range.high / range.low));
-  const double step = std::max(1.0, std::ceil(count / 6));
-  return fmt::format("set logscale y 10\nset yrange [{:.0e}:{:.0e}]\nset ytics {:.0e}\nset mytics {}\n", range.low,
-                     range.high, std::pow(10, step), step > 1 ? "default" : "10");
+  const int low = static_cast<int>(std::lround(std::log10(range.low)));
+  const int high = static_cast<int>(std::lround(std::log10(range.high)));
+  std::string tics = "set ytics autofreq\nset mytics 10";
+  if (const int step = (high - low + 5) / 6; step > 1) {
+    tics.clear();
+    for (int exponent = low; exponent <= high; ++exponent)
+      if (exponent % step == 0) tics += fmt::format("{}1e{}", tics.empty() ? "set ytics (" : ", ", exponent);
+    tics += ")\nunset mytics";
+  }
+  return fmt::format("set logscale y\nset yrange [1e{}:1e{}]\n{}\n", low, high, tics);
 }
 
 // ------------------------------------------------------------------------------------------------ curves
@@ -143,7 +165,7 @@ std::string log_axis(const Range& range) {
 // One row of the picture of curves. Its curves are chosen by the catalogue: scalars of one direction whose key
 // begins with one of the prefixes.
 struct PanelKind {
-  std::string_view title;
+  std::string_view title, axis;
   bool logarithmic;
   std::string_view direction;
   std::vector<std::string_view> prefixes;
@@ -151,10 +173,18 @@ struct PanelKind {
 
 const std::vector<PanelKind>& panel_kinds() {
   static const std::vector<PanelKind> kinds{
-      {"NC1 variability, NC3 duality (0: collapsed)", true, "down", {"nc1_pinv", "nc3_"}},
-      {"NC2 geometry of means (_h) and classifiers (_w) (0: that of balanced classes)", true, "down", {"nc2_"}},
-      {"Distance to the predicted global minimiser (0: reached)", true, "down", {"ufmb_", "gof_"}},
-      {"Accuracy, agreement, alignment (1: collapsed)", false, "up", {"acc_", "ncc_", "nc4_", "nc3_", "ufmb_", "gof_"}},
+      {"NC1 variability, NC3 duality (0: collapsed)", "dimensionless", true, "down", {"nc1_pinv", "nc3_"}},
+      {"NC2 geometry of means (_h) and classifiers (_w) (0: that of balanced classes)",
+       "dimensionless",
+       true,
+       "down",
+       {"nc2_"}},
+      {"Distance to the predicted global minimiser (0: reached)", "dimensionless", true, "down", {"ufmb_", "gof_"}},
+      {"Accuracy, agreement, alignment (1: collapsed)",
+       "share or cosine",
+       false,
+       "up",
+       {"acc_", "ncc_", "nc4_", "nc3_", "ufmb_", "gof_"}},
   };
   return kinds;
 }
@@ -165,8 +195,10 @@ struct Curve {
   int dash, marker;
 };
 
+std::string legend_of(const Curve& curve) { return curve.name + "  " + curve.meaning; }
+
 struct Panel {
-  std::string title;
+  std::string title, axis;
   bool logarithmic;
   std::vector<Curve> curves;
   Range range;
@@ -181,25 +213,38 @@ std::pair<std::string_view, int> stem_and_dash(std::string_view key) {
   return {key, kSolid};
 }
 
-bool drawable(double y, bool logarithmic) { return std::isfinite(y) && (!logarithmic || y > 0); }
+bool drawable(std::optional<double> y, bool logarithmic) {
+  return y && std::isfinite(*y) && (!logarithmic || *y >= kLowest);
+}
 
-const std::vector<double>* find_curve(const Recording& run, std::string_view name) {
-  for (const auto& [key, values] : run.curves)
-    if (key == name) return &values;
+const RecordedCurve* find_curve(const Recording& run, std::string_view name) {
+  for (const RecordedCurve& curve : run.curves)
+    if (curve.name == name) return &curve;
   return nullptr;
 }
 
-// Includes what any of the runs has of the curve; false when there is nothing to draw.
-bool include_curve(std::string_view name, const std::vector<const Recording*>& runs, bool logarithmic, Range& range) {
-  bool any = false;
-  for (const Recording* run : runs)
-    if (const auto* values = find_curve(*run, name))
-      for (const double y : *values)
-        if (drawable(y, logarithmic)) {
-          range.include(y);
-          any = true;
-        }
-  return any;
+bool has_curve(const Recording& run, std::string_view name, bool logarithmic) {
+  const RecordedCurve* curve = find_curve(run, name);
+  return curve != nullptr &&
+         std::any_of(curve->values.begin(), curve->values.end(), [&](auto y) { return drawable(y, logarithmic); });
+}
+
+// Adds the curve to the panel when one of the runs has measured it.
+void add_curve(Curve curve, const std::vector<const Recording*>& runs, Panel& panel) {
+  bool measured = false, drawn = false;
+  for (const Recording* run : runs) {
+    const RecordedCurve* recorded = find_curve(*run, curve.name);
+    if (recorded == nullptr) continue;
+    measured = true;
+    for (const auto y : recorded->values)
+      if (drawable(y, panel.logarithmic)) {
+        panel.range.include(*y);
+        drawn = true;
+      }
+  }
+  if (!measured) return;
+  if (!drawn) curve.meaning += kNeverAbove;
+  panel.curves.push_back(std::move(curve));
 }
 
 bool belongs(const MetricInfo& info, const PanelKind& kind) {
@@ -214,24 +259,29 @@ bool belongs(const MetricInfo& info, const PanelKind& kind) {
 std::vector<Panel> panels_of(const std::vector<const Recording*>& runs) {
   std::vector<Panel> panels;
   for (const PanelKind& kind : panel_kinds()) {
-    Panel panel{std::string(kind.title), kind.logarithmic, {}, {}};
+    Panel panel{std::string(kind.title), std::string(kind.axis), kind.logarithmic, {}, {}};
     std::vector<std::string_view> stems;
     for (const MetricInfo& info : metric_catalogue()) {
-      if (!belongs(info, kind) || !include_curve(info.key, runs, kind.logarithmic, panel.range)) continue;
+      if (!belongs(info, kind) || std::none_of(runs.begin(), runs.end(), [&](const Recording* run) {
+            return find_curve(*run, info.key) != nullptr;
+          }))
+        continue;
       auto [stem, dash] = stem_and_dash(info.key);
       auto found = std::find(stems.begin(), stems.end(), stem);
       if (found == stems.end()) found = stems.insert(stems.end(), stem);
       const auto style = static_cast<std::size_t>(found - stems.begin());
-      panel.curves.push_back({std::string(info.key), std::string(info.meaning),
-                              std::string(kColours[style % kColours.size()]), dash, static_cast<int>(style)});
+      add_curve({std::string(info.key), std::string(info.meaning), std::string(kColours[style % kColours.size()]), dash,
+                 static_cast<int>(style)},
+                runs, panel);
     }
-    if (!panel.curves.empty()) panels.push_back(std::move(panel));
+    if (!panel.range.empty()) panels.push_back(std::move(panel));
   }
-  Panel loss{"Loss, its predicted minimum, and the gap between them", true, {}, {}};
+  Panel loss{"Loss, its predicted minimum, and the gap between them", "loss", true, {}, {}};
   for (const Curve& curve : {Curve{"loss", "reached", "#0072B2", 1, 0}, Curve{"minimum", "predicted", "#000000", 2, -1},
                              Curve{"gap", "loss - minimum", "#D55E00", 4, 1}})
-    if (include_curve(curve.name, runs, true, loss.range)) loss.curves.push_back(curve);
-  if (!loss.curves.empty()) panels.push_back(std::move(loss));
+    add_curve(curve, runs, loss);
+  if (loss.curves.size() == 1) loss.title = "Loss";
+  if (!loss.range.empty()) panels.push_back(std::move(loss));
   for (Panel& panel : panels) {
     if (panel.logarithmic) {
       panel.range = decades(panel.range);
@@ -245,41 +295,52 @@ std::vector<Panel> panels_of(const std::vector<const Recording*>& runs) {
 
 TextFile curves_data(const Recording& run, const std::string& name) {
   std::string text = data_head(run, "The curves of a run, a line a measured step") + run.x_name;
-  for (const auto& [key, values] : run.curves) text += " " + key;
+  for (const RecordedCurve& curve : run.curves) text += " " + curve.name;
   text += "\n";
   for (std::size_t i = 0; i < run.x.size(); ++i) {
     text += data_value(run.x[i]);
-    for (const auto& [key, values] : run.curves) text += " " + data_value(values[i]);
+    for (const RecordedCurve& curve : run.curves) text += " " + data_value(curve.values[i]);
     text += "\n";
   }
   return {name, text};
 }
 
-std::string draw_curve(const Curve& curve, const Recording& run, const std::string& data, bool logarithmic) {
+// How it looks, in the panel and in the legend.
+std::string style_of(const Curve& curve, std::size_t steps) {
+  constexpr std::size_t kFewSteps = 25;  // so few that each one gets its mark
   constexpr std::array<int, 8> kMarkers{7, 5, 9, 11, 13, 6, 4, 8};
-  const std::string y = fmt::format("column('{}')", curve.name);
-  const std::string marks =
-      curve.marker < 0 ? "lines"
-                       : fmt::format("linespoints pt {} ps 0.45 pn 9",
-                                     kMarkers[static_cast<std::size_t>(curve.marker) % kMarkers.size()]);
-  return fmt::format("  {} using (column('{}')):({}) with {} lc '{}' dt {} lw 1.4 title ", quoted(data), run.x_name,
-                     logarithmic ? "positive(" + y + ")" : y, marks, curve.colour, curve.dash);
+  const std::string marks = curve.marker < 0
+                                ? "lines"
+                                : fmt::format("linespoints pt {} ps 0.45{}",
+                                              kMarkers[static_cast<std::size_t>(curve.marker) % kMarkers.size()],
+                                              steps > kFewSteps ? " pn 9" : "");
+  return fmt::format("with {} lc '{}' dt {} lw 1.4 title {}", marks, curve.colour, curve.dash,
+                     quoted(legend_of(curve)));
+}
+
+// NaN where the run has nothing to draw: only the legend's entry appears.
+std::string draw_curve(const Curve& curve, const Recording& run, const std::string& data, bool logarithmic) {
+  if (!has_curve(run, curve.name, logarithmic)) return "  NaN " + style_of(curve, 0);
+  return fmt::format("  {} using '{}':'{}' {}", quoted(data), run.x_name, curve.name, style_of(curve, run.x.size()));
 }
 
 // Panels below each other share the x axis, runs side by side the y axis as well; the legends stand on the right.
 TextFile curves_script(const std::vector<const Recording*>& runs, const std::vector<std::string>& data,
-                       const std::string& image, PictureFormat format) {
+                       const std::string& image, PictureFormat format, bool log_x) {
   const auto panels = panels_of(runs);
   if (panels.empty()) throw DataError(runs.front()->file + ": no step has a value that can be drawn");
   const double columns = static_cast<double>(runs.size());
-  const double left = 95, gap = 22, legend = 380, top = 62, bottom = 58, between = 34, line = 17;
+  const double left = 95, gap = 22, top = 62, bottom = 58, between = 34, line = 17;
   const double panel_width = runs.size() == 1 ? 620 : std::max(260.0, 1000 / columns);
   std::vector<double> heights;
   double height = top + bottom - between;
+  std::size_t longest = 0;
   for (const Panel& panel : panels) {
+    for (const Curve& curve : panel.curves) longest = std::max(longest, legend_of(curve).size());
     heights.push_back(std::max(170.0, line * static_cast<double>(panel.curves.size()) + 12));
     height += heights.back() + between;
   }
+  const double legend = 70 + 6.2 * static_cast<double>(longest);
   const Canvas canvas{left + columns * panel_width + (columns - 1) * gap + legend, height};
   Range x;
   for (const Recording* run : runs) {
@@ -287,33 +348,36 @@ TextFile curves_script(const std::vector<const Recording*>& runs, const std::vec
       throw UsageError(fmt::format("{} counts in {}s and {} in {}s: they cannot share an axis", runs.front()->file,
                                    runs.front()->x_name, run->file, run->x_name),
                        "plot them one by one");
-    for (const double step : run->x) x.include(step);
+    for (const double step : run->x)
+      if (!log_x || step > 0) x.include(step);
   }
+  if (x.empty()) throw DataError(runs.front()->file + ": has no step beyond 0, which a logarithmic axis leaves out");
   if (x.low == x.high) x.high = x.low + 1;
 
-  std::string script =
-      script_head(image, format, canvas, runs.size() == 1 ? "The curves of a run" : "Runs side by side, on the same axes");
-  script += fmt::format("set xrange [{}:{}]\n", x.low, x.high);
+  std::string script = script_head(image, format, canvas,
+                                   runs.size() == 1 ? "The curves of a run" : "Runs side by side, on the same axes");
+  script += fmt::format("set xrange [{}:{}]\n{}", x.low, x.high, log_x ? "set logscale x\n" : "");
   double panel_top = top;
   for (std::size_t p = 0; p < panels.size(); ++p) {
     const Panel& panel = panels[p];
     const bool last_row = p + 1 == panels.size();
     script += "\n# " + panel.title + "\n";
-    script += panel.logarithmic ? log_axis(panel.range)
-                                : fmt::format("unset logscale y\nset yrange [{}:{}]\nset ytics autofreq\nunset mytics\n",
-                                              panel.range.low, panel.range.high);
+    script += panel.logarithmic
+                  ? log_axis(panel.range)
+                  : fmt::format("unset logscale y\nset yrange [{}:{}]\nset ytics autofreq\nunset mytics\n",
+                                panel.range.low, panel.range.high);
     for (std::size_t r = 0; r < runs.size(); ++r) {
       const Recording& run = *runs[r];
       const Box box{left + static_cast<double>(r) * (panel_width + gap), panel_top, panel_width, heights[p]};
       const bool last_column = r + 1 == runs.size();
       script += place(canvas, box) + "unset label\n";
       if (p == 0) {
-        script += text_at(canvas, box.left, 16, run.title, {.font = ",14"});
-        script += text_at(canvas, box.left, 34, file_name(run.file), {.font = ",10"});
+        script += text_at(canvas, box.left, 16, fitted(run.title, panel_width), {.font = ",14"});
+        script += text_at(canvas, box.left, 34, fitted(file_name(run.file), panel_width), {.font = ",10"});
       }
       if (r == 0) script += text_at(canvas, box.left, panel_top - 10, panel.title, {.font = ",11"});
-      script += r == 0 ? fmt::format("set format y '{}'\nset ylabel '{}' offset 0,0\n", panel.logarithmic ? "%.0e" : "%g",
-                                     last_row && panel.title.starts_with("Loss") ? "loss" : "dimensionless")
+      script += r == 0 ? fmt::format("set format y '{}'\nset ylabel '{}' offset 0,0\n",
+                                     panel.logarithmic ? "%.0e" : "%g", panel.axis)
                        : "set format y ''\nunset ylabel\n";
       script += last_row ? fmt::format("set format x '%g'\nset xlabel '{}'\n", run.x_name)
                          : "set format x ''\nunset xlabel\n";
@@ -325,14 +389,8 @@ TextFile curves_script(const std::vector<const Recording*>& runs, const std::vec
         script += "unset key\n";
       script += "plot \\\n";
       std::string curves;
-      for (const Curve& curve : panel.curves) {
-        const std::string title = quoted(curve.name + "  " + curve.meaning);
-        if (find_curve(run, curve.name) != nullptr)
-          curves += draw_curve(curve, run, data[r], panel.logarithmic) + title + ", \\\n";
-        else  // only in another run: NaN draws the legend's entry and no curve
-          curves += fmt::format("  NaN with lines lc '{}' dt {} lw 1.4 title {}, \\\n", curve.colour, curve.dash, title);
-      }
-      curves.erase(curves.size() - 4);  // the last comma
+      for (const Curve& curve : panel.curves)
+        curves += (curves.empty() ? "" : ", \\\n") + draw_curve(curve, run, data[r], panel.logarithmic);
       script += curves + "\n";
     }
     panel_top += heights[p] + between;
@@ -350,8 +408,9 @@ TextFile spectrum_data(const Recording& recording, const std::string& name) {
     // A direction that is not there has no angle.
     const bool vanished = row.w_measured == 0 || row.z_measured == 0 || row.w_predicted == 0 || row.z_predicted == 0;
     text += data_value(row.sigma) + fmt::format(" {}", row.multiplicity);
-    for (const double value : {row.w_predicted, row.w_measured, row.z_predicted, row.z_measured}) text += " " + data_value(value);
-    text += " " + (vanished ? "?" : data_value(row.cosine)) + "\n";
+    for (const double value : {row.w_predicted, row.w_measured, row.z_predicted, row.z_measured})
+      text += " " + data_value(value);
+    text += " " + (vanished ? "NaN" : data_value(row.cosine)) + "\n";
   }
   return {name, text};
 }
@@ -377,9 +436,9 @@ TextFile spectrum_script(const Recording& recording, const std::string& data, co
   };
   const Range x_range = from_zero(x);
   script += fmt::format("set xrange [{}:{}]\n", x_range.low, x_range.high);
-  script += text_at(canvas, left, 20, recording.title, {.font = ",14"});
+  script += text_at(canvas, left, 20, fitted(recording.title, width), {.font = ",14"});
   script += text_at(canvas, left, 38,
-                    file_name(recording.file) +
+                    fitted(file_name(recording.file), width) +
                         (recording.is_run() ? fmt::format(", {} {}", recording.x_name, recording.spectrum_at) : ""),
                     {.font = ",10"});
   struct Row {
@@ -387,26 +446,30 @@ TextFile spectrum_script(const Recording& recording, const std::string& data, co
     Range range;
   };
   const double lowest_cosine = cosine.empty() ? 0 : std::min(cosine.low, 0.0);
-  const Row rows[] = {{"Classifier W", "norm of its part, w", "w_predicted", "w_measured", from_zero(w)},
-                      {"Class means Z = M D", "norm of their part, z", "z_predicted", "z_measured", from_zero(z)},
-                      {"Alignment of the two", "cosine", nullptr, "cosine", {1.05 * lowest_cosine - 0.05, 1.1}}};
+  const Row rows[] = {
+      {"Classifier W, along the label matrix's left singular vectors u", "w = |u^T W|", "w_predicted", "w_measured",
+       from_zero(w)},
+      {"Class means M D, D = diag(sqrt(n_k)), along its right singular vectors v", "z = |M D v|", "z_predicted",
+       "z_measured", from_zero(z)},
+      {"Alignment of the two", "cosine of u^T W and M D v", nullptr, "cosine", {1.05 * lowest_cosine - 0.05, 1.1}}};
   double row_top = top;
   for (const Row& row : rows) {
     const bool last_row = row.predicted == nullptr;
     script += fmt::format("\n# {}\n", row.title) + place(canvas, {left, row_top, width, height});
     script += text_at(canvas, left, row_top - 10, row.title, {.font = ",11"});
     script += fmt::format("set yrange [{}:{}]\nset ylabel '{}'\n", row.range.low, row.range.high, row.label);
-    script += last_row ? "set format x '%g'\nset xlabel 'sigma, singular value of the label matrix'\n"
-                       : "set format x ''\n";
+    script +=
+        last_row ? "set format x '%g'\nset xlabel 'sigma, singular value of the label matrix'\n" : "set format x ''\n";
     script += fmt::format("set key at screen {:.5f},{:.5f} left top Left reverse samplen 1.5 spacing 1.1 font ',11'\n",
                           canvas.x(legend), canvas.y(row_top));
     script += "plot \\\n";
     if (row.predicted != nullptr)
-      script += fmt::format("  {} using (column('sigma')):(column('{}')) with points pt 6 ps 1.6 lw 1.4 lc '{}' title "
-                            "'predicted', \\\n",
-                            quoted(data), row.predicted, kPredictedColour);
-    script += fmt::format("  {} using (column('sigma')):(column('{}')) with points pt 7 ps 0.7 lc '{}' title 'measured'\n",
-                          quoted(data), row.measured, kMeasuredColour);
+      script += fmt::format(
+          "  {} using 'sigma':'{}' with points pt 6 ps 1.6 lw 1.4 lc '{}' title "
+          "'predicted', \\\n",
+          quoted(data), row.predicted, kPredictedColour);
+    script += fmt::format("  {} using 'sigma':'{}' with points pt 7 ps 0.7 lc '{}' title 'measured'\n", quoted(data),
+                          row.measured, kMeasuredColour);
     script += "unset label\n";
     row_top += height + between;
   }
@@ -441,9 +504,11 @@ TextFile cosines_data(const Recording& report, const std::string& name) {
   return {name, text};
 }
 
-std::string size_tics(const std::vector<Index>& sizes) {
-  constexpr std::size_t kMaxTics = 12;
-  const std::size_t step = (sizes.size() + kMaxTics - 1) / kMaxTics;
+// Names as many groups as an axis of so many pixels has room for.
+std::string size_tics(const std::vector<Index>& sizes, double pixels) {
+  const double widest = 7 * static_cast<double>(std::to_string(sizes.front()).size()) + 12;
+  const auto most = std::max<std::size_t>(1, static_cast<std::size_t>(pixels / widest));
+  const std::size_t step = (sizes.size() + most - 1) / most;
   std::string tics;
   for (std::size_t g = 0; g < sizes.size(); g += step)
     tics += fmt::format("{}'{}' {}", tics.empty() ? "" : ", ", sizes[g], g);
@@ -463,13 +528,14 @@ TextFile cosines_script(const Recording& report, const std::string& data, const 
       if (std::isfinite(cosine)) largest = std::max(largest, std::abs(cosine));
   largest = std::min(1.0, std::ceil(largest * 20) / 20);
   std::string script = script_head(image, format, canvas, "Mean cosines between groups of classes of equal size");
-  script += text_at(canvas, left, 20, report.title, {.font = ",14"});
-  script += text_at(canvas, left, 38, file_name(report.file), {.font = ",10"});
+  script += text_at(canvas, left, 20, fitted(report.title, side), {.font = ",14"});
+  script += text_at(canvas, left, 38, fitted(file_name(report.file), side), {.font = ",10"});
   script +=
       "set palette defined (-1 '#0072B2', 0 '#ffffff', 1 '#D55E00')\n"
       "unset grid\nunset key\n"
       "set style fill solid noborder\n"
-      "cell(name, value) = strcol('of') eq name ? value : NaN\n";
+      "cell(name, value) = strcol('of') eq name ? value : NaN\n"
+      "rounded(c) = c == c ? sprintf('%.2f', floor(100 * c + 0.5) / 100.0) : ''  # neither -0.00 nor NaN\n";
   script += fmt::format("set cbrange [{}:{}]\n", -largest, largest);
   for (std::size_t m = 0; m < maps.size(); ++m) {
     const Heatmap& map = maps[m];
@@ -478,23 +544,24 @@ TextFile cosines_script(const Recording& report, const std::string& data, const 
     script += fmt::format("\n# {}\n", map.title) + place(canvas, {map_left, top, side, side});
     script += text_at(canvas, map_left, top - 12, fmt::format("Mean cosines of {}", map.title), {.font = ",12"});
     script += fmt::format("set xrange [-0.5:{0}]\nset yrange [{0}:-0.5]\n", static_cast<double>(sizes.size()) - 0.5);
-    script += fmt::format("set xtics {0}\nset ytics {0}\n", size_tics(sizes));
+    script += fmt::format("set xtics {0}\nset ytics {0}\n", size_tics(sizes, side));
     script += "set xlabel 'samples of a class'\nset ylabel 'samples of a class'\n";
     if (m + 1 == maps.size())
-      script += fmt::format("set colorbox user origin screen {:.5f},{:.5f} size screen {:.5f},{:.5f}\nset cblabel "
-                            "'cosine; grey: undefined'\n",
-                            canvas.x(map_left + side + 18), canvas.y(top + side), 14 / canvas.width,
-                            side / canvas.height);
+      script += fmt::format(
+          "set colorbox user origin screen {:.5f},{:.5f} size screen {:.5f},{:.5f}\nset cblabel "
+          "'cosine; grey: undefined'\n",
+          canvas.x(map_left + side + 18), canvas.y(top + side), 14 / canvas.width, side / canvas.height);
     else
       script += "unset colorbox\n";
-    script += "set object 1 rectangle from graph 0,0 to graph 1,1 fillcolor '#c0c0c0' fillstyle solid noborder behind\n";
+    script +=
+        "set object 1 rectangle from graph 0,0 to graph 1,1 fillcolor '#c0c0c0' fillstyle solid noborder behind\n";
     script += fmt::format(
         "plot {0} using (cell('{1}', column('column'))):(column('row')):(0.5):(0.5):(column('cosine')) with boxxyerror "
         "lc palette",
         quoted(data), map.name);
     if (sizes.size() <= kMaxNumbered)
       script += fmt::format(
-          ", \\\n     {} using (cell('{}', column('column'))):(column('row')):(sprintf('%.2f', column('cosine'))) with "
+          ", \\\n     {} using (cell('{}', column('column'))):(column('row')):(rounded(column('cosine'))) with "
           "labels font ',10'",
           quoted(data), map.name);
     script += "\nunset label\n";
@@ -504,7 +571,7 @@ TextFile cosines_script(const Recording& report, const std::string& data, const 
 
 }  // namespace
 
-std::vector<Picture> pictures(const std::vector<Recording>& recordings, PictureFormat format) {
+std::vector<Picture> pictures(const std::vector<Recording>& recordings, PictureFormat format, bool log_x) {
   const std::string extension = format == PictureFormat::svg ? ".svg" : ".png";
   std::vector<Picture> all;
   std::vector<const Recording*> runs;
@@ -516,15 +583,17 @@ std::vector<Picture> pictures(const std::vector<Recording>& recordings, PictureF
     const auto add = [&](const std::string& kind, const std::string& what, auto make_data, auto make_script) {
       const std::string stem = kind + number;
       const TextFile data = make_data(recording, stem + ".dat");
-      all.push_back({stem + extension, what + " of " + recording.file,
-                     make_script(recording, data.name, stem + extension, format), {data}});
+      all.push_back({stem + extension,
+                     what + " of " + recording.file,
+                     make_script(recording, data.name, stem + extension, format),
+                     {data}});
     };
     if (recording.is_run()) {
       runs.push_back(&recording);
       run_data.push_back("curves" + number + ".dat");
       add("curves", "curves", curves_data,
-          [](const Recording& run, const std::string& data, const std::string& image, PictureFormat as) {
-            return curves_script({&run}, {data}, image, as);
+          [log_x](const Recording& run, const std::string& data, const std::string& image, PictureFormat as) {
+            return curves_script({&run}, {data}, image, as, log_x);
           });
     }
     if (!recording.spectrum.empty()) add("spectrum", "predicted and measured spectrum", spectrum_data, spectrum_script);
@@ -534,8 +603,10 @@ std::vector<Picture> pictures(const std::vector<Recording>& recordings, PictureF
                       "analyze with --lambda-w and --lambda-h gives a spectrum, unequal class sizes give cosines");
   }
   if (runs.size() > 1)
-    all.push_back({"compare" + extension, "runs side by side",
-                   curves_script(runs, run_data, "compare" + extension, format), {}});
+    all.push_back({"compare" + extension,
+                   "runs side by side",
+                   curves_script(runs, run_data, "compare" + extension, format, log_x),
+                   {}});
   return all;
 }
 

@@ -22,9 +22,9 @@ struct Picture {
   std::vector<TextFile> data;  ///< .dat; a later picture may read those of an earlier one
 };
 
-/// Curves of a run, the spectrum, the cosines of a report: what the recordings allow. Of several recordings each has its
-/// number in its files' names, and runs are put side by side in one more picture.
-/// Throws DataError when a recording gives nothing to draw, UsageError when runs cannot share an axis.
-std::vector<Picture> pictures(const std::vector<Recording>& recordings, PictureFormat format);
+/// Curves of a run, the spectrum, the cosines of a report: what the recordings allow. Of several recordings each has
+/// its number in its files' names, and runs are put side by side in one more picture. `log_x`: of the curves. Throws
+/// DataError when a recording gives nothing to draw, UsageError when runs cannot share an axis.
+std::vector<Picture> pictures(const std::vector<Recording>& recordings, PictureFormat format, bool log_x);
 
 }  // namespace ncollapse::cli
