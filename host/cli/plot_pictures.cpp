@@ -534,8 +534,9 @@ TextFile cosines_script(const Recording& report, const std::string& data, const 
       "set palette defined (-1 '#0072B2', 0 '#ffffff', 1 '#D55E00')\n"
       "unset grid\nunset key\n"
       "set style fill solid noborder\n"
-      "cell(name, value) = strcol('of') eq name ? value : NaN\n"
-      "rounded(c) = c == c ? sprintf('%.2f', floor(100 * c + 0.5) / 100.0) : ''  # neither -0.00 nor NaN\n";
+      "# Undefined cells stay as they are, grey.\n"
+      "cell(name, value) = strcol('of') eq name && column('cosine') == column('cosine') ? value : NaN\n"
+      "rounded(c) = c == c ? sprintf('%.2f', floor(100 * c + 0.5) / 100.0) : ''  # without -0.00\n";
   script += fmt::format("set cbrange [{}:{}]\n", -largest, largest);
   for (std::size_t m = 0; m < maps.size(); ++m) {
     const Heatmap& map = maps[m];
