@@ -173,8 +173,12 @@ struct PanelKind {
 
 const std::vector<PanelKind>& panel_kinds() {
   static const std::vector<PanelKind> kinds{
-      {"NC1 variability, NC3 duality (0: collapsed)", "dimensionless", true, "down", {"nc1_pinv", "nc3_"}},
-      {"NC2 geometry of means (_h) and classifiers (_w) (0: that of balanced classes)",
+      {"NC1 variability, NC3 duality (0: collapse of balanced classes)",
+       "dimensionless",
+       true,
+       "down",
+       {"nc1_pinv", "nc3_"}},
+      {"NC2 geometry of means (_h) and classifiers (_w) (0: collapse of balanced classes)",
        "dimensionless",
        true,
        "down",
@@ -192,7 +196,8 @@ const std::vector<PanelKind>& panel_kinds() {
 struct Curve {
   std::string name, meaning;
   std::string colour;
-  int dash, marker;
+  int dash;
+  std::optional<std::size_t> marker;
 };
 
 std::string legend_of(const Curve& curve) { return curve.name + "  " + curve.meaning; }
@@ -209,7 +214,8 @@ std::pair<std::string_view, int> stem_and_dash(std::string_view key) {
   constexpr int kSolid = 1, kDashed = 2, kDashDotted = 4;
   for (const auto& [suffix, dash] :
        {std::pair{"_h", kSolid}, {"_w", kDashed}, {"_train", kSolid}, {"_test", kDashed}, {"_wh", kDashDotted}})
-    if (key.ends_with(suffix)) return {key.substr(0, key.size() - std::string_view(suffix).size()), dash};
+    if (key.ends_with(suffix))  // the stem keeps the _: ufmb_sv is none of the pair ufmb_sv_w, ufmb_sv_h
+      return {key.substr(0, key.size() - std::string_view(suffix).size() + 1), dash};
   return {key, kSolid};
 }
 
@@ -271,14 +277,15 @@ std::vector<Panel> panels_of(const std::vector<const Recording*>& runs) {
       if (found == stems.end()) found = stems.insert(stems.end(), stem);
       const auto style = static_cast<std::size_t>(found - stems.begin());
       add_curve({std::string(info.key), std::string(info.meaning), std::string(kColours[style % kColours.size()]), dash,
-                 static_cast<int>(style)},
+                 style + style / kColours.size()},  // once the colours repeat, with other markers
                 runs, panel);
     }
     if (!panel.range.empty()) panels.push_back(std::move(panel));
   }
   Panel loss{"Loss, its predicted minimum, and the gap between them", "loss", true, {}, {}};
-  for (const Curve& curve : {Curve{"loss", "reached", "#0072B2", 1, 0}, Curve{"minimum", "predicted", "#000000", 2, -1},
-                             Curve{"gap", "loss - minimum", "#D55E00", 4, 1}})
+  for (const Curve& curve :
+       {Curve{"loss", "reached", "#0072B2", 1, 0}, Curve{"minimum", "predicted", "#000000", 2, std::nullopt},
+        Curve{"gap", "loss - minimum", "#D55E00", 4, 1}})
     add_curve(curve, runs, loss);
   if (loss.curves.size() == 1) loss.title = "Loss";
   if (!loss.range.empty()) panels.push_back(std::move(loss));
@@ -309,10 +316,9 @@ TextFile curves_data(const Recording& run, const std::string& name) {
 std::string style_of(const Curve& curve, std::size_t steps) {
   constexpr std::size_t kFewSteps = 25;  // so few that each one gets its mark
   constexpr std::array<int, 8> kMarkers{7, 5, 9, 11, 13, 6, 4, 8};
-  const std::string marks = curve.marker < 0
+  const std::string marks = !curve.marker
                                 ? "lines"
-                                : fmt::format("linespoints pt {} ps 0.45{}",
-                                              kMarkers[static_cast<std::size_t>(curve.marker) % kMarkers.size()],
+                                : fmt::format("linespoints pt {} ps 0.45{}", kMarkers[*curve.marker % kMarkers.size()],
                                               steps > kFewSteps ? " pn 9" : "");
   return fmt::format("with {} lc '{}' dt {} lw 1.4 title {}", marks, curve.colour, curve.dash,
                      quoted(legend_of(curve)));

@@ -6,8 +6,8 @@
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
-#include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <sstream>
 
 #include "tests/cli/run_command.hpp"
@@ -283,6 +283,20 @@ TEST_F(Plot, WhatAnalyzeAndSimulateWriteCanBeDrawn) {
     }
   EXPECT_GE(compared, 40 * static_cast<int>(steps.size()));
   EXPECT_EQ(Table(out("spectrum.dat")).lines.size(), steps.back()["spectrum"].size());
+
+  // No two curves of a panel look the same, and none of what should be drawn went missing.
+  std::set<std::string> looks, keys;
+  std::istringstream script(read_file(out("curves.gp")));
+  for (std::string line; std::getline(script, line);) {
+    if (line.starts_with("plot")) looks.clear();
+    const auto style = line.find(" with line"), title = line.find(" title '");
+    if (style == std::string::npos || title == std::string::npos) continue;
+    EXPECT_TRUE(looks.insert(line.substr(style, title - style)).second) << line;
+    keys.insert(line.substr(title + 8, line.find(' ', title + 8) - title - 8));
+  }
+  for (const auto* key : {"nc1_pinv", "nc2_equinorm_h", "nc2_etf_w", "nc3_dual", "nc3_cos_min", "ufmb_w", "ufmb_sv",
+                          "ufmb_sv_h", "ufmb_align_min", "acc_top1_train", "loss", "minimum", "gap"})
+    EXPECT_TRUE(keys.contains(key)) << key;
 
   const std::string demo = NCOLLAPSE_DEMO_DATA, report = folder_.path("report.json");
   ASSERT_EQ(run_command({"analyze", "--device", "cpu", "--features", demo + "/features.npy", "--labels",
