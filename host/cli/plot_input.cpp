@@ -88,9 +88,7 @@ BlockCosines read_blocks(const Json& report, const std::string& key, const Place
   return result;
 }
 
-std::string file_name(const std::string& path) { return std::filesystem::path(path).filename().string(); }
-
-// "L = 3, with bias, d = 8", of what the header tells.
+// "L = 3, with bias, d = 8", or what the header tells of it.
 std::string model_title(const Json& header, const Place& place) {
   const Json model = part(header, "model", Json::value_t::object, place);
   std::string title;
@@ -99,7 +97,7 @@ std::string model_title(const Json& header, const Place& place) {
   if (model.contains("with_bias") && model["with_bias"].is_boolean())
     add(model["with_bias"].get<bool>() ? "with bias" : "no bias");
   if (const double width = number(model, "width", place); std::isfinite(width)) add(fmt::format("d = {}", width));
-  return title.empty() ? file_name(place.file) : title;
+  return title;
 }
 
 std::string report_title(const Json& report, const Place& place) {
@@ -108,11 +106,12 @@ std::string report_title(const Json& report, const Place& place) {
   for (const auto& [key, text] : {std::pair{"K", "K"}, {"D", "d"}, {"N", "N"}})
     if (const double value = number(shape, key, place); std::isfinite(value))
       title += fmt::format("{}{} = {:.0f}", title.empty() ? "" : ", ", text, value);
-  return title.empty() ? file_name(place.file) : title;
+  return title;
 }
 
 void read_report(const Json& report, const Place& place, Recording& recording) {
   recording.title = report_title(report, place);
+  if (recording.title.empty()) recording.title = recording.file_name();
   recording.spectrum = read_spectrum(report, place);
   recording.block_cos_h = read_blocks(report, "block_cos_h", place);
   recording.block_cos_w = read_blocks(report, "block_cos_w", place);
@@ -226,6 +225,7 @@ Recording read_recording(const std::string& file) {
   Json json = Json::parse(text, nullptr, false);
   if (is_run_schema(schema_of(json))) {
     recording.title = model_title(json, first);
+    if (recording.title.empty()) recording.title = recording.file_name();
     read_steps(input, first, recording);
     return recording;
   }

@@ -1,6 +1,7 @@
 // What `plot` draws: runs in JSON lines and reports of `analyze`, reduced to what a picture needs.
 #pragma once
 
+#include <filesystem>
 #include <optional>
 #include <string>
 #include <vector>
@@ -30,6 +31,7 @@ struct Recording {
   double spectrum_at = 0;                 ///< that step's x
   BlockCosines block_cos_h, block_cos_w;  ///< of a report
 
+  std::string file_name() const { return std::filesystem::path(file).filename().string(); }
   bool is_run() const { return !x_name.empty(); }
 };
 

@@ -67,8 +67,6 @@ std::string fitted(const std::string& text, double pixels) {
   return clean.substr(0, end) + "...";
 }
 
-std::string file_name(const std::string& path) { return std::filesystem::path(path).filename().string(); }
-
 std::string data_head(const Recording& recording, const std::string& what) {
   return fmt::format("# {}\n# of {} ({}), made by ncollapse {}\n# ? was not measured, NaN is undefined\n", what,
                      printable(recording.file), printable(recording.title), version());
@@ -120,13 +118,9 @@ std::string place(const Canvas& canvas, const Box& box) {
       canvas.x(box.left), canvas.x(box.left + box.width), canvas.y(box.top), canvas.y(box.top + box.height));
 }
 
-struct TextStyle {
-  std::string_view justify = "left", font = "";
-};
-
-std::string text_at(const Canvas& canvas, double x, double y, const std::string& text, TextStyle style = {}) {
-  return fmt::format("set label {} at screen {:.5f},{:.5f} {}{}\n", quoted(text), canvas.x(x), canvas.y(y),
-                     style.justify, style.font.empty() ? "" : fmt::format(" font '{}'", style.font));
+std::string text_at(const Canvas& canvas, double x, double y, const std::string& text, int size) {
+  return fmt::format("set label {} at screen {:.5f},{:.5f} left font ',{}'\n", quoted(text), canvas.x(x), canvas.y(y),
+                     size);
 }
 
 // ------------------------------------------------------------------------------------------------ ranges
@@ -142,9 +136,9 @@ struct Range {
 
 // Whole decades, with room between a curve and the border.
 Range decades(Range range) {
-  Range result{std::pow(10, std::floor(std::log10(range.low) - 0.1)),
-               std::pow(10, std::ceil(std::log10(range.high) + 0.1))};
-  return result;
+  constexpr double kLargest = 308;
+  return {std::pow(10, std::min(std::floor(std::log10(range.low) - 0.1), kLargest - 1)),
+          std::pow(10, std::min(std::ceil(std::log10(range.high) + 0.1), kLargest))};
 }
 
 std::string log_axis(const Range& range) {
@@ -336,7 +330,7 @@ TextFile curves_script(const std::vector<const Recording*>& runs, const std::vec
   const auto panels = panels_of(runs);
   if (panels.empty()) throw DataError(runs.front()->file + ": no step has a value that can be drawn");
   const double columns = static_cast<double>(runs.size());
-  const double left = 95, gap = 22, top = 62, bottom = 58, between = 34, line = 17;
+  const double left = 95, gap = 36, top = 62, bottom = 58, between = 34, line = 17;
   const double panel_width = runs.size() == 1 ? 620 : std::max(260.0, 1000 / columns);
   std::vector<double> heights;
   double height = top + bottom - between;
@@ -358,7 +352,7 @@ TextFile curves_script(const std::vector<const Recording*>& runs, const std::vec
       if (!log_x || step > 0) x.include(step);
   }
   if (x.empty()) throw DataError(runs.front()->file + ": has no step beyond 0, which a logarithmic axis leaves out");
-  if (x.low == x.high) x.high = x.low + 1;
+  if (x.low == x.high) x.high = x.low + std::max(1.0, 0.01 * std::abs(x.low));
 
   std::string script = script_head(image, format, canvas,
                                    runs.size() == 1 ? "The curves of a run" : "Runs side by side, on the same axes");
@@ -378,13 +372,13 @@ TextFile curves_script(const std::vector<const Recording*>& runs, const std::vec
       const bool last_column = r + 1 == runs.size();
       script += place(canvas, box) + "unset label\n";
       if (p == 0) {
-        script += text_at(canvas, box.left, 16, fitted(run.title, panel_width), {.font = ",14"});
-        script += text_at(canvas, box.left, 34, fitted(file_name(run.file), panel_width), {.font = ",10"});
+        script += text_at(canvas, box.left, 16, fitted(run.title, panel_width), 14);
+        script += text_at(canvas, box.left, 34, fitted(run.file_name(), panel_width), 10);
       }
-      if (r == 0) script += text_at(canvas, box.left, panel_top - 10, panel.title, {.font = ",11"});
-      script += r == 0 ? fmt::format("set format y '{}'\nset ylabel '{}' offset 0,0\n",
-                                     panel.logarithmic ? "%.0e" : "%g", panel.axis)
-                       : "set format y ''\nunset ylabel\n";
+      if (r == 0) script += text_at(canvas, box.left, panel_top - 10, panel.title, 11);
+      script += r == 0
+                    ? fmt::format("set format y '{}'\nset ylabel '{}'\n", panel.logarithmic ? "%.0e" : "%g", panel.axis)
+                    : "set format y ''\nunset ylabel\n";
       script += last_row ? fmt::format("set format x '%g'\nset xlabel '{}'\n", run.x_name)
                          : "set format x ''\nunset xlabel\n";
       if (last_column)
@@ -438,15 +432,15 @@ TextFile spectrum_script(const Recording& recording, const std::string& data, co
   std::string script = script_head(image, format, canvas, "The spectrum, predicted beside measured");
   const auto from_zero = [](const Range& range) {
     const double high = range.empty() || range.high <= 0 ? 1 : range.high;
-    return Range{-0.05 * high, 1.12 * high};
+    return Range{-0.05 * high, std::min(1.12 * high, std::numeric_limits<double>::max())};
   };
   const Range x_range = from_zero(x);
   script += fmt::format("set xrange [{}:{}]\n", x_range.low, x_range.high);
-  script += text_at(canvas, left, 20, fitted(recording.title, width), {.font = ",14"});
+  script += text_at(canvas, left, 20, fitted(recording.title, width), 14);
   script += text_at(canvas, left, 38,
-                    fitted(file_name(recording.file), width) +
+                    fitted(recording.file_name(), width) +
                         (recording.is_run() ? fmt::format(", {} {}", recording.x_name, recording.spectrum_at) : ""),
-                    {.font = ",10"});
+                    10);
   struct Row {
     const char *title, *label, *predicted, *measured;
     Range range;
@@ -462,7 +456,7 @@ TextFile spectrum_script(const Recording& recording, const std::string& data, co
   for (const Row& row : rows) {
     const bool last_row = row.predicted == nullptr;
     script += fmt::format("\n# {}\n", row.title) + place(canvas, {left, row_top, width, height});
-    script += text_at(canvas, left, row_top - 10, row.title, {.font = ",11"});
+    script += text_at(canvas, left, row_top - 10, row.title, 11);
     script += fmt::format("set yrange [{}:{}]\nset ylabel '{}'\n", row.range.low, row.range.high, row.label);
     script +=
         last_row ? "set format x '%g'\nset xlabel 'sigma, singular value of the label matrix'\n" : "set format x ''\n";
@@ -534,8 +528,8 @@ TextFile cosines_script(const Recording& report, const std::string& data, const 
       if (std::isfinite(cosine)) largest = std::max(largest, std::abs(cosine));
   largest = std::min(1.0, std::ceil(largest * 20) / 20);
   std::string script = script_head(image, format, canvas, "Mean cosines between groups of classes of equal size");
-  script += text_at(canvas, left, 20, fitted(report.title, side), {.font = ",14"});
-  script += text_at(canvas, left, 38, fitted(file_name(report.file), side), {.font = ",10"});
+  script += text_at(canvas, left, 20, fitted(report.title, side), 14);
+  script += text_at(canvas, left, 38, fitted(report.file_name(), side), 10);
   script +=
       "set palette defined (-1 '#0072B2', 0 '#ffffff', 1 '#D55E00')\n"
       "unset grid\nunset key\n"
@@ -549,7 +543,7 @@ TextFile cosines_script(const Recording& report, const std::string& data, const 
     const auto& sizes = map.blocks->sizes;
     const double map_left = left + static_cast<double>(m) * (side + between);
     script += fmt::format("\n# {}\n", map.title) + place(canvas, {map_left, top, side, side});
-    script += text_at(canvas, map_left, top - 12, fmt::format("Mean cosines of {}", map.title), {.font = ",12"});
+    script += text_at(canvas, map_left, top - 12, fmt::format("Mean cosines of {}", map.title), 12);
     script += fmt::format("set xrange [-0.5:{0}]\nset yrange [{0}:-0.5]\n", static_cast<double>(sizes.size()) - 0.5);
     script += fmt::format("set xtics {0}\nset ytics {0}\n", size_tics(sizes, side));
     script += "set xlabel 'samples of a class'\nset ylabel 'samples of a class'\n";

@@ -474,6 +474,19 @@ TEST_F(Plot, DrawsARun) {
   EXPECT_EQ(quiet.out + quiet.err, "");
 }
 
+TEST_F(Plot, DrawsWhateverAValueMayBe) {
+  NEEDS_GNUPLOT();
+  for (const double loss : {1.0, 1e-17, 1e-300, 1.7e308}) {
+    for (const double at : {0.0, 1e300}) {
+      Json only = step("epoch", at, {{"acc_top1_train", 1.0}, {"nc3_cos_mean", -1.0}, {"nc1_pinv", loss}});
+      only["loss"] = loss;
+      only["spectrum"] = Json::array({{{"sigma", loss}, {"w_measured", 0.0}}});
+      const Outcome run = plot({folder_.write("run.jsonl", lines({header("ncollapse.run/1"), only}))});
+      EXPECT_EQ(run.exit_code, 0) << loss << " at " << at << ": " << run.err;
+    }
+  }
+}
+
 TEST_F(Plot, DrawsRunsSideBySide) {
   NEEDS_GNUPLOT();
   const Outcome run = plot({folder_.write("1.jsonl", a_run("ncollapse.simulation/1", "iteration", 1)),
