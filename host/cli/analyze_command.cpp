@@ -1,4 +1,3 @@
-#include <fmt/core.h>
 #include <unistd.h>
 
 #include <memory>
@@ -23,15 +22,8 @@ struct AnalyzeOptions {
 };
 
 void run(AnalyzeOptions& options, const Common& common) {
-  check_output(common.json);
-  check_output(options.csv);
-  if (common.json == "-" && options.csv == "-")
-    throw UsageError("--json - and --csv - cannot share standard output", "give one of them a file");
-  for (const double lambda : options.request.lambda_w)
-    if (!(lambda > 0)) throw UsageError(fmt::format("--lambda-w is {}, must be positive", lambda));
-  if (options.lambda_h && !(*options.lambda_h > 0))
-    throw UsageError(fmt::format("--lambda-h is {}, must be positive", *options.lambda_h));
-  options.request.lambda_h = options.lambda_h.value_or(0);
+  check_report_outputs(common.json, options.csv);
+  options.request.lambda_h = checked_decays(options.request.lambda_w, options.lambda_h);
   options.request.convention = parse_convention(options.convention);
   const Context context(Device::parse(options.device), {.threads = options.threads});
 
@@ -44,14 +36,7 @@ void run(AnalyzeOptions& options, const Common& common) {
   Report report = analyze(context, options.request);
   bar.clear();
   if (interrupted()) throw Interrupted("interrupted; nothing was written");
-  if (!common.json.empty()) write_output(common.json, to_json(report) + "\n");
-  if (!options.csv.empty()) write_output(options.csv, to_csv(report));
-  const bool stdout_taken = common.json == "-" || options.csv == "-";
-  if (common.quiet || stdout_taken) return;
-  std::string table = to_table(report, wants_colour(STDOUT_FILENO));
-  for (const auto& [kind, path] : {std::pair{"JSON", common.json}, std::pair{"CSV", options.csv}})
-    if (!path.empty()) table += fmt::format("\n{} written to {}\n", kind, path);
-  write_output("-", table);
+  write_report(report, common.json, options.csv, common.quiet);
 }
 
 }  // namespace
@@ -60,20 +45,25 @@ void add_analyze(CLI::App& app, Common& common) {
   auto options = std::make_shared<AnalyzeOptions>();
   auto& request = options->request;
   CLI::App* command = app.add_subcommand("analyze", "Measure neural collapse on saved features, labels and weights");
-  command->add_option("--features", request.features, "Training features, N x d (.npy, .npz, .safetensors)")
+  command
+      ->add_option("--features", request.features.specs,
+                   "Training features, N x d (.npy, .npz, .safetensors); many files, or a quoted glob, are read as one")
       ->required()
-      ->type_name("FILE[:KEY]");
-  command->add_option("--labels", request.labels, "Training labels, N integers from 0 to K-1")
+      ->type_name("FILE[:KEY] ...");
+  command
+      ->add_option("--labels", request.labels.specs,
+                   "Training labels, N integers from 0 to K-1: a file for every one of features, or one for all")
       ->required()
-      ->type_name("FILE[:KEY]");
+      ->type_name("FILE[:KEY] ...");
   command
       ->add_option("--weights", request.weights,
                    "Linear layers, out x in, in the order in which features meet them (W_1 first)")
       ->type_name("FILE[:KEY]");
   command->add_option("--bias", request.bias, "Bias of the last layer, K values")->type_name("FILE[:KEY]");
-  command->add_option("--test-features", request.test_features, "Test features")->type_name("FILE[:KEY]");
-  command->add_option("--test-labels", request.test_labels, "Test labels")->type_name("FILE[:KEY]");
-  command->add_option("--ood-features", request.ood_features, "Out-of-distribution features")->type_name("FILE[:KEY]");
+  command->add_option("--test-features", request.test_features.specs, "Test features")->type_name("FILE[:KEY] ...");
+  command->add_option("--test-labels", request.test_labels.specs, "Test labels")->type_name("FILE[:KEY] ...");
+  command->add_option("--ood-features", request.ood_features.specs, "Out-of-distribution features")
+      ->type_name("FILE[:KEY] ...");
   command->add_option("--classes", request.classes, "K; default: rows of the classifier, else largest label + 1")
       ->check(kAtLeastOne)
       ->type_name("K");
@@ -99,9 +89,11 @@ void add_analyze(CLI::App& app, Common& common) {
   command->add_flag("--quiet", common.quiet, "No table and no progress bar");
   command->footer(
       "A file may carry a key: dump.npz:features, model.safetensors:fc.weight.\n"
-      "Without a key the only array of the file is taken, or the one with a usual name.\n\n"
+      "Without a key the only array of the file is taken, or the one with a usual name.\n"
+      "A quoted glob is expanded here, in natural order: shard-2 before shard-10.\n\n"
       "Examples:\n"
       "  ncollapse analyze --features train.npy --labels y.npy\n"
+      "  ncollapse analyze --features 'shard-*.npy' --labels 'labels-*.npy'\n"
       "  ncollapse analyze --features dump.npz:features --labels dump.npz:labels \\\n"
       "      --weights model.safetensors:fc.weight --bias model.safetensors:fc.bias --json report.json\n"
       "  ncollapse analyze --features h.npy --labels y.npy --weights W1.npy W2.npy W3.npy \\\n"

@@ -67,6 +67,30 @@ void write_output(const std::string& path, const std::string& text) {
   }
 }
 
+void check_report_outputs(const std::string& json, const std::string& csv) {
+  check_output(json);
+  check_output(csv);
+  if (json == "-" && csv == "-")
+    throw UsageError("--json - and --csv - cannot share standard output", "give one of them a file");
+}
+
+void write_report(const Report& report, const std::string& json, const std::string& csv, bool quiet) {
+  if (!json.empty()) write_output(json, to_json(report) + "\n");
+  if (!csv.empty()) write_output(csv, to_csv(report));
+  if (quiet || json == "-" || csv == "-") return;
+  std::string table = to_table(report, wants_colour(STDOUT_FILENO));
+  for (const auto& [kind, path] : {std::pair{"JSON", json}, std::pair{"CSV", csv}})
+    if (!path.empty()) table += fmt::format("\n{} written to {}\n", kind, path);
+  write_output("-", table);
+}
+
+double checked_decays(const std::vector<double>& lambda_w, const std::optional<double>& lambda_h) {
+  for (const double lambda : lambda_w)
+    if (!(lambda > 0)) throw UsageError(fmt::format("--lambda-w is {}, must be positive", lambda));
+  if (lambda_h && !(*lambda_h > 0)) throw UsageError(fmt::format("--lambda-h is {}, must be positive", *lambda_h));
+  return lambda_h.value_or(0);
+}
+
 LineWriter::LineWriter(const std::string& path) : path_(path) {
   if (path == "-") return;
   file_.open(path, std::ios::binary | std::ios::trunc);
@@ -93,7 +117,7 @@ int report_error(std::exception_ptr error, bool as_json) {
     return print_error(kInterruptedExit, e.what(), "", as_json);
   } catch (const std::bad_alloc&) {
     return print_error(static_cast<int>(ErrorKind::device), "out of memory",
-                       "analyze: try a smaller --batch-rows; simulate: a smaller --dim", as_json);
+                       "analyze, accumulate: try a smaller --batch-rows; simulate: a smaller --dim", as_json);
   } catch (const std::exception& e) {
     return print_error(static_cast<int>(ErrorKind::internal), e.what(), "", as_json);
   }

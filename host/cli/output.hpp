@@ -3,8 +3,12 @@
 
 #include <exception>
 #include <fstream>
+#include <optional>
 #include <stdexcept>
 #include <string>
+#include <vector>
+
+#include "ncollapse/metrics.hpp"
 
 namespace ncollapse::cli {
 
@@ -33,6 +37,13 @@ class LineWriter {
 
 /// Fails early where write_output would fail late: the folder is missing, the path is a directory.
 void check_output(const std::string& path);
+
+/// Where a report goes: JSON and CSV to files or "-", and the table to standard output unless that is taken.
+void check_report_outputs(const std::string& json, const std::string& csv);
+void write_report(const Report& report, const std::string& json, const std::string& csv, bool quiet);
+
+/// The weight decay of the features, 0 when not given. Throws UsageError unless all decays are positive.
+double checked_decays(const std::vector<double>& lambda_w, const std::optional<double>& lambda_h);
 
 /// True when colours and progress bars are welcome on that file descriptor (a terminal, NO_COLOR not set).
 bool wants_colour(int descriptor);

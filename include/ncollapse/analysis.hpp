@@ -7,24 +7,26 @@
 
 #include "ncollapse/context.hpp"
 #include "ncollapse/export.hpp"
+#include "ncollapse/file_list.hpp"
 #include "ncollapse/metrics.hpp"
 
 namespace ncollapse {
 
-/// How far a pass over a file has come. `pass` names it ("moments", "decisions", ...).
+/// How far a pass over a data set has come, all its files together. `pass` names it ("moments", "decisions", ...).
 struct Progress {
   std::string pass;
   Index rows_done = 0, rows_total = 0;
   Index bytes_done = 0, bytes_total = 0;
 };
 
-/// Files as ArrayFile::open takes them ("path" or "path:key").
+/// Files as ArrayFile::open takes them ("path" or "path:key"). Features may lie in many files, one after the other;
+/// then there are as many files of labels, row for row, or one for all.
 struct AnalysisRequest {
-  std::string features = {}, labels = {};
+  FileList features = {}, labels = {};
   std::vector<std::string> weights = {};  ///< W_1 first
   std::string bias = {};
-  std::string test_features = {}, test_labels = {};
-  std::string ood_features = {};
+  FileList test_features = {}, test_labels = {};
+  FileList ood_features = {};
   Index classes = 0;  ///< K; 0: from the classifier's rows, else the largest label + 1
   Convention convention = Convention::zhu;
   std::vector<double> lambda_w = {};  ///< as in Evidence

@@ -9,6 +9,7 @@
 #include "ncollapse/decisions.hpp"
 #include "ncollapse/decomposition.hpp"
 #include "ncollapse/error.hpp"
+#include "ncollapse/file_list.hpp"
 #include "ncollapse/metrics.hpp"
 #include "ncollapse/theory.hpp"
 #include "ncollapse/types.hpp"

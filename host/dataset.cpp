@@ -1,0 +1,200 @@
+#include "host/dataset.hpp"
+
+#include <algorithm>
+#include <set>
+
+#include "ncollapse/error.hpp"
+
+namespace ncollapse {
+
+namespace {
+
+constexpr Index kBatchBytes = Index{64} << 20;
+constexpr Index kLabelBlock = Index{1} << 20;
+
+std::string files_text(const std::string& first, std::size_t count) {
+  return count > 1 ? first + " and " + std::to_string(count - 1) + " more" : first;
+}
+
+std::string inventory_line(const char* role, const ArrayFile& file) {
+  return std::string(role) + " " + file.name() + ", " + std::to_string(file.rows()) + " x " +
+         std::to_string(file.cols()) + " " + file.dtype_name();
+}
+
+}  // namespace
+
+Dataset::Dataset(const FileList& features, const FileList& labels, RowRange range) {
+  const auto specs = expand(features);
+  if (specs.empty()) throw UsageError("no file of features was given");
+  std::set<std::string> seen;
+  for (const auto& spec : specs) {
+    if (!seen.insert(spec).second)
+      throw DataError(spec + ": is given twice, its samples would count twice", "do the globs overlap?");
+    const ArrayFile file = ArrayFile::open(spec, ArrayRole::features);
+    if (file.rows() == 0) throw DataError(file.name() + ": holds no samples");
+    if (shards_.empty()) {
+      dim_ = file.cols();
+      row_bytes_ = file.row_bytes();
+      dtype_name_ = file.dtype_name();
+    }
+    if (file.cols() != dim_)
+      throw DataError(file.name() + " has " + std::to_string(file.cols()) + " columns, but " + shards_.front().name +
+                          " has " + std::to_string(dim_),
+                      "all files of features have the same d");
+    if (file.dtype_name() != dtype_name_)
+      throw DataError(
+          file.name() + " holds " + file.dtype_name() + ", but " + shards_.front().name + " holds " + dtype_name_,
+          "all files of features have the same element type; convert them: features.astype('float32')");
+    Shard shard;
+    shard.spec = spec;
+    shard.name = file.name();
+    shard.rows = shard.count = file.rows();
+    shard.start = rows_;
+    rows_ += shard.rows;
+    shards_.push_back(std::move(shard));
+  }
+  if (!labels.empty()) open_labels(labels);
+  clip(range);
+}
+
+void Dataset::open_labels(const FileList& labels) {
+  const auto specs = expand(labels);
+  common_labels_ = specs.size() == 1 && shards_.size() > 1;
+  if (specs.size() != shards_.size() && !common_labels_)
+    throw DataError(std::to_string(shards_.size()) + " file(s) of features (" + shards_.front().name + " to " +
+                        shards_.back().name + "), but " + std::to_string(specs.size()) + " of labels (" +
+                        specs.front() + " to " + specs.back() + ")",
+                    "give as many files of labels, or one for all");
+  const auto check = [](const std::string& name, Index rows, const ArrayFile& file) {
+    if (file.rows() != rows)
+      throw DataError(name + " has " + std::to_string(rows) + " rows, but " + file.name() + " has " +
+                          std::to_string(file.rows()) + " labels",
+                      "one label for every feature row");
+  };
+  for (std::size_t i = 0; i < specs.size(); ++i) {
+    const ArrayFile file = ArrayFile::open(specs[i], ArrayRole::labels);
+    check(common_labels_ ? name() : shards_[i].name, common_labels_ ? rows_ : shards_[i].rows, file);
+    label_inventory_.push_back(inventory_line("labels", file));
+    shards_[i].label_spec = specs[i];
+    shards_[i].label_name = file.name();
+  }
+  if (!common_labels_) return;
+  for (auto& shard : shards_) {
+    shard.label_spec = shards_.front().label_spec;
+    shard.label_name = shards_.front().label_name;
+    shard.label_first = shard.start;
+  }
+}
+
+void Dataset::clip(RowRange range) {
+  const Index end = range.end < 0 ? rows_ : range.end;
+  if (range.first < 0 || range.first >= end || end > rows_)
+    throw DataError("rows " + std::to_string(range.first) + ":" + (range.end < 0 ? "" : std::to_string(end)) +
+                        " were asked of " + name() + ", with " + std::to_string(rows_) + " rows",
+                    "FIRST:END are the rows FIRST to END - 1, counted over all files from 0");
+  std::vector<Shard> taken;
+  for (Shard& shard : shards_) {
+    const Index begin = std::max(range.first, shard.start), stop = std::min(end, shard.start + shard.rows);
+    if (begin >= stop) continue;
+    shard.first = begin - shard.start;
+    shard.count = stop - begin;
+    shard.start = begin - range.first;
+    shard.label_first += shard.first;
+    taken.push_back(std::move(shard));
+  }
+  shards_ = std::move(taken);
+  rows_ = end - range.first;
+}
+
+std::string Dataset::name() const { return files_text(shards_.front().name, shards_.size()); }
+
+std::string Dataset::labels_name() const {
+  return files_text(shards_.front().label_name, common_labels_ ? 1 : shards_.size());
+}
+
+std::vector<std::string> Dataset::inventory() const {
+  std::vector<std::string> lines;
+  for (const Shard& shard : shards_)
+    lines.push_back("features " + shard.name + ", " + std::to_string(shard.rows) + " x " + std::to_string(dim_) + " " +
+                    dtype_name_ + ", rows " + std::to_string(shard.first) + ":" +
+                    std::to_string(shard.first + shard.count));
+  lines.insert(lines.end(), label_inventory_.begin(), label_inventory_.end());
+  return lines;
+}
+
+Index Dataset::batch_rows(Index wanted) const {
+  return wanted > 0 ? wanted : std::max<Index>(kBatchBytes / row_bytes_, 256);
+}
+
+void Dataset::read_from(const Shard& shard) {
+  if (open_shard_ == &shard) return;
+  features_.emplace(ArrayFile::open(shard.spec, ArrayRole::features));
+  const bool labels_open = open_shard_ != nullptr && open_shard_->label_spec == shard.label_spec;
+  if (!shard.label_spec.empty() && !labels_open) labels_.emplace(ArrayFile::open(shard.label_spec, ArrayRole::labels));
+  open_shard_ = &shard;
+  if (features_->rows() != shard.rows || features_->cols() != dim_ || features_->dtype_name() != dtype_name_)
+    throw DataError(shard.name + ": has changed since it was opened first");
+}
+
+LabelView Dataset::labels_of(const Shard& shard, Index first, Index count) {
+  if (!shard.label_spec.empty()) return labels_->read_labels(shard.label_first + first, count);
+  zeros_.resize(static_cast<std::size_t>(count));
+  return view(zeros_.data(), count);
+}
+
+LabelSurvey Dataset::survey_labels() {
+  LabelSurvey result;
+  for (const Shard& shard : shards_) {
+    read_from(shard);
+    for (Index first = 0; first < shard.count; first += kLabelBlock) {
+      const LabelView block = labels_of(shard, first, std::min(kLabelBlock, shard.count - first));
+      for (Index i = 0; i < block.size; ++i) {
+        const Index label = label_at(block, i), row = shard.label_first + first + i;
+        if (label < 0 || label >= kMaxClasses)
+          throw DataError(
+              shard.label_name + ": the label at row " + std::to_string(row) + " is " + std::to_string(label),
+              "labels are class numbers from 0 to K-1");
+        if (label >= static_cast<Index>(result.counts.size()))
+          result.counts.resize(static_cast<std::size_t>(label) + 1);
+        ++result.counts[static_cast<std::size_t>(label)];
+        if (label <= result.largest) continue;
+        result.largest = label;
+        result.largest_file = shard.label_name;
+        result.largest_row = row;
+      }
+    }
+  }
+  return result;
+}
+
+void LabelSurvey::check(Index classes) const {
+  if (largest < classes) return;
+  throw DataError(largest_file + ": the label at row " + std::to_string(largest_row) + " is " +
+                      std::to_string(largest) + ", but there are " + std::to_string(classes) + " classes",
+                  "labels are class numbers from 0 to K-1; give --classes or the classifier that fits");
+}
+
+void Dataset::stream(Index begin, Index batch_rows, const std::function<void(const MatrixView&, const LabelView&)>& add,
+                     const std::function<void(Index)>& done) {
+  for (const Shard& shard : shards_) {
+    for (Index offset = std::max<Index>(begin - shard.start, 0); offset < shard.count; offset += batch_rows) {
+      const Index count = std::min(batch_rows, shard.count - offset);
+      read_from(shard);
+      const LabelView labels = labels_of(shard, offset, count);
+      const MatrixView features = features_->read_matrix(shard.first + offset, count);
+      try {
+        add(features, labels);
+      } catch (const DataError& error) {
+        // The library counts rows over the whole stream; say how they lie in this file.
+        const std::string shift =
+            shard.first == shard.start
+                ? ""
+                : " (its row " + std::to_string(shard.first) + " counts as row " + std::to_string(shard.start) + ")";
+        throw DataError(shard.name + shift + ": " + error.what(), error.hint());
+      }
+      done(shard.start + offset + count);
+    }
+  }
+}
+
+}  // namespace ncollapse

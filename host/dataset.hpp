@@ -1,0 +1,81 @@
+// Labelled samples in one file or in many shards, as one sequence of rows.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "ncollapse/array_file.hpp"
+#include "ncollapse/file_list.hpp"
+
+namespace ncollapse {
+
+constexpr Index kMaxClasses = Index{1} << 28;  // a label above is a mistake, not a class
+
+/// What the labels say before any feature is read: it finds bad labels early, gives K, and costs little.
+struct LabelSurvey {
+  Index largest = -1;
+  std::string largest_file;  ///< where that label stands first
+  Index largest_row = -1;
+  std::vector<Index> counts;  ///< up to the largest label
+
+  /// Throws DataError naming file and row when a label is not below `classes`.
+  void check(Index classes) const;
+};
+
+/// Features in one or more files, and labels in as many files, row for row, or in one file for all of them. Only the
+/// shard that is being read is open, so there may be more shards than a process may open files.
+class Dataset {
+ public:
+  /// Looks at every header. `labels` may be empty (out-of-distribution features): then every label is 0. Throws
+  /// DataError naming the file: unreadable, no samples, another d or element type than the first shard, labels that do
+  /// not fit, rows beyond the end.
+  Dataset(const FileList& features, const FileList& labels, RowRange range = {});
+
+  Index rows() const { return rows_; }  ///< of the range
+  Index dim() const { return dim_; }
+  Index row_bytes() const { return row_bytes_; }
+  const std::string& dtype_name() const { return dtype_name_; }
+  std::string name() const;         ///< for messages: "a.npy", "a.npy and 4 more"
+  std::string labels_name() const;  ///< the same for the labels
+  /// One line for every feature and label file: name, shape, element type and the rows taken.
+  std::vector<std::string> inventory() const;
+
+  LabelSurvey survey_labels();
+
+  /// Hands the rows to `add` batch by batch, calling `done(rows so far)` after each, from row `begin` on: 0, or what
+  /// `done` was told. Batches end where a shard ends, so they are the same wherever a pass begins. What `add` throws
+  /// of the data gets the shard's name.
+  void stream(Index begin, Index batch_rows, const std::function<void(const MatrixView&, const LabelView&)>& add,
+              const std::function<void(Index)>& done);
+
+  /// `wanted`, or for 0 about 64 MiB of features.
+  Index batch_rows(Index wanted) const;
+
+ private:
+  struct Shard {
+    std::string spec, name;
+    Index rows = 0;              // in the file
+    Index first = 0, count = 0;  // those of the range
+    Index start = 0;             // number of the first of them in the data set
+    std::string label_spec, label_name;
+    Index label_first = 0;  // where the labels of its first row in the range lie in their file
+  };
+  void open_labels(const FileList& labels);
+  void clip(RowRange range);
+  void read_from(const Shard& shard);
+  LabelView labels_of(const Shard& shard, Index first, Index count);
+
+  std::vector<Shard> shards_;
+  bool common_labels_ = false;  // one file of labels for all shards
+  Index rows_ = 0, dim_ = 0, row_bytes_ = 0;
+  std::string dtype_name_;
+  std::vector<std::string> label_inventory_;
+
+  const Shard* open_shard_ = nullptr;
+  std::optional<ArrayFile> features_, labels_;
+  std::vector<std::int64_t> zeros_;
+};
+
+}  // namespace ncollapse
