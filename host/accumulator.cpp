@@ -7,6 +7,7 @@
 #include "ncollapse/accumulator.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numeric>
 
@@ -17,6 +18,8 @@
 namespace ncollapse {
 
 namespace {
+
+constexpr std::array<std::string_view, 3> kStatisticsNames = {"means", "traces", "full"};
 
 std::string times(Index a, Index b) { return std::to_string(a) + " x " + std::to_string(b); }
 
@@ -68,6 +71,14 @@ Array<T> move_to(Backend& to, Backend& from, const Array<T>& source, Array<T> ta
 }
 
 }  // namespace
+
+std::string_view to_string(Statistics statistics) { return kStatisticsNames[static_cast<std::size_t>(statistics)]; }
+
+Statistics parse_statistics(std::string_view name) {
+  for (std::size_t i = 0; i < kStatisticsNames.size(); ++i)
+    if (name == kStatisticsNames[i]) return static_cast<Statistics>(i);
+  throw UsageError("unknown statistics '" + std::string(name) + "'", "statistics are means, traces and full");
+}
 
 void check_batch(const Backend& backend, Index dim, const MatrixView& features, const LabelView& labels) {
   if (features.rows < 0 || labels.size < 0)
@@ -281,12 +292,13 @@ void Accumulator::merge(const Accumulator& other) {
   impl_->samples += other.samples();
 }
 
-void Accumulator::save(const std::filesystem::path& file) const {
+void Accumulator::save(const std::filesystem::path& file, const std::string& note) const {
   Backend& backend = impl_->backend();
   const MomentState& state = impl_->state;
   StateImage image;
   image.options = impl_->options;
   image.samples = impl_->samples;
+  image.note = note;
   image.counts = backend.to_host(state.counts);
   image.shifts = backend.to_host(state.shifts);
   image.sums = backend.to_host(state.sums);
@@ -295,7 +307,7 @@ void Accumulator::save(const std::filesystem::path& file) const {
   write_state(file, image);
 }
 
-Accumulator Accumulator::load(Context context, const std::filesystem::path& file) {
+Accumulator Accumulator::load(Context context, const std::filesystem::path& file, std::string* note) {
   StateImage image = read_state(file);
   Accumulator result(std::move(context), image.options);
   Backend& backend = result.impl_->backend();
@@ -306,6 +318,7 @@ Accumulator Accumulator::load(Context context, const std::filesystem::path& file
   if (state.square_sums) backend.from_host(state.square_sums, image.square_sums);
   if (state.scatter) backend.from_host(state.scatter, unpack_lower(image.scatter, state.dim));
   result.impl_->samples = image.samples;
+  if (note != nullptr) *note = std::move(image.note);
   return result;
 }
 

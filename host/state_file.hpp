@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <string>
 
 #include "host/backend.hpp"
 
@@ -11,6 +12,7 @@ namespace ncollapse {
 struct StateImage {
   AccumulatorOptions options;
   Index samples = 0;
+  std::string note;  ///< the writer's own text
   std::vector<Index> counts;
   std::vector<double> shifts, sums, square_sums, scatter;  ///< scatter: rows of the lower triangle, packed
 };

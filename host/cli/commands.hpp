@@ -28,8 +28,11 @@ std::string whole_number(const std::string& text, Number least) {
 /// For options that count something.
 inline const CLI::Validator kAtLeastOne([](std::string& text) { return whole_number<std::int64_t>(text, 1); }, "");
 
+void add_accumulate(CLI::App& app, Common& common);
 void add_analyze(CLI::App& app, Common& common);
 void add_devices(CLI::App& app, Common& common);
+void add_finalize(CLI::App& app, Common& common);
+void add_merge(CLI::App& app, Common& common);
 void add_plot(CLI::App& app, Common& common);
 void add_predict(CLI::App& app, Common& common);
 void add_simulate(CLI::App& app, Common& common);

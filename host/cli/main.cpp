@@ -36,6 +36,9 @@ int main(int argc, char** argv) {
   app.footer(
       "Examples:\n"
       "  ncollapse analyze --features features.npy --labels labels.npy --weights W.npy --bias b.npy\n"
+      "  ncollapse accumulate --features 'part1-*.npy' --labels 'labels1-*.npy' --classes 100 --state part1.nc\n"
+      "  ncollapse merge part1.nc part2.nc --state all.nc\n"
+      "  ncollapse finalize all.nc --weights W.npy --bias b.npy\n"
       "  ncollapse predict --counts 500,300,100 --layers 3 --lambda-w 1e-5 --lambda-h 1e-5\n"
       "  ncollapse simulate --counts 20,12,12,5,3 --layers 2 --dim 8 --lambda-w 2e-3 --lambda-h 1e-3\n"
       "  ncollapse plot run.jsonl --out pictures\n"
@@ -44,6 +47,9 @@ int main(int argc, char** argv) {
       "Exit codes: 0 ok, 1 internal error, 2 wrong usage, 3 bad input, 4 device or memory, 130 interrupted.");
   cli::Common common;
   cli::add_analyze(app, common);
+  cli::add_accumulate(app, common);
+  cli::add_merge(app, common);
+  cli::add_finalize(app, common);
   cli::add_predict(app, common);
   cli::add_simulate(app, common);
   cli::add_plot(app, common);

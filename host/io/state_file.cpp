@@ -1,6 +1,6 @@
 // State files. Layout, little-endian, every array contiguous:
-//   "NCOLSTAT" | u32 version | u32 statistics | i64 K | i64 d | i64 samples | u64 has_weights
-//   counts i64[K] | weights f64[K] (if any) | shifts f64[K d] | sums f64[K d]
+//   "NCOLSTAT" | u32 version | u32 statistics | i64 K | i64 d | i64 samples | u64 has_weights | i64 note_bytes
+//   note | counts i64[K] | weights f64[K] (if any) | shifts f64[K d] | sums f64[K d]
 //   square_sums f64[K] (traces and full) | scatter f64[d(d+1)/2], rows of the lower triangle (full)
 //   u32 crc32 of everything before it
 // Written to a neighbour file, flushed to disk, then renamed over the old one: a killed process leaves the old or the
@@ -26,7 +26,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "state files are written as the machine's own bytes");
 
 constexpr std::array<char, 8> kMagic = {'N', 'C', 'O', 'L', 'S', 'T', 'A', 'T'};
-constexpr std::uint32_t kVersion = 1;
+constexpr std::uint32_t kVersion = 2;
 
 struct Header {
   std::array<char, 8> magic = kMagic;
@@ -34,8 +34,9 @@ struct Header {
   std::uint32_t statistics = 0;
   std::int64_t classes = 0, dim = 0, samples = 0;
   std::uint64_t has_weights = 0;
+  std::int64_t note_bytes = 0;
 };
-static_assert(sizeof(Header) == 48);
+static_assert(sizeof(Header) == 56);
 
 std::string system_message() { return std::error_code(errno, std::generic_category()).message(); }
 
@@ -110,13 +111,13 @@ class Checksummed {
 };
 
 // Larger sizes than these fit no machine; below them the byte count cannot overflow.
-constexpr Index kMaxSide = Index{1} << 28;
+constexpr Index kMaxSide = Index{1} << 28, kMaxNote = Index{1} << 32;
 
 Index promised_bytes(const Header& header) {
   const Index vectors = 1 + (header.has_weights != 0 ? 1 : 0) + (header.statistics >= 1 ? 1 : 0);
   const Index triangle = header.statistics >= 2 ? header.dim * (header.dim + 1) / 2 : 0;
   const Index numbers = header.classes * vectors + 2 * header.classes * header.dim + triangle;
-  return 8 * numbers + static_cast<Index>(sizeof(Header) + sizeof(std::uint32_t));
+  return 8 * numbers + header.note_bytes + static_cast<Index>(sizeof(Header) + sizeof(std::uint32_t));
 }
 
 }  // namespace
@@ -137,7 +138,9 @@ void write_state(const std::filesystem::path& path, const StateImage& image) {
     header.dim = image.options.dim;
     header.samples = image.samples;
     header.has_weights = image.options.scatter_weights.empty() ? 0 : 1;
+    header.note_bytes = static_cast<Index>(image.note.size());
     stream.write(&header, sizeof header);
+    stream.write(image.note.data(), image.note.size());
     stream.write(image.counts);
     stream.write(image.options.scatter_weights);
     stream.write(image.shifts);
@@ -173,7 +176,8 @@ StateImage read_state(const std::filesystem::path& file) {
                     std::to_string(kVersion));
   const auto size = static_cast<Index>(std::filesystem::file_size(file, status));
   if (header.classes < 1 || header.dim < 1 || header.classes > kMaxSide || header.dim > kMaxSide ||
-      header.samples < 0 || header.statistics > 2 || header.has_weights > 1)
+      header.samples < 0 || header.statistics > 2 || header.has_weights > 1 || header.note_bytes < 0 ||
+      header.note_bytes > kMaxNote)
     throw DataError(name + ": the header of the state file is damaged");
   const Index promised = promised_bytes(header);
   if (status || promised != size)
@@ -186,6 +190,8 @@ StateImage read_state(const std::filesystem::path& file) {
   image.options.dim = header.dim;
   image.options.statistics = static_cast<Statistics>(header.statistics);
   image.samples = header.samples;
+  image.note.resize(static_cast<std::size_t>(header.note_bytes));
+  stream.read(image.note.data(), image.note.size());
   stream.read(image.counts, header.classes);
   if (header.has_weights != 0) stream.read(image.options.scatter_weights, header.classes);
   stream.read(image.shifts, header.classes * header.dim);

@@ -3,6 +3,8 @@
 
 #include <filesystem>
 #include <memory>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "ncollapse/context.hpp"
@@ -20,6 +22,11 @@ enum class Statistics {
   traces,  ///< and tr S_k for every class; state + K doubles
   full,    ///< and the pooled within-class scatter; state + d^2 doubles
 };
+
+/// "means", "traces", "full".
+NCOLLAPSE_EXPORT std::string_view to_string(Statistics statistics);
+/// Throws UsageError for an unknown name.
+NCOLLAPSE_EXPORT Statistics parse_statistics(std::string_view name);
 
 struct AccumulatorOptions {
   Index classes = 0;  ///< K; labels are 0 .. K-1
@@ -91,10 +98,11 @@ class NCOLLAPSE_EXPORT Accumulator {
   ClassMoments finish() const;
 
   /// Writes the state to a versioned, checksummed file; the old file is replaced only when the new one is complete.
-  /// Loading it gives the same bits. Throws DataError when it cannot be written.
-  void save(const std::filesystem::path& file) const;
+  /// Loading it gives the same bits. `note` is kept with it, under the same checksum: what the state has seen, say, so
+  /// that a program knows where to go on. Throws DataError when it cannot be written.
+  void save(const std::filesystem::path& file, const std::string& note = {}) const;
   /// Throws DataError when the file is missing, truncated, damaged, foreign or of another version.
-  static Accumulator load(Context context, const std::filesystem::path& file);
+  static Accumulator load(Context context, const std::filesystem::path& file, std::string* note = nullptr);
 
  private:
   struct Impl;

@@ -1,0 +1,233 @@
+// Accumulation into state files. The note of a state file says how far it came and from what, one fact a line:
+//   rows_done 4096 of 60000
+//   classes 10
+//   ...
+//   features shard-1.npy, 20000 x 512 f32, rows 0:20000
+//   labels labels-1.npy, 20000 x 1 i64
+// A run may be resumed when every line but the first is the same; else the first line that differs says why not.
+#include "ncollapse/state.hpp"
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <filesystem>
+#include <optional>
+#include <set>
+
+#include "host/classifier_files.hpp"
+#include "host/dataset.hpp"
+#include "ncollapse/error.hpp"
+
+namespace ncollapse {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::string_view kRowsDone = "rows_done ";
+
+bool exists(const std::string& path) {
+  std::error_code ignored;
+  return std::filesystem::exists(std::filesystem::symlink_status(path, ignored));
+}
+
+std::vector<std::string> lines_of(const std::string& text) {
+  std::vector<std::string> lines;
+  for (std::size_t begin = 0; begin < text.size();) {
+    const std::size_t end = std::min(text.find('\n', begin), text.size());
+    lines.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return lines;
+}
+
+/// The first line of a note by accumulate_files; states saved by others have none.
+struct RowsDone {
+  Index done = 0, total = 0;
+};
+
+std::optional<RowsDone> parse_rows_done(const std::string& note) {
+  if (!note.starts_with(kRowsDone)) return std::nullopt;
+  RowsDone rows;
+  const char* const end = note.data() + note.size();
+  const auto done = std::from_chars(note.data() + kRowsDone.size(), end, rows.done);
+  constexpr std::string_view kOf = " of ";
+  if (done.ec != std::errc{} || !std::string_view(done.ptr, end).starts_with(kOf)) return std::nullopt;
+  const auto total = std::from_chars(done.ptr + kOf.size(), end, rows.total);
+  if (total.ec != std::errc{}) return std::nullopt;
+  return rows;
+}
+
+class Accumulation {
+ public:
+  Accumulation(const Context& context, const AccumulationRequest& request)
+      : context_(context), request_(request), data_(request.features, request.labels, request.rows) {
+    batch_rows_ = data_.batch_rows(request.batch_rows);
+    origin_ = "classes " + std::to_string(request.classes) + "\nstatistics " +
+              std::string(to_string(request.statistics)) + "\nbatch_rows " + std::to_string(batch_rows_) + "\n";
+    for (const auto& line : data_.inventory()) origin_ += line + "\n";
+  }
+
+  Accumulator run() {
+    data_.survey_labels().check(request_.classes);
+    const bool resumed = request_.resume && exists(request_.state);
+    Accumulator moments =
+        resumed ? load() : Accumulator(context_, {request_.classes, data_.dim(), request_.statistics, {}});
+    const Index rows = data_.rows(), row_bytes = data_.row_bytes(), resumed_at = done_;
+    try {
+      data_.stream(
+          done_, batch_rows_, [&](const MatrixView& x, const LabelView& y) { moments.add(x, y); },
+          [&](Index done) {
+            done_ = done;
+            if (save_is_due()) save(moments);
+            if (request_.on_progress)
+              request_.on_progress({"moments", done - resumed_at, rows - resumed_at, (done - resumed_at) * row_bytes,
+                                    (rows - resumed_at) * row_bytes});
+          });
+    } catch (...) {
+      if (done_ > saved_) save(moments);  // a bad shard must not cost the good ones before it
+      throw;
+    }
+    if (done_ > saved_) save(moments);
+    return moments;
+  }
+
+ private:
+  Accumulator load() {
+    std::string note;
+    Accumulator moments = Accumulator::load(context_, request_.state, &note);
+    const auto rows = parse_rows_done(note);
+    if (!rows)
+      throw DataError(request_.state + ": does not say what it was accumulated from, so it cannot be resumed",
+                      "it was merged, or saved by another program; accumulate into another file and merge");
+    const auto was = lines_of(note), is = lines_of(origin_);
+    for (std::size_t i = 0; i < std::max(was.size() - 1, is.size()); ++i) {
+      const std::string before = i + 1 < was.size() ? was[i + 1] : "nothing", now = i < is.size() ? is[i] : "nothing";
+      if (before != now)
+        throw DataError(request_.state + ": was accumulated with '" + before + "', but now it is '" + now + "'",
+                        "resume with the inputs and options it was begun with, or begin another state file");
+    }
+    if (rows->total != data_.rows() || rows->done != moments.samples() || rows->done > rows->total)
+      throw DataError(request_.state + ": its record of " + std::to_string(rows->done) + " of " +
+                      std::to_string(rows->total) + " rows contradicts its " + std::to_string(moments.samples()) +
+                      " samples");
+    done_ = saved_ = rows->done;
+    return moments;
+  }
+
+  bool save_is_due() const {
+    const std::chrono::duration<double> elapsed = Clock::now() - saved_at_;
+    return (request_.save_every_rows > 0 && done_ - saved_ >= request_.save_every_rows) ||
+           (request_.save_every_seconds > 0 && elapsed.count() >= request_.save_every_seconds);
+  }
+
+  void save(const Accumulator& moments) {
+    moments.save(request_.state, std::string(kRowsDone) + std::to_string(done_) + " of " +
+                                     std::to_string(data_.rows()) + "\n" + origin_);
+    saved_ = done_;
+    saved_at_ = Clock::now();
+  }
+
+  Context context_;
+  const AccumulationRequest& request_;
+  Dataset data_;
+  Index batch_rows_ = 0;
+  std::string origin_;  // the note without its first line
+  Index done_ = 0, saved_ = 0;
+  Clock::time_point saved_at_ = Clock::now();
+};
+
+void refuse_existing(const std::string& state, const std::string& hint) {
+  if (exists(state)) throw DataError(state + ": exists already", hint);
+}
+
+std::string shape_text(const AccumulatorOptions& options) {
+  return "K = " + std::to_string(options.classes) + ", d = " + std::to_string(options.dim) + ", statistics " +
+         std::string(to_string(options.statistics)) + (options.scatter_weights.empty() ? "" : ", scatter weights");
+}
+
+void check_same(const Accumulator& first, const std::string& first_file, const Accumulator& other,
+                const std::string& file) {
+  const AccumulatorOptions &a = first.options(), &b = other.options();
+  if (a.classes == b.classes && a.dim == b.dim && a.statistics == b.statistics &&
+      a.scatter_weights == b.scatter_weights)
+    return;
+  throw DataError(file + " has " + shape_text(b) + ", but " + first_file + " has " + shape_text(a),
+                  "all parts are accumulated with the same K, d, statistics and weights");
+}
+
+}  // namespace
+
+Accumulator accumulate_files(const Context& context, const AccumulationRequest& request) {
+  if (request.features.empty() || request.labels.empty()) throw UsageError("features and labels are needed");
+  if (request.state.empty()) throw UsageError("a state file to write is needed");
+  if (request.classes < 1 || request.classes > kMaxClasses)
+    throw UsageError("classes is " + std::to_string(request.classes) + ", must be 1 to " + std::to_string(kMaxClasses));
+  if (request.batch_rows < 0 || request.save_every_rows < 0 || !(request.save_every_seconds >= 0))
+    throw UsageError("batch rows and saving intervals must not be negative");
+  if (!request.resume)
+    refuse_existing(request.state, "resume it, remove it, or name another file; it is not overwritten");
+  return Accumulation(context, request).run();
+}
+
+Accumulator merge_states(const Context& context, const FileList& states, const std::string& output) {
+  const auto files = expand(states);
+  if (files.empty()) throw UsageError("no state files were given");
+  if (!output.empty()) refuse_existing(output, "remove it or name another file; it is not overwritten");
+  std::set<std::filesystem::path> seen;
+  std::optional<Accumulator> sum;
+  std::string note = "merged\n";
+  for (const auto& file : files) {
+    std::error_code ignored;
+    if (!seen.insert(std::filesystem::weakly_canonical(file, ignored)).second)
+      throw DataError(file + ": is given twice, its samples would count twice");
+    std::string part_note;
+    Accumulator part = Accumulator::load(context, file, &part_note);
+    if (const auto rows = parse_rows_done(part_note); rows && rows->done < rows->total)
+      throw DataError(file + ": is incomplete, it holds " + std::to_string(rows->done) + " of " +
+                          std::to_string(rows->total) + " rows",
+                      "complete it first: ncollapse accumulate --resume");
+    note += "part " + file + ", " + std::to_string(part.samples()) + " samples\n";
+    if (!sum) {
+      sum.emplace(std::move(part));
+    } else {
+      check_same(*sum, files.front(), part, file);
+      sum->merge(part);
+    }
+  }
+  if (!output.empty()) sum->save(output, note);
+  return std::move(*sum);
+}
+
+Report measure_state(const Context& context, const StateMeasurement& request) {
+  const auto start = Clock::now();
+  if (request.lambda_w.empty() != (request.lambda_h == 0))
+    throw UsageError("the weight decays of layers and features are given together or not at all");
+  if (!request.lambda_w.empty() && request.weights.empty())
+    throw UsageError("weight decays need the weights that they act on");
+  const ClassifierFiles head(request.weights, request.bias);
+  std::string note;
+  const ClassMoments moments = Accumulator::load(context, request.state, &note).finish();
+  head.check(moments.dim(), request.state, moments.classes());
+  Evidence evidence;
+  evidence.classifier = head.classifier();
+  evidence.lambda_w = request.lambda_w;
+  evidence.lambda_h = request.lambda_h;
+  Report report = [&] {
+    try {
+      return measure(moments, evidence, request.convention);
+    } catch (const DataError& error) {
+      throw DataError(request.state + ": " + error.what(), error.hint());
+    }
+  }();
+  if (const auto rows = parse_rows_done(note); rows && rows->done < rows->total)
+    report.notes.push_back("the state is incomplete: " + std::to_string(rows->done) + " of " +
+                           std::to_string(rows->total) + " rows are in it");
+  report.source = {{"state", request.state}};
+  for (const auto& file : request.weights) report.source.emplace_back("weights", file);
+  if (!request.bias.empty()) report.source.emplace_back("bias", request.bias);
+  report.timing.emplace_back("total_s", std::chrono::duration<double>(Clock::now() - start).count());
+  return report;
+}
+
+}  // namespace ncollapse
