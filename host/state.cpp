@@ -16,6 +16,7 @@
 
 #include "host/classifier_files.hpp"
 #include "host/dataset.hpp"
+#include "host/state_file.hpp"
 #include "ncollapse/error.hpp"
 
 namespace ncollapse {
@@ -70,6 +71,7 @@ class Accumulation {
 
   Accumulator run() {
     data_.survey_labels().check(request_.classes);
+    remove_leftovers(request_.state);
     const bool resumed = request_.resume && exists(request_.state);
     Accumulator moments =
         resumed ? load() : Accumulator(context_, {request_.classes, data_.dim(), request_.statistics, {}});

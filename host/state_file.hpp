@@ -20,6 +20,9 @@ struct StateImage {
 /// Replaces `file` only once the new content is complete on disk. Throws DataError when it cannot be written.
 void write_state(const std::filesystem::path& file, const StateImage& image);
 
+/// Removes what killed writers of `file` left beside it. Nobody may be writing it.
+void remove_leftovers(const std::filesystem::path& file);
+
 /// Throws DataError: missing, truncated, damaged, foreign, another version.
 StateImage read_state(const std::filesystem::path& file);
 

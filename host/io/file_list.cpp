@@ -55,19 +55,18 @@ std::vector<std::string> matches(const std::string& pattern) {
 }
 
 std::vector<std::string> expand_one(const std::string& spec) {
+  if (spec.find_first_of("*?[") == std::string::npos) return {spec};
   std::error_code ignored;
-  if (spec.find_first_of("*?[") == std::string::npos || std::filesystem::exists(spec, ignored)) return {spec};
-  std::vector<std::string> found = matches(spec);
-  // A key may hold ':' too; the shortest one wins whose left side matches, as in ArrayFile::open.
-  for (auto colon = spec.rfind(':'); found.empty() && colon != std::string::npos && colon > 0;
-       colon = spec.rfind(':', colon - 1)) {
-    found = matches(spec.substr(0, colon));
-    for (auto& path : found) path += spec.substr(colon);
+  // A key may hold ':' too; the shortest one wins whose left side names files, as in ArrayFile::open.
+  for (auto end = spec.size(); end != std::string::npos && end > 0; end = spec.rfind(':', end - 1)) {
+    const std::string path = spec.substr(0, end);
+    if (std::filesystem::exists(path, ignored)) return {spec};
+    std::vector<std::string> found = matches(path);
+    for (auto& file : found) file += spec.substr(end);
+    if (!found.empty()) return found;
   }
-  if (found.empty())
-    throw DataError(spec + ": no file matches", "looked for from " + std::filesystem::current_path(ignored).string() +
-                                                    "; * matches within a folder");
-  return found;
+  throw DataError(spec + ": no file matches",
+                  "looked for from " + std::filesystem::current_path(ignored).string() + "; * matches within a folder");
 }
 
 }  // namespace

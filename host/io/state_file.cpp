@@ -110,6 +110,8 @@ class Checksummed {
   uLong crc_ = crc32_z(0, nullptr, 0);
 };
 
+const std::string kTemporary = ".tmp";  // and the writer's process number
+
 // Larger sizes than these fit no machine; below them the byte count cannot overflow.
 constexpr Index kMaxSide = Index{1} << 28, kMaxNote = Index{1} << 32;
 
@@ -126,7 +128,7 @@ void write_state(const std::filesystem::path& path, const StateImage& image) {
   // A link stays a link: what it leads to is replaced.
   const auto file = std::filesystem::is_symlink(path) ? std::filesystem::weakly_canonical(path) : path;
   auto temporary = file;
-  temporary += ".tmp" + std::to_string(::getpid());
+  temporary += kTemporary + std::to_string(::getpid());
   const std::string name = file.string();
   try {
     Descriptor out(temporary, O_WRONLY | O_CREAT | O_TRUNC);
@@ -158,6 +160,21 @@ void write_state(const std::filesystem::path& path, const StateImage& image) {
     std::filesystem::remove(temporary, ignored);
     throw;
   }
+}
+
+void remove_leftovers(const std::filesystem::path& path) {
+  const auto file = std::filesystem::is_symlink(path) ? std::filesystem::weakly_canonical(path) : path;
+  const auto folder = file.has_parent_path() ? file.parent_path() : std::filesystem::path(".");
+  const std::string prefix = file.filename().string() + kTemporary;
+  std::error_code ignored;
+  std::vector<std::filesystem::path> leftovers;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with(prefix) && name.size() > prefix.size() &&
+        name.find_first_not_of("0123456789", prefix.size()) == std::string::npos)
+      leftovers.push_back(entry.path());
+  }
+  for (const auto& leftover : leftovers) std::filesystem::remove(leftover, ignored);
 }
 
 StateImage read_state(const std::filesystem::path& file) {
