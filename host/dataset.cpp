@@ -9,7 +9,6 @@ namespace ncollapse {
 
 namespace {
 
-constexpr Index kBatchBytes = Index{64} << 20;
 constexpr Index kLabelBlock = Index{1} << 20;
 
 std::string files_text(const std::string& first, std::size_t count) {
@@ -22,6 +21,11 @@ std::string inventory_line(const char* role, const ArrayFile& file) {
 }
 
 }  // namespace
+
+Index default_batch_rows(Index row_bytes) {
+  constexpr Index kBatchBytes = Index{64} << 20, kFewest = 256;
+  return std::max(kBatchBytes / row_bytes, kFewest);
+}
 
 Dataset::Dataset(const FileList& features, const FileList& labels, RowRange range) {
   const auto specs = expand(features);
@@ -122,9 +126,7 @@ std::vector<std::string> Dataset::inventory() const {
   return lines;
 }
 
-Index Dataset::batch_rows(Index wanted) const {
-  return wanted > 0 ? wanted : std::max<Index>(kBatchBytes / row_bytes_, 256);
-}
+Index Dataset::batch_rows(Index wanted) const { return wanted > 0 ? wanted : default_batch_rows(row_bytes_); }
 
 void Dataset::read_from(const Shard& shard) {
   if (open_shard_ == &shard) return;

@@ -13,6 +13,9 @@ namespace ncollapse {
 
 constexpr Index kMaxClasses = Index{1} << 28;  // a label above is a mistake, not a class
 
+/// About 64 MiB of features.
+Index default_batch_rows(Index row_bytes);
+
 /// What the labels say before any feature is read: it finds bad labels early, gives K, and costs little.
 struct LabelSurvey {
   Index largest = -1;
@@ -50,7 +53,7 @@ class Dataset {
   void stream(Index begin, Index batch_rows, const std::function<void(const MatrixView&, const LabelView&)>& add,
               const std::function<void(Index)>& done);
 
-  /// `wanted`, or for 0 about 64 MiB of features.
+  /// `wanted`, or for 0 default_batch_rows.
   Index batch_rows(Index wanted) const;
 
  private:

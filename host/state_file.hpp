@@ -17,6 +17,9 @@ struct StateImage {
   std::vector<double> shifts, sums, square_sums, scatter;  ///< scatter: rows of the lower triangle, packed
 };
 
+/// Size of a file without note and weights.
+Index state_file_bytes(Index classes, Index dim, Statistics statistics);
+
 /// Replaces `file` only once the new content is complete on disk. Throws DataError when it cannot be written.
 void write_state(const std::filesystem::path& file, const StateImage& image);
 

@@ -33,6 +33,7 @@ void add_analyze(CLI::App& app, Common& common);
 void add_devices(CLI::App& app, Common& common);
 void add_finalize(CLI::App& app, Common& common);
 void add_merge(CLI::App& app, Common& common);
+void add_plan(CLI::App& app, Common& common);
 void add_plot(CLI::App& app, Common& common);
 void add_predict(CLI::App& app, Common& common);
 void add_simulate(CLI::App& app, Common& common);

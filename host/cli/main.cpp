@@ -39,6 +39,7 @@ int main(int argc, char** argv) {
       "  ncollapse accumulate --features 'part1-*.npy' --labels 'labels1-*.npy' --classes 100 --state part1.nc\n"
       "  ncollapse merge part1.nc part2.nc --state all.nc\n"
       "  ncollapse finalize all.nc --weights W.npy --bias b.npy\n"
+      "  ncollapse plan --classes 50000 --dim 4096 --memory 64G\n"
       "  ncollapse predict --counts 500,300,100 --layers 3 --lambda-w 1e-5 --lambda-h 1e-5\n"
       "  ncollapse simulate --counts 20,12,12,5,3 --layers 2 --dim 8 --lambda-w 2e-3 --lambda-h 1e-3\n"
       "  ncollapse plot run.jsonl --out pictures\n"
@@ -50,6 +51,7 @@ int main(int argc, char** argv) {
   cli::add_accumulate(app, common);
   cli::add_merge(app, common);
   cli::add_finalize(app, common);
+  cli::add_plan(app, common);
   cli::add_predict(app, common);
   cli::add_simulate(app, common);
   cli::add_plot(app, common);

@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "host/cpu/batch_checks.hpp"
+#include "host/cpu/batch_shape.hpp"
 #include "host/cpu/cpu_backend.hpp"
 #include "host/cpu/elements.hpp"
 #include "host/cpu/parallel_blas.hpp"
@@ -18,9 +19,6 @@
 namespace ncollapse::cpu {
 
 namespace {
-
-constexpr Index kRunRows = 128;
-constexpr Index kChunkBytes = Index{16} << 20;  // of Z: a share of the last-level cache, long enough for dsyrk
 
 template <class T>
 NCOLLAPSE_VECTORISED Index count_nonfinite(const T* row, Index dim) {
@@ -122,9 +120,10 @@ void CpuBackend::add_rows(MomentState& state, const T* data, Index stride, Index
   const Index dim = state.dim, classes = state.classes;
   const Index* labels = labels_.reserve(rows);
 
-  // Rows in label order: a counting sort, or a comparison sort where there are far more classes than rows.
-  Index* order = order_.reserve(rows);
-  if (classes <= 8 * rows) {
+  const BatchShape shape = batch_shape(classes, dim, rows);
+  const Index chunk_rows = shape.chunk_rows, max_runs = shape.runs;
+  Index* order = order_.reserve(rows);  // rows in label order
+  if (shape.counting_sort) {
     Index* next = offsets_.reserve(classes + 1);
     std::fill(next, next + classes + 1, Index{0});
     for (Index i = 0; i < rows; ++i) ++next[labels[i] + 1];
@@ -142,9 +141,7 @@ void CpuBackend::add_rows(MomentState& state, const T* data, Index stride, Index
   const double* scales = state.scatter_scale.data();
   const bool full = static_cast<bool>(state.scatter);
 
-  const Index chunk_rows = std::clamp(kChunkBytes / (8 * dim) / kRunRows, Index{2}, Index{64}) * kRunRows;
-  const Index max_runs = (std::min(chunk_rows, rows) + kRunRows - 1) / kRunRows;
-  double* centred = full ? centred_.reserve(std::min(chunk_rows, rows) * dim) : nullptr;
+  double* centred = full ? centred_.reserve(chunk_rows * dim) : nullptr;
   double* accumulators = accumulators_.reserve(threads_ * dim);
   // Two carries a run (its first and its last class), each: class, sum of squares, and d sums.
   struct Carry {

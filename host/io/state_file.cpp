@@ -124,6 +124,14 @@ Index promised_bytes(const Header& header) {
 
 }  // namespace
 
+Index state_file_bytes(Index classes, Index dim, Statistics statistics) {
+  Header header;
+  header.statistics = static_cast<std::uint32_t>(statistics);
+  header.classes = classes;
+  header.dim = dim;
+  return promised_bytes(header);
+}
+
 void write_state(const std::filesystem::path& path, const StateImage& image) {
   // A link stays a link: what it leads to is replaced.
   const auto file = std::filesystem::is_symlink(path) ? std::filesystem::weakly_canonical(path) : path;

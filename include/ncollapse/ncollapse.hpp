@@ -11,6 +11,7 @@
 #include "ncollapse/error.hpp"
 #include "ncollapse/file_list.hpp"
 #include "ncollapse/metrics.hpp"
+#include "ncollapse/plan.hpp"
 #include "ncollapse/state.hpp"
 #include "ncollapse/theory.hpp"
 #include "ncollapse/types.hpp"

@@ -1,0 +1,32 @@
+// How a batch is cut for Accumulator::add, and what memory that takes: one place for the code and for plans.
+#pragma once
+
+#include <algorithm>
+
+#include "ncollapse/types.hpp"
+
+namespace ncollapse::cpu {
+
+constexpr Index kRunRows = 128;
+constexpr Index kChunkBytes = Index{16} << 20;  // of Z: a share of the last-level cache, long enough for dsyrk
+
+struct BatchShape {
+  Index chunk_rows;    ///< of the largest chunk
+  Index runs;          ///< of a chunk
+  bool counting_sort;  ///< else a comparison sort: there are far more classes than rows
+};
+
+inline BatchShape batch_shape(Index classes, Index dim, Index rows) {
+  const Index chunk_rows =
+      std::min(rows, std::clamp(kChunkBytes / (8 * dim) / kRunRows, Index{2}, Index{64}) * kRunRows);
+  return {chunk_rows, (chunk_rows + kRunRows - 1) / kRunRows, classes <= 8 * rows};
+}
+
+/// Labels and order, the sort's own space, Z, an accumulator for every thread, two carries a run.
+inline Index add_workspace_bytes(Index classes, Index dim, Index rows, int threads, bool full) {
+  const BatchShape shape = batch_shape(classes, dim, rows);
+  const Index sort = shape.counting_sort ? classes + 1 : rows / 2;
+  return 8 * (2 * rows + sort + (full ? shape.chunk_rows * dim : 0) + threads * dim + 2 * shape.runs * dim);
+}
+
+}  // namespace ncollapse::cpu

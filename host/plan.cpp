@@ -1,0 +1,289 @@
+// Memory of a measurement. The library's own code, Accumulator, finish, merge and measure, runs here on a backend that
+// counts what is allocated and computes nothing; so a plan cannot drift from what is done. What a verb needs inside
+// itself is added where the verb is called: the CPU's from host/cpu/batch_shape.hpp and LAPACK's documentation, CUDA's
+// from the sizes in cuda/ (buffers of blocks and tiles) and 2 n^2 numbers for cuSOLVER's eigensolver.
+#include "ncollapse/plan.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <memory>
+#include <optional>
+
+#include "host/backend.hpp"
+#include "host/cpu/batch_shape.hpp"
+#include "host/dataset.hpp"
+#include "host/moments.hpp"
+#include "host/state_file.hpp"
+#include "ncollapse/error.hpp"
+#include "ncollapse/metrics.hpp"
+
+namespace ncollapse {
+
+namespace {
+
+struct Tally {
+  Index live = 0, peak = 0;
+
+  void hold(Index bytes) {
+    live += bytes;
+    peak = std::max(peak, live);
+  }
+};
+
+/// Every verb makes the arrays that it would make and fills in ones. Addresses are unique, and never read.
+class CountingBackend final : public Backend {
+ public:
+  explicit CountingBackend(DeviceType type) : tally_(std::make_shared<Tally>()) { info_.device = {type, 0}; }
+
+  Index live() const { return tally_->live; }
+  /// The most that `body` holds beyond what is held before it.
+  template <class Body>
+  Index peak_of(const Body& body) {
+    const Index before = tally_->peak = tally_->live;
+    body();
+    return tally_->peak - before;
+  }
+
+  const DeviceInfo& info() const override { return info_; }
+  std::shared_ptr<void> allocate(Index bytes) override {
+    tally_->hold(bytes);
+    return {new char, [tally = tally_, bytes](void* address) {
+              tally->live -= bytes;
+              delete static_cast<char*>(address);
+            }};
+  }
+  void upload(void*, const void*, Index) override {}
+  void download(void* host, const void*, Index bytes) override {
+    if (bytes > 0) std::memset(host, 0, static_cast<std::size_t>(bytes));
+  }
+  void copy(void*, const void*, Index) override {}
+  Matrix import(const MatrixView& source) override { return matrix(source.rows, source.cols); }
+  BatchFaults add_batch(MomentState&, const MatrixView&, const LabelView&) override { return {}; }
+  BatchFaults decide_batch(DecisionState&, const MatrixView&, const LabelView&) override { return {}; }
+  void combine_rows(const std::vector<double>&, const Matrix&, const std::vector<double>&, const Matrix&,
+                    Matrix&) override {}
+  Matrix select_rows(const Matrix& A, const std::vector<Index>& index) override {
+    return matrix(static_cast<Index>(index.size()), A.cols);
+  }
+  Matrix sum_groups(const Matrix& A, const std::vector<Index>& begin) override {
+    return matrix(static_cast<Index>(begin.size()) - 1, A.cols);
+  }
+  std::vector<double> group_gram_squares(const Matrix&, const std::vector<Index>& begin) override {
+    return ones(static_cast<Index>(begin.size()) - 1);
+  }
+  void centre_rows(Matrix&, const std::vector<double>&) override {}
+  std::vector<double> weighted_row_sum(const Matrix& A, const std::vector<double>&) override { return ones(A.cols); }
+  std::vector<double> row_dots(const Matrix& A, const Matrix&) override { return ones(A.rows); }
+  double inner(const Matrix&, const Matrix&) override { return 1; }
+  Matrix product(const Matrix& A, Transpose transpose_a, const Matrix& B, Transpose transpose_b) override {
+    return matrix(transpose_a == Transpose::yes ? A.cols : A.rows, transpose_b == Transpose::yes ? B.rows : B.cols);
+  }
+  void add_gram(double, const Matrix&, Matrix&) override {}
+  void mirror_lower(Matrix&) override {}
+  std::vector<double> eigh(Matrix& A) override {
+    const Index n = A.rows;
+    workspace(cpu() ? 8 * (2 * n * n + 6 * n + 1) + 4 * (5 * n + 3) : 8 * (2 * n * n + n));
+    return ones(n);
+  }
+  Svd svd(const Matrix& A) override {
+    const Index r = std::min(A.rows, A.cols);
+    Svd result{ones(r), matrix(A.rows, r), matrix(r, A.cols)};
+    workspace(8 * (A.size() + 4 * r * r + 7 * r + A.rows + A.cols));
+    return result;
+  }
+  PinvTrace pinv_trace(Matrix& A, Matrix& B) override {  // the larger of its two ways
+    eigh(A);
+    workspace(8 * A.rows * B.rows);
+    return {1, A.rows};
+  }
+  PairSums pair_sums(const Matrix& A, const PairQuery& query) override {
+    tile(A.rows);
+    PairSums sums;
+    if (!query.variances.empty()) sums.nearest_squared = ones(A.rows);
+    return sums;
+  }
+  ProductSums product_sums(const Matrix& A, const Matrix&, const ProductQuery&) override {
+    tile(A.rows);
+    return {};
+  }
+
+ private:
+  bool cpu() const { return info_.device.type == DeviceType::cpu; }
+  static std::vector<double> ones(Index size) { return std::vector<double>(static_cast<std::size_t>(size), 1.0); }
+  void workspace(Index bytes) { tally_->peak = std::max(tally_->peak, tally_->live + bytes); }
+  void tile(Index rows) {
+    const Index side = std::min<Index>(rows, cpu() ? 512 : 1024);
+    workspace(8 * side * side);
+  }
+
+  std::shared_ptr<Tally> tally_;
+  DeviceInfo info_;
+};
+
+/// Device bytes of the phases that do not depend on the batch.
+struct DryRun {
+  Index state = 0, finish = 0, moments = 0, measure = 0, merge = 0;
+};
+
+DryRun dry_run(const PlanRequest& request, Statistics statistics) {
+  const auto backend = std::make_shared<CountingBackend>(request.device);
+  const Context context(backend);
+  DryRun bytes;
+  Accumulator accumulator(context, {request.classes, request.dim, statistics, {}});
+  bytes.state = backend->live();
+  // One row makes it a state that has seen something; nothing is read.
+  const std::int64_t label = 0;
+  const double element = 0;
+  accumulator.add(view(&element, 1, request.dim), view(&label, 1));
+  MomentData data = [&] {
+    std::optional<ClassMoments> moments;
+    bytes.finish = backend->peak_of([&] { moments.emplace(accumulator.finish()); });
+    return moments->data();
+  }();
+  bytes.moments = backend->live() - bytes.state;
+  // A few class sizes: one eigenspace or none would take a shorter way.
+  constexpr Index kSizes = 8;
+  data.samples = 0;
+  for (Index k = 0; k < request.classes; ++k) data.samples += data.counts[static_cast<std::size_t>(k)] = 1 + k % kSizes;
+  data.seen = request.classes;
+  std::fill(data.variances.begin(), data.variances.end(), 1.0);
+  if (request.classes >= 2) {
+    const ClassMoments moments(std::make_shared<const MomentData>(data));
+    const Classifier head{.layers = {{&element, Dtype::f32, request.classes, request.dim}}};
+    bytes.measure = backend->peak_of([&] { measure(moments, {.classifier = &head}); });
+  }
+  data = {context, {}, {}, 0, 0, {}, {}, {}};
+  bytes.merge = backend->peak_of([&] {
+    Accumulator other(context, {request.classes, request.dim, statistics, {}});
+    other.add(view(&element, 1, request.dim), view(&label, 1));
+    accumulator.merge(other);
+  });
+  return bytes;
+}
+
+Index cuda_add_bytes(Index classes, Index dim, Index rows, Index element_bytes, bool full) {
+  // cuda/batch.hpp Limits, class_sums.cu plan_sums, buckets.hpp.
+  const Index block = std::clamp<Index>((Index{512} << 20) / (dim * element_bytes), 1, Index{1} << 22);
+  const Index n = std::min(rows, block), slabs = (dim * element_bytes + 511) / 512;
+  const Index run =
+      std::clamp<Index>(static_cast<Index>(std::bit_floor(static_cast<std::uint64_t>(n * slabs / 16384))), 32, 512);
+  const Index stage = n * (dim * element_bytes + 8), sort = 8 * 4 * n + 2 * 4 * classes;
+  const Index carries = 8 * 2 * dim * ((n + run - 1) / run), squares = 8 * slabs * n;
+  return stage + sort + carries + squares + (full ? std::min<Index>(Index{128} << 20, 8 * n * dim) : 0);
+}
+
+constexpr Index kWeightBytes = 4;  // of the classifier's file, held while it is used: f32
+
+class Planner {
+ public:
+  Planner(const PlanRequest& request, Statistics statistics)
+      : request_(request), statistics_(statistics), dry_(dry_run(request, statistics)) {}
+
+  MemoryPlan run() const {
+    Index rows = request_.batch_rows > 0 ? request_.batch_rows : default_batch_rows(row_bytes());
+    if (request_.samples > 0) rows = std::min(rows, request_.samples);
+    const MemoryPlan wanted = with_batch(rows);
+    if (wanted.fits || request_.batch_rows > 0) return wanted;
+    while (rows > 1) {
+      const MemoryPlan smaller = with_batch(rows /= 2);
+      if (smaller.fits) return smaller;
+    }
+    return wanted;  // the batch is not what is too large
+  }
+
+  /// Of the memory that is limited.
+  static Index of_device(const PlanRequest& request, const PhaseMemory& phase) {
+    return request.device == DeviceType::cpu ? phase.host_bytes : phase.device_bytes;
+  }
+
+ private:
+  bool cpu() const { return request_.device == DeviceType::cpu; }
+  Index row_bytes() const { return request_.dim * size_of(request_.dtype); }
+
+  MemoryPlan with_batch(Index rows) const {
+    const Index K = request_.classes, d = request_.dim, packed = d * (d + 1) / 2;
+    const bool full = statistics_ >= Statistics::full, traces = statistics_ >= Statistics::traces;
+    MemoryPlan plan;
+    plan.statistics = statistics_;
+    plan.batch_rows = rows;
+    plan.state_bytes = dry_.state;
+    plan.batch_bytes = rows * (row_bytes() + 8);
+    plan.add_bytes = cpu() ? cpu::add_workspace_bytes(K, d, rows, threads(), full)
+                           : cuda_add_bytes(K, d, rows, size_of(request_.dtype), full);
+    plan.finish_bytes = dry_.finish;
+    plan.measure_bytes = dry_.measure;
+    plan.state_file_bytes = state_file_bytes(K, d, statistics_);
+    plan.exchange_bytes = 8 * (K * (d + 1) + (traces ? K : 0) + (full ? packed : 0));
+    plan.data_bytes = request_.samples * row_bytes();
+    // Beside the image of the state file stands, for a moment, the square of its packed scatter.
+    const Index image = plan.state_file_bytes + (full ? 8 * d * d : 0);
+    add_phase(plan, "accumulate", plan.batch_bytes, dry_.state + plan.add_bytes);
+    add_phase(plan, "save", plan.batch_bytes + image, dry_.state + plan.add_bytes);
+    add_phase(plan, "load", image, dry_.state);
+    if (cpu())  // the part is loaded, then merged
+      add_phase(plan, "merge", 0, dry_.state + std::max(dry_.merge, dry_.state + image));
+    else
+      add_phase(plan, "merge", image, dry_.state + dry_.merge);
+    add_phase(plan, "finish", 0, dry_.state + dry_.finish);
+    add_phase(plan, "measure", kWeightBytes * K * d, dry_.moments + dry_.measure);
+    plan.fits =
+        request_.memory_bytes == 0 || (cpu() ? plan.host_peak_bytes : plan.device_peak_bytes) <= request_.memory_bytes;
+    return plan;
+  }
+
+  void add_phase(MemoryPlan& plan, const char* name, Index host, Index device) const {
+    plan.phases.push_back(cpu() ? PhaseMemory{name, host + device, 0} : PhaseMemory{name, host, device});
+    plan.host_peak_bytes = std::max(plan.host_peak_bytes, plan.phases.back().host_bytes);
+    plan.device_peak_bytes = std::max(plan.device_peak_bytes, plan.phases.back().device_bytes);
+  }
+
+  int threads() const { return cpu_device(request_.threads).threads; }
+
+  const PlanRequest& request_;
+  Statistics statistics_;
+  DryRun dry_;
+};
+
+void check_request(const PlanRequest& request) {
+  // Larger sides fit no machine; below them no byte count overflows.
+  constexpr Index kMaxSide = Index{1} << 28;
+  for (const auto& [name, value] : {std::pair{"classes", request.classes}, std::pair{"dim", request.dim}})
+    if (value < 1 || value > kMaxSide)
+      throw UsageError(std::string(name) + " is " + std::to_string(value) + ", must be 1 to " +
+                       std::to_string(kMaxSide));
+  if (request.samples < 0 || request.batch_rows < 0 || request.memory_bytes < 0 || request.threads < 0)
+    throw UsageError("samples, batch rows, memory and threads must not be negative");
+  Index ignored = 0;
+  if (__builtin_mul_overflow(std::max(request.samples, request.batch_rows), 32 * request.dim, &ignored))
+    throw UsageError("so many rows of so many values cannot be counted in 64 bits");
+}
+
+}  // namespace
+
+std::vector<MemoryPlan> plan_all_statistics(const PlanRequest& request) {
+  check_request(request);
+  std::vector<MemoryPlan> plans;
+  for (const Statistics statistics : {Statistics::means, Statistics::traces, Statistics::full})
+    plans.push_back(Planner(request, statistics).run());
+  return plans;
+}
+
+MemoryPlan plan(const PlanRequest& request) {
+  check_request(request);
+  const MemoryPlan plan = Planner(request, request.statistics).run();
+  if (plan.fits) return plan;
+  std::string hint;
+  for (const MemoryPlan& other : plan_all_statistics(request))
+    if (other.fits) hint += (hint.empty() ? "these statistics fit: " : ", ") + std::string(to_string(other.statistics));
+  const auto most = std::max_element(plan.phases.begin(), plan.phases.end(), [&](const auto& a, const auto& b) {
+    return Planner::of_device(request, a) < Planner::of_device(request, b);
+  });
+  throw DeviceError("statistics " + std::string(to_string(request.statistics)) +
+                        " of K = " + std::to_string(request.classes) + ", d = " + std::to_string(request.dim) +
+                        " need " + std::to_string(Planner::of_device(request, *most)) + " bytes (" + most->name +
+                        "), above the limit of " + std::to_string(request.memory_bytes),
+                    hint.empty() ? "no statistics fit; give a higher limit" : hint);
+}
+
+}  // namespace ncollapse
