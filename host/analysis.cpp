@@ -73,7 +73,7 @@ DecisionCounts Analysis::count_decisions(const ClassMoments& moments, const Clas
 Report Analysis::run() {
   const auto start = Clock::now();
   check_request();
-  Dataset train(request_.features, request_.labels);
+  Dataset train(request_.features, request_.labels, request_.rows);
   const Index dim = train.dim();
   const auto same_dim = [&](const Dataset& data) {
     if (data.dim() != dim)
@@ -141,6 +141,8 @@ Report Analysis::run() {
                                                       {"ood_features", request_.ood_features}};
   for (const auto& [name, files] : sources)
     for (const auto& spec : files.specs) report.source.emplace_back(name, spec);
+  if (const RowRange range = request_.rows; range.first != 0 || range.end >= 0)
+    report.source.emplace_back("rows", std::to_string(range.first) + ":" + std::to_string(range.first + train.rows()));
   timing_.insert(timing_.end(), report.timing.begin(), report.timing.end());
   timing_.emplace_back("total_s", seconds_since(start));
   report.timing = std::move(timing_);

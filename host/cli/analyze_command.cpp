@@ -7,6 +7,7 @@
 #include "host/cli/interrupt.hpp"
 #include "host/cli/output.hpp"
 #include "host/cli/progress.hpp"
+#include "host/cli/row_range.hpp"
 #include "ncollapse/analysis.hpp"
 #include "ncollapse/error.hpp"
 
@@ -17,13 +18,14 @@ namespace {
 struct AnalyzeOptions {
   AnalysisRequest request;
   std::optional<double> lambda_h;
-  std::string convention = "zhu", device = "auto", csv;
+  std::string rows, convention = "zhu", device = "auto", csv;
   int threads = 0;
 };
 
 void run(AnalyzeOptions& options, const Common& common) {
   check_report_outputs(common.json, options.csv);
   options.request.lambda_h = checked_decays(options.request.lambda_w, options.lambda_h);
+  options.request.rows = parse_rows(options.rows);
   options.request.convention = parse_convention(options.convention);
   const Context context(Device::parse(options.device), {.threads = options.threads});
 
@@ -55,6 +57,7 @@ void add_analyze(CLI::App& app, Common& common) {
                    "Training labels, N integers from 0 to K-1: a file for every one of features, or one for all")
       ->required()
       ->type_name("FILE[:KEY] ...");
+  add_rows_option(*command, options->rows);
   command
       ->add_option("--weights", request.weights,
                    "Linear layers, out x in, in the order in which features meet them (W_1 first)")

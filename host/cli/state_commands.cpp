@@ -2,7 +2,6 @@
 #include <fmt/core.h>
 #include <unistd.h>
 
-#include <charconv>
 #include <memory>
 #include <optional>
 
@@ -10,6 +9,7 @@
 #include "host/cli/interrupt.hpp"
 #include "host/cli/output.hpp"
 #include "host/cli/progress.hpp"
+#include "host/cli/row_range.hpp"
 #include "ncollapse/error.hpp"
 #include "ncollapse/state.hpp"
 
@@ -27,29 +27,6 @@ struct DeviceOptions {
   }
   Context open() const { return Context(Device::parse(device), {.threads = threads}); }
 };
-
-template <class Number>
-Number parse_number(std::string_view text, const std::string& wrong, const std::string& right) {
-  Number value = 0;
-  const auto [stop, status] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (status != std::errc{} || stop != text.data() + text.size()) throw UsageError(wrong, right);
-  return value;
-}
-
-/// "FIRST:END", either of them may be left out.
-RowRange parse_rows(const std::string& text) {
-  const std::string wrong = fmt::format("--rows: '{}' is not a range of rows", text),
-                    right = "write --rows FIRST:END for the rows FIRST to END - 1, counted from 0";
-  const auto colon = text.find(':');
-  if (colon == std::string::npos) throw UsageError(wrong, right);
-  RowRange range;
-  const std::string_view first = std::string_view(text).substr(0, colon),
-                         end = std::string_view(text).substr(colon + 1);
-  if (!first.empty()) range.first = parse_number<Index>(first, wrong, right);
-  if (!end.empty()) range.end = parse_number<Index>(end, wrong, right);
-  if (range.first < 0 || (!end.empty() && range.end <= range.first)) throw UsageError(wrong, right);
-  return range;
-}
 
 /// "100000" rows or "60s".
 void parse_interval(const std::string& text, AccumulationRequest& request) {
@@ -78,7 +55,7 @@ void run(AccumulateOptions& options, const Common& common) {
   auto& request = options.request;
   check_output(request.state);
   request.statistics = parse_statistics(options.statistics);
-  if (!options.rows.empty()) request.rows = parse_rows(options.rows);
+  request.rows = parse_rows(options.rows);
   if (!options.save_every.empty()) parse_interval(options.save_every, request);
   const Context context = options.device.open();
 
@@ -160,10 +137,7 @@ void add_accumulate(CLI::App& app, Common& common) {
                    "means, traces (and variances of classes) or full (and their pooled scatter)")
       ->capture_default_str()
       ->type_name("NAME");
-  command
-      ->add_option("--rows", options->rows,
-                   "Only the rows FIRST to END - 1 of all files together, counted from 0; either may be left out")
-      ->type_name("FIRST:END");
+  add_rows_option(*command, options->rows);
   command->add_option("--save-every", options->save_every, "Rows, or seconds with an s; default: 300s")
       ->type_name("ROWS|SECONDSs");
   command->add_flag("--resume", request.resume, "Go on where the state file ends; from the start without one");

@@ -23,6 +23,7 @@ struct Progress {
 /// then there are as many files of labels, row for row, or one for all.
 struct AnalysisRequest {
   FileList features = {}, labels = {};
+  RowRange rows = {};                     ///< of features and labels, all files together
   std::vector<std::string> weights = {};  ///< W_1 first
   std::string bias = {};
   FileList test_features = {}, test_labels = {};

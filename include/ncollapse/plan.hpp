@@ -29,7 +29,7 @@ struct PhaseMemory {
   Index host_bytes = 0, device_bytes = 0;
 };
 
-/// All in bytes of arrays; the program, its libraries and BLAS's buffers come on top (some tens of MiB on the CPU).
+/// All in bytes of arrays; the program, its libraries and BLAS's buffers (OpenBLAS: up to 32 MiB a thread) come on top.
 /// Runs on the CPU have stayed within -10 and +10 % for accumulate, -25 and +10 % for the others (pages that stay zero
 /// are never resident), apart from those buffers. The figures for CUDA have not been compared with a GPU's.
 struct MemoryPlan {

@@ -68,6 +68,21 @@ TEST_P(StateFile, LoadingGivesTheSameBits) {
     }
 }
 
+TEST_P(StateFile, ANoteTravelsWithTheState) {
+  const Accumulator saved = accumulate(context(), samples());
+  for (const std::string& note : {std::string(), std::string("rows 1\nof 2"), std::string("a\0b", 3)}) {
+    saved.save(file(), note);
+    std::string found = "something else";
+    expect_same_bits(Accumulator::load(context(), file(), &found).finish(), saved.finish());
+    EXPECT_EQ(found, note);
+    std::string damaged = read();
+    if (note.empty()) continue;
+    damaged[damaged.find(note)] ^= 1;
+    write(damaged);
+    EXPECT_THROW(Accumulator::load(context(), file(), &found), DataError);
+  }
+}
+
 TEST_P(StateFile, AnEmptyStateIsAState) {
   const Accumulator empty(context(), options_for(samples()));
   empty.save(file());

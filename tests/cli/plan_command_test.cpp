@@ -76,7 +76,7 @@ TEST(Plan, SaysWhatRunsTake) {
   struct Size {
     Index classes, dim, rows;
   };
-  for (const auto& [classes, dim, rows] : {Size{1500, 1024, 6000}, Size{600, 1536, 1300}}) {
+  for (const auto& [classes, dim, rows] : {Size{1500, 2048, 4000}, Size{600, 1536, 1300}}) {
     MeasuredPeaks measured(classes, dim, rows);
     for (const std::string statistics : {"means", "full"}) {
       const MemoryPlan planned = plan(
@@ -92,9 +92,9 @@ TEST(Plan, SaysWhatRunsTake) {
         RecordProperty(command + "_" + statistics + "_" + std::to_string(classes) + "x" + std::to_string(dim),
                        std::to_string(got / want));
         // A plan counts arrays as if every page was touched: after a merge the sums stay zero, and resident nowhere.
-        // Above it may lie BLAS's packing buffers, which the small run does not fill, and what free() keeps.
+        // Above it may lie OpenBLAS's packing buffer, 32 MiB a thread, which the small run does not fill.
         const bool streaming = command == "accumulate";
-        const double least = streaming ? 0.9 : 0.75, buffers = streaming ? 4 << 20 : 20 << 20;
+        const double least = streaming ? 0.9 : 0.75, buffers = streaming ? 4 << 20 : 32 << 20;
         EXPECT_TRUE(got >= least * want - (4 << 20) && got <= 1.1 * want + buffers)
             << command << " of " << statistics << ", K = " << classes << ", d = " << dim << ": " << got
             << " bytes, planned " << want;
