@@ -51,22 +51,22 @@ void add_analyze(CLI::App& app, Common& common) {
       ->add_option("--features", request.features.specs,
                    "Training features, N x d (.npy, .npz, .safetensors); many files, or a quoted glob, are read as one")
       ->required()
-      ->type_name("FILE[:KEY] ...");
+      ->type_name("FILE[:KEY]");
   command
       ->add_option("--labels", request.labels.specs,
                    "Training labels, N integers from 0 to K-1: a file for every one of features, or one for all")
       ->required()
-      ->type_name("FILE[:KEY] ...");
+      ->type_name("FILE[:KEY]");
   add_rows_option(*command, options->rows);
   command
       ->add_option("--weights", request.weights,
                    "Linear layers, out x in, in the order in which features meet them (W_1 first)")
       ->type_name("FILE[:KEY]");
   command->add_option("--bias", request.bias, "Bias of the last layer, K values")->type_name("FILE[:KEY]");
-  command->add_option("--test-features", request.test_features.specs, "Test features")->type_name("FILE[:KEY] ...");
-  command->add_option("--test-labels", request.test_labels.specs, "Test labels")->type_name("FILE[:KEY] ...");
+  command->add_option("--test-features", request.test_features.specs, "Test features")->type_name("FILE[:KEY]");
+  command->add_option("--test-labels", request.test_labels.specs, "Test labels")->type_name("FILE[:KEY]");
   command->add_option("--ood-features", request.ood_features.specs, "Out-of-distribution features")
-      ->type_name("FILE[:KEY] ...");
+      ->type_name("FILE[:KEY]");
   command->add_option("--classes", request.classes, "K; default: rows of the classifier, else largest label + 1")
       ->check(kAtLeastOne)
       ->type_name("K");

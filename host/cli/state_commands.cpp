@@ -119,12 +119,12 @@ void add_accumulate(CLI::App& app, Common& common) {
       ->add_option("--features", request.features.specs,
                    "Features, N x d (.npy, .npz, .safetensors); many files, or a quoted glob, are read as one")
       ->required()
-      ->type_name("FILE[:KEY] ...");
+      ->type_name("FILE[:KEY]");
   command
       ->add_option("--labels", request.labels.specs,
                    "Labels from 0 to K-1: a file for every one of features, or one for all")
       ->required()
-      ->type_name("FILE[:KEY] ...");
+      ->type_name("FILE[:KEY]");
   command->add_option("--classes", request.classes, "K, the same for all parts")
       ->required()
       ->check(kAtLeastOne)
@@ -161,9 +161,7 @@ void add_accumulate(CLI::App& app, Common& common) {
 void add_merge(CLI::App& app, Common& common) {
   auto options = std::make_shared<MergeOptions>();
   CLI::App* command = app.add_subcommand("merge", "Add up state files, in any order, whatever device made them");
-  command->add_option("states", options->states.specs, "State files, or a quoted glob")
-      ->required()
-      ->type_name("FILE ...");
+  command->add_option("states", options->states.specs, "State files, or a quoted glob")->required()->type_name("FILE");
   command->add_option("--state", options->output, "State file to write, not over an existing one")
       ->required()
       ->type_name("FILE");
