@@ -72,11 +72,11 @@ TEST(Plan, SaysWhatRunsTake) {
 #endif
   // Nearly nothing but the program, its libraries and their buffers.
   auto programs = MeasuredPeaks(4, 8, 16).bytes("full");
-  // The second has fewer samples than dimensions, so that nc1_vci takes its larger way.
+  // The second has fewer samples than dimensions, so that nc1_vci takes its larger way; in the third, workspace counts.
   struct Size {
     Index classes, dim, rows;
   };
-  for (const auto& [classes, dim, rows] : {Size{1500, 2048, 4000}, Size{600, 1536, 1300}}) {
+  for (const auto& [classes, dim, rows] : {Size{1500, 2048, 4000}, Size{600, 1536, 1300}, Size{8, 512, 30000}}) {
     MeasuredPeaks measured(classes, dim, rows);
     for (const std::string statistics : {"means", "full"}) {
       const MemoryPlan planned = plan(
