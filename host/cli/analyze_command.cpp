@@ -5,6 +5,7 @@
 
 #include "host/cli/commands.hpp"
 #include "host/cli/interrupt.hpp"
+#include "host/cli/measuring_options.hpp"
 #include "host/cli/output.hpp"
 #include "host/cli/progress.hpp"
 #include "host/cli/row_range.hpp"
@@ -17,17 +18,15 @@ namespace {
 
 struct AnalyzeOptions {
   AnalysisRequest request;
-  std::optional<double> lambda_h;
-  std::string rows, convention = "zhu", device = "auto", csv;
-  int threads = 0;
+  ReportOptions report;
+  DeviceOptions device;
+  std::string rows;
 };
 
 void run(AnalyzeOptions& options, const Common& common) {
-  check_report_outputs(common.json, options.csv);
-  options.request.lambda_h = checked_decays(options.request.lambda_w, options.lambda_h);
+  options.report.check(options.request, common);
   options.request.rows = parse_rows(options.rows);
-  options.request.convention = parse_convention(options.convention);
-  const Context context(Device::parse(options.device), {.threads = options.threads});
+  const Context context = options.device.open();
 
   catch_interrupts();
   ProgressBar bar(!common.quiet && isatty(STDERR_FILENO) == 1);
@@ -38,7 +37,7 @@ void run(AnalyzeOptions& options, const Common& common) {
   Report report = analyze(context, options.request);
   bar.clear();
   if (interrupted()) throw Interrupted("interrupted; nothing was written");
-  write_report(report, common.json, options.csv, common.quiet);
+  write_report(report, common.json, options.report.csv, common.quiet);
 }
 
 }  // namespace
@@ -58,11 +57,6 @@ void add_analyze(CLI::App& app, Common& common) {
       ->required()
       ->type_name("FILE[:KEY]");
   add_rows_option(*command, options->rows);
-  command
-      ->add_option("--weights", request.weights,
-                   "Linear layers, out x in, in the order in which features meet them (W_1 first)")
-      ->type_name("FILE[:KEY]");
-  command->add_option("--bias", request.bias, "Bias of the last layer, K values")->type_name("FILE[:KEY]");
   command->add_option("--test-features", request.test_features.specs, "Test features")->type_name("FILE[:KEY]");
   command->add_option("--test-labels", request.test_labels.specs, "Test labels")->type_name("FILE[:KEY]");
   command->add_option("--ood-features", request.ood_features.specs, "Out-of-distribution features")
@@ -70,26 +64,11 @@ void add_analyze(CLI::App& app, Common& common) {
   command->add_option("--classes", request.classes, "K; default: rows of the classifier, else largest label + 1")
       ->check(kAtLeastOne)
       ->type_name("K");
-  command->add_option("--convention", options->convention, "zhu, papyan, peer, anova or classavg")
-      ->capture_default_str()
-      ->type_name("NAME");
-  command
-      ->add_option("--lambda-w", request.lambda_w,
-                   "Weight decay of the layers, one for all or one each: compare with the predicted minimiser")
-      ->type_name("X");
-  command->add_option("--lambda-h", options->lambda_h, "Weight decay of the features")->type_name("X");
-  command->add_option("--device", options->device, "auto, cpu, cuda or cuda:N")
-      ->capture_default_str()
-      ->type_name("NAME");
+  options->report.add_to(*command, request, common);
+  options->device.add_to(*command);
   command->add_option("--batch-rows", request.batch_rows, "Rows read at a time; default: about 64 MiB of features")
       ->check(kAtLeastOne)
       ->type_name("R");
-  command->add_option("--threads", options->threads, "CPU threads; default: all cores")
-      ->check(kAtLeastOne)
-      ->type_name("T");
-  command->add_option("--json", common.json, "Write the report as JSON; - is standard output")->type_name("FILE");
-  command->add_option("--csv", options->csv, "Write the report as CSV; - is standard output")->type_name("FILE");
-  command->add_flag("--quiet", common.quiet, "No table and no progress bar");
   command->footer(
       "A file may carry a key: dump.npz:features, model.safetensors:fc.weight.\n"
       "Without a key the only array of the file is taken, or the one with a usual name.\n"

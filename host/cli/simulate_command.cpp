@@ -7,6 +7,7 @@
 
 #include "host/cli/commands.hpp"
 #include "host/cli/interrupt.hpp"
+#include "host/cli/measuring_options.hpp"
 #include "host/cli/output.hpp"
 #include "host/cli/progress.hpp"
 #include "host/cli/ufm_arguments.hpp"
@@ -25,8 +26,8 @@ const CLI::Validator kSeed([](std::string& text) { return whole_number<std::uint
 struct SimulateOptions {
   UfmArguments ufm;
   SimulationOptions simulation;
-  std::string optimizer = "lbfgs", device = "auto";
-  int threads = 0;
+  std::string optimizer = "lbfgs";
+  DeviceOptions device;
 };
 
 std::string header_line(const SimulationOptions& options, const DeviceInfo& device) {
@@ -162,7 +163,7 @@ void run(SimulateOptions& options, const Common& common) {
   SimulationOptions& simulation = options.simulation;
   simulation.model = ufm_options(options.ufm);
   simulation.optimizer = parse_optimizer(options.optimizer);
-  const Context context(Device::parse(options.device), {.threads = options.threads});
+  const Context context = options.device.open();
 
   catch_interrupts();
   const auto start = std::chrono::steady_clock::now();
@@ -227,12 +228,7 @@ void add_simulate(CLI::App& app, Common& common) {
       ->capture_default_str()
       ->check(kAtLeastOne)
       ->type_name("N");
-  command->add_option("--device", options->device, "auto, cpu, cuda or cuda:N")
-      ->capture_default_str()
-      ->type_name("NAME");
-  command->add_option("--threads", options->threads, "CPU threads; default: all cores")
-      ->check(kAtLeastOne)
-      ->type_name("T");
+  options->device.add_to(*command);
   command
       ->add_option("--json", common.json,
                    "Write JSON lines, one for the run, one per measurement, one for its end; - is standard output")

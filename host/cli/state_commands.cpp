@@ -7,6 +7,7 @@
 
 #include "host/cli/commands.hpp"
 #include "host/cli/interrupt.hpp"
+#include "host/cli/measuring_options.hpp"
 #include "host/cli/output.hpp"
 #include "host/cli/progress.hpp"
 #include "host/cli/row_range.hpp"
@@ -16,17 +17,6 @@
 namespace ncollapse::cli {
 
 namespace {
-
-struct DeviceOptions {
-  std::string device = "auto";
-  int threads = 0;
-
-  void add_to(CLI::App& command) {
-    command.add_option("--device", device, "auto, cpu, cuda or cuda:N")->capture_default_str()->type_name("NAME");
-    command.add_option("--threads", threads, "CPU threads; default: all cores")->check(kAtLeastOne)->type_name("T");
-  }
-  Context open() const { return Context(Device::parse(device), {.threads = threads}); }
-};
 
 /// "100000" rows or "60s".
 void parse_interval(const std::string& text, AccumulationRequest& request) {
@@ -95,17 +85,14 @@ void run(const MergeOptions& options, const Common& common) {
 
 struct FinalizeOptions {
   StateMeasurement request;
-  std::optional<double> lambda_h;
-  std::string convention = "zhu", csv;
+  ReportOptions report;
   DeviceOptions device;
 };
 
 void run(FinalizeOptions& options, const Common& common) {
-  auto& request = options.request;
-  check_report_outputs(common.json, options.csv);
-  request.lambda_h = checked_decays(request.lambda_w, options.lambda_h);
-  request.convention = parse_convention(options.convention);
-  write_report(measure_state(options.device.open(), request), common.json, options.csv, common.quiet);
+  options.report.check(options.request, common);
+  const Report report = measure_state(options.device.open(), options.request);
+  write_report(report, common.json, options.report.csv, common.quiet);
 }
 
 }  // namespace
@@ -179,23 +166,8 @@ void add_finalize(CLI::App& app, Common& common) {
   auto& request = options->request;
   CLI::App* command = app.add_subcommand("finalize", "Measure neural collapse from a state file");
   command->add_option("state", request.state, "State file, of accumulate or merge")->required()->type_name("FILE");
-  command
-      ->add_option("--weights", request.weights,
-                   "Linear layers, out x in, in the order in which features meet them (W_1 first)")
-      ->type_name("FILE[:KEY]");
-  command->add_option("--bias", request.bias, "Bias of the last layer, K values")->type_name("FILE[:KEY]");
-  command->add_option("--convention", options->convention, "zhu, papyan, peer, anova or classavg")
-      ->capture_default_str()
-      ->type_name("NAME");
-  command
-      ->add_option("--lambda-w", request.lambda_w,
-                   "Weight decay of the layers, one for all or one each: compare with the predicted minimiser")
-      ->type_name("X");
-  command->add_option("--lambda-h", options->lambda_h, "Weight decay of the features")->type_name("X");
+  options->report.add_to(*command, request, common);
   options->device.add_to(*command);
-  command->add_option("--json", common.json, "Write the report as JSON; - is standard output")->type_name("FILE");
-  command->add_option("--csv", options->csv, "Write the report as CSV; - is standard output")->type_name("FILE");
-  command->add_flag("--quiet", common.quiet, "No table");
   command->footer(
       "Decisions (NC4, accuracies) need a second pass over the data and are not in a state: see analyze.\n\n"
       "Examples:\n"

@@ -1,0 +1,60 @@
+// Options that the commands which measure have in common.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "host/cli/commands.hpp"
+#include "host/cli/output.hpp"
+#include "ncollapse/context.hpp"
+
+namespace ncollapse::cli {
+
+/// --device and --threads.
+struct DeviceOptions {
+  std::string device = "auto";
+  int threads = 0;
+
+  void add_to(CLI::App& command) {
+    command.add_option("--device", device, "auto, cpu, cuda or cuda:N")->capture_default_str()->type_name("NAME");
+    command.add_option("--threads", threads, "CPU threads; default: all cores")->check(kAtLeastOne)->type_name("T");
+  }
+  Context open() const { return Context(Device::parse(device), {.threads = threads}); }
+};
+
+/// The head, the convention, the weight decays, and where the report goes.
+struct ReportOptions {
+  std::string convention = "zhu", csv;
+  std::optional<double> lambda_h;
+
+  /// `request` (AnalysisRequest, StateMeasurement) takes what the options say; it has to live as long as the command.
+  template <class Request>
+  void add_to(CLI::App& command, Request& request, Common& common) {
+    command
+        .add_option("--weights", request.weights,
+                    "Linear layers, out x in, in the order in which features meet them (W_1 first)")
+        ->type_name("FILE[:KEY]");
+    command.add_option("--bias", request.bias, "Bias of the last layer, K values")->type_name("FILE[:KEY]");
+    command.add_option("--convention", convention, "zhu, papyan, peer, anova or classavg")
+        ->capture_default_str()
+        ->type_name("NAME");
+    command
+        .add_option("--lambda-w", request.lambda_w,
+                    "Weight decay of the layers, one for all or one each: compare with the predicted minimiser")
+        ->type_name("X");
+    command.add_option("--lambda-h", lambda_h, "Weight decay of the features")->type_name("X");
+    command.add_option("--json", common.json, "Write the report as JSON; - is standard output")->type_name("FILE");
+    command.add_option("--csv", csv, "Write the report as CSV; - is standard output")->type_name("FILE");
+    command.add_flag("--quiet", common.quiet, "No table and no progress bar");
+  }
+  /// Call before anything is read: a wrong option should not cost a pass over the data.
+  template <class Request>
+  void check(Request& request, const Common& common) const {
+    check_report_outputs(common.json, csv);
+    request.lambda_h = checked_decays(request.lambda_w, lambda_h);
+    request.convention = parse_convention(convention);
+  }
+};
+
+}  // namespace ncollapse::cli
