@@ -3,7 +3,7 @@
 # the CUDA libraries but no compiler, packages or network. Uses say, die, configure, build and jobs of ./dev.
 # shellcheck disable=SC2154,SC2016,SC2100
 
-programs=(ncollapse demo_test api_tests theory_tests cuda_gpu_tests throughput end_to_end)
+programs=(ncollapse demo_test api_tests theory_tests cuda_gpu_tests throughput theory end_to_end)
 cuda_filter='*cuda*:*Cuda*:*CUDA*'  # of the tests that run on every backend, those on this one
 
 program() {  # where a program lies: bin/ in a bundle, somewhere in the build folder otherwise
@@ -94,7 +94,7 @@ gpu() {
   step demo_test 60 env NCOLLAPSE_DEMO_DATA=data/demo "$(program demo_test)"
   step cuda_gpu_tests 120 "$(program cuda_gpu_tests)"
   step api_tests 120 "$(program api_tests)" --gtest_filter="$cuda_filter"
-  step theory_tests 60 "$(program theory_tests)" --gtest_filter="$cuda_filter"
+  step theory_tests 120 "$(program theory_tests)" --gtest_filter="$cuda_filter"
   if command -v compute-sanitizer >/dev/null || [[ -x /usr/local/cuda/bin/compute-sanitizer ]]; then
     PATH=$PATH:/usr/local/cuda/bin step memcheck 150 compute-sanitizer --error-exitcode 9 "$(program cuda_gpu_tests)"
   else
@@ -102,6 +102,8 @@ gpu() {
   fi
   step throughput 90 "$(program throughput)" --benchmark_filter=cuda --benchmark_out_format=json \
     --benchmark_out="$results/$stem-throughput.json"
+  step theory 90 "$(program theory)" spectrum distance --classes 1024,2048 --device cuda --commit "$commit" \
+    --json "$results/$stem-theory.json"
 
   {
     printf '{"gpu": "%s", "driver": "%s", "commit": "%s", "architectures": "%s", "date": "%s", "verdict": "%s",\n "steps": [\n' \
