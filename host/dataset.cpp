@@ -1,6 +1,7 @@
 #include "host/dataset.hpp"
 
 #include <algorithm>
+#include <filesystem>
 #include <set>
 
 #include "ncollapse/error.hpp"
@@ -32,7 +33,8 @@ Dataset::Dataset(const FileList& features, const FileList& labels, RowRange rang
   if (specs.empty()) throw UsageError("no file of features was given");
   std::set<std::string> seen;
   for (const auto& spec : specs) {
-    if (!seen.insert(spec).second)
+    std::error_code ignored;
+    if (!seen.insert(std::filesystem::weakly_canonical(spec, ignored).string()).second)
       throw DataError(spec + ": is given twice, its samples would count twice", "do the globs overlap?");
     const ArrayFile file = ArrayFile::open(spec, ArrayRole::features);
     if (file.rows() == 0) throw DataError(file.name() + ": holds no samples");

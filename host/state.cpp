@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <charconv>
 #include <chrono>
+#include <exception>
 #include <filesystem>
 #include <optional>
 #include <set>
@@ -69,12 +70,12 @@ class Accumulation {
     for (const auto& line : data_.inventory()) origin_ += line + "\n";
   }
 
-  Accumulator run() {
+  Accumulator run(const StateLock& lock) {
     data_.survey_labels().check(request_.classes);
-    remove_leftovers(request_.state);
     const bool resumed = request_.resume && exists(request_.state);
     Accumulator moments =
         resumed ? load() : Accumulator(context_, {request_.classes, data_.dim(), request_.statistics, {}});
+    lock.remove_leftovers();
     const Index rows = data_.rows(), row_bytes = data_.row_bytes(), resumed_at = done_;
     try {
       data_.stream(
@@ -86,9 +87,16 @@ class Accumulation {
               request_.on_progress({"moments", done - resumed_at, rows - resumed_at, (done - resumed_at) * row_bytes,
                                     (rows - resumed_at) * row_bytes});
           });
-    } catch (...) {
-      if (done_ > saved_) save(moments);  // a bad shard must not cost the good ones before it
+    } catch (const DeviceError&) {  // a part of the batch may be in the state: what was saved last is what counts
       throw;
+    } catch (...) {
+      const auto reason = std::current_exception();
+      try {
+        if (done_ > saved_) save(moments);  // a bad shard must not cost the good ones before it
+      } catch (const Error&) {
+        // The first reason is the one to tell.
+      }
+      std::rethrow_exception(reason);
     }
     if (done_ > saved_) save(moments);
     return moments;
@@ -167,14 +175,17 @@ Accumulator accumulate_files(const Context& context, const AccumulationRequest& 
     throw UsageError("classes is " + std::to_string(request.classes) + ", must be 1 to " + std::to_string(kMaxClasses));
   if (request.batch_rows < 0 || request.save_every_rows < 0 || !(request.save_every_seconds >= 0))
     throw UsageError("batch rows and saving intervals must not be negative");
+  const StateLock lock(request.state);
   if (!request.resume)
     refuse_existing(request.state, "resume it, remove it, or name another file; it is not overwritten");
-  return Accumulation(context, request).run();
+  return Accumulation(context, request).run(lock);
 }
 
 Accumulator merge_states(const Context& context, const FileList& states, const std::string& output) {
   const auto files = expand(states);
   if (files.empty()) throw UsageError("no state files were given");
+  std::optional<StateLock> lock;
+  if (!output.empty()) lock.emplace(output);
   if (!output.empty()) refuse_existing(output, "remove it or name another file; it is not overwritten");
   std::set<std::filesystem::path> seen;
   std::optional<Accumulator> sum;

@@ -23,8 +23,23 @@ Index state_file_bytes(Index classes, Index dim, Statistics statistics);
 /// Replaces `file` only once the new content is complete on disk. Throws DataError when it cannot be written.
 void write_state(const std::filesystem::path& file, const StateImage& image);
 
-/// Removes what killed writers of `file` left beside it. Nobody may be writing it.
-void remove_leftovers(const std::filesystem::path& file);
+/// The right to write `file`, held from before the work that fills it until its end: other processes that ask for it
+/// are refused, and a folder that cannot be written is found at once. (flock on a neighbour file, which goes with the
+/// lock.)
+class StateLock {
+ public:
+  /// Throws DataError when another process holds it, or nothing can be created beside `file`.
+  explicit StateLock(const std::filesystem::path& file);
+  ~StateLock();
+  StateLock(const StateLock&) = delete;
+  StateLock& operator=(const StateLock&) = delete;
+  /// Removes what killed writers left beside the file: temporaries that begin as a state file does.
+  void remove_leftovers() const;
+
+ private:
+  std::filesystem::path file_, lock_;
+  int descriptor_ = -1;
+};
 
 /// Throws DataError: missing, truncated, damaged, foreign, another version.
 StateImage read_state(const std::filesystem::path& file);

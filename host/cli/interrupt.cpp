@@ -1,6 +1,7 @@
 #include "host/cli/interrupt.hpp"
 
 #include <csignal>
+#include <initializer_list>
 
 namespace ncollapse::cli {
 
@@ -14,7 +15,7 @@ void catch_interrupts() {
   struct sigaction on_interrupt = {};
   on_interrupt.sa_handler = [](int) { signalled = 1; };
   on_interrupt.sa_flags = static_cast<int>(SA_RESETHAND);
-  sigaction(SIGINT, &on_interrupt, nullptr);
+  for (const int signal : {SIGINT, SIGTERM}) sigaction(signal, &on_interrupt, nullptr);  // job systems send SIGTERM
 }
 
 bool interrupted() { return signalled != 0; }

@@ -2,6 +2,7 @@
 #include <fmt/core.h>
 #include <unistd.h>
 
+#include <filesystem>
 #include <memory>
 #include <optional>
 
@@ -91,6 +92,11 @@ struct FinalizeOptions {
 
 void run(FinalizeOptions& options, const Common& common) {
   options.report.check(options.request, common);
+  for (const auto& output : {common.json, options.report.csv}) {
+    std::error_code ignored;
+    if (std::filesystem::equivalent(output, options.request.state, ignored))
+      throw UsageError(output + " is the state itself, the report would replace it", "name another file");
+  }
   const Report report = measure_state(options.device.open(), options.request);
   write_report(report, common.json, options.report.csv, common.quiet);
 }

@@ -8,6 +8,8 @@
 #include "host/state_file.hpp"
 
 #include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <zlib.h>
 
@@ -15,6 +17,7 @@
 #include <bit>
 #include <cerrno>
 #include <cstring>
+#include <numeric>
 #include <system_error>
 
 #include "ncollapse/error.hpp"
@@ -170,16 +173,46 @@ void write_state(const std::filesystem::path& path, const StateImage& image) {
   }
 }
 
-void remove_leftovers(const std::filesystem::path& path) {
-  const auto file = std::filesystem::is_symlink(path) ? std::filesystem::weakly_canonical(path) : path;
-  const auto folder = file.has_parent_path() ? file.parent_path() : std::filesystem::path(".");
-  const std::string prefix = file.filename().string() + kTemporary;
+StateLock::StateLock(const std::filesystem::path& path)
+    : file_(std::filesystem::is_symlink(path) ? std::filesystem::weakly_canonical(path) : path), lock_(file_) {
+  lock_ += ".lock";
+  const std::string name = file_.string();
+  while (true) {
+    descriptor_ = ::open(lock_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (descriptor_ < 0) throw DataError(name + ": cannot be written: " + system_message(), "is its folder writable?");
+    struct stat held = {}, named = {};
+    const bool locked = ::flock(descriptor_, LOCK_EX | LOCK_NB) == 0;
+    const int reason = errno;
+    const bool current = locked && ::fstat(descriptor_, &held) == 0 && ::stat(lock_.c_str(), &named) == 0 &&
+                         held.st_ino == named.st_ino && held.st_dev == named.st_dev;
+    if (current) break;
+    ::close(descriptor_);
+    if (!locked && reason == EWOULDBLOCK)
+      throw DataError(name + ": another process is writing it", "wait for it, or name another state file");
+    if (!locked)
+      throw DataError(name + ": cannot be locked: " + std::error_code(reason, std::generic_category()).message());
+    // The last holder removed the file between our open and our lock: once more.
+  }
+}
+
+StateLock::~StateLock() {
+  ::unlink(lock_.c_str());  // before the lock goes, so that whoever locks the old file sees that it is gone
+  ::close(descriptor_);
+}
+
+void StateLock::remove_leftovers() const {
+  const auto folder = file_.has_parent_path() ? file_.parent_path() : std::filesystem::path(".");
+  const std::string prefix = file_.filename().string() + kTemporary;
   std::error_code ignored;
   std::vector<std::filesystem::path> leftovers;
   for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
     const std::string name = entry.path().filename().string();
-    if (name.starts_with(prefix) && name.size() > prefix.size() &&
-        name.find_first_not_of("0123456789", prefix.size()) == std::string::npos)
+    if (!name.starts_with(prefix) || name.size() == prefix.size() ||
+        name.find_first_not_of("0123456789", prefix.size()) != std::string::npos)
+      continue;
+    std::array<char, 8> begin = kMagic;  // of an empty one nothing contradicts it
+    const Descriptor in(entry.path(), O_RDONLY | O_NONBLOCK);
+    if (in.get() >= 0 && ::read(in.get(), begin.data(), begin.size()) >= 0 && begin == kMagic)
       leftovers.push_back(entry.path());
   }
   for (const auto& leftover : leftovers) std::filesystem::remove(leftover, ignored);
@@ -188,7 +221,8 @@ void remove_leftovers(const std::filesystem::path& path) {
 StateImage read_state(const std::filesystem::path& file) {
   const std::string name = file.string();
   std::error_code status;
-  if (std::filesystem::is_directory(file, status)) throw DataError(name + ": is a directory, not a state file");
+  if (std::filesystem::exists(file, status) && !std::filesystem::is_regular_file(file, status))
+    throw DataError(name + ": is not a regular file, and so no state file");
   Descriptor in(file, O_RDONLY);
   if (in.get() < 0) throw DataError(name + ": cannot open the state file: " + system_message());
   Checksummed stream(in.get(), name);
@@ -227,6 +261,8 @@ StateImage read_state(const std::filesystem::path& file) {
   std::uint32_t stored = 0;
   stream.read(&stored, sizeof stored);
   if (computed != stored) throw DataError(name + ": the checksum does not match, the state file is damaged");
+  if (std::accumulate(image.counts.begin(), image.counts.end(), Index{0}) != image.samples)
+    throw DataError(name + ": its class counts do not sum to its " + std::to_string(image.samples) + " samples");
   return image;
 }
 

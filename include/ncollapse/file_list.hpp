@@ -32,7 +32,7 @@ struct FileList {
 /// "shard-*.npz:features". Throws DataError for a glob that matches nothing.
 NCOLLAPSE_EXPORT std::vector<std::string> expand(const FileList& files);
 
-/// Rows first .. end - 1, counted over all files of a data set, as a slice in Python.
+/// Rows first .. end - 1, counted over all files of a data set.
 struct RowRange {
   Index first = 0;
   Index end = -1;  ///< -1: to the last row

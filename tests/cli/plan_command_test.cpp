@@ -70,6 +70,8 @@ TEST(Plan, SaysWhatRunsTake) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   GTEST_SKIP() << "sanitizers need far more memory than the program";
 #endif
+  if (cuda_unavailable_reason() != "this library was built without CUDA")
+    GTEST_SKIP() << "CUDA's libraries take more memory than what is measured; builds without CUDA run this";
   // Nearly nothing but the program, its libraries and their buffers.
   auto programs = MeasuredPeaks(4, 8, 16).bytes("full");
   // The second has fewer samples than dimensions, so that nc1_vci takes its larger way; in the third, workspace counts.
@@ -95,6 +97,7 @@ TEST(Plan, SaysWhatRunsTake) {
         // Above it may lie OpenBLAS's packing buffer, 32 MiB a thread, which the small run does not fill.
         const bool streaming = command == "accumulate";
         const double least = streaming ? 0.9 : 0.75, buffers = streaming ? 4 << 20 : 32 << 20;
+        if (want < 2 * buffers) continue;  // the buffers would hide what is measured
         EXPECT_TRUE(got >= least * want - (4 << 20) && got <= 1.1 * want + buffers)
             << command << " of " << statistics << ", K = " << classes << ", d = " << dim << ": " << got
             << " bytes, planned " << want;

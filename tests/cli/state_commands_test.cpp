@@ -11,6 +11,7 @@
 #include <set>
 #include <thread>
 
+#include "host/state_file.hpp"
 #include "ncollapse/ncollapse.hpp"
 #include "tests/cli/run_command.hpp"
 
@@ -320,7 +321,7 @@ TEST_F(ResumeCommands, KilledAtAnyMomentEndsInTheSameBits) {
   std::mt19937 random(5);
   std::set<Index> stopped_at;  // rows that were saved when the kill came
   int killed = 0, attempts = 0;
-  for (; killed < 20 && attempts < 200; ++attempts) {
+  for (; (killed < 20 || stopped_at.size() < 5) && attempts < 200; ++attempts) {
     const std::string state = "state" + std::to_string(attempts) + ".nc";
     const auto begin = Clock::now();
     RunningCommand running(long_run(state, often));
@@ -342,7 +343,7 @@ TEST_F(ResumeCommands, KilledAtAnyMomentEndsInTheSameBits) {
   }
   RecordProperty("attempts", attempts);
   RecordProperty("different_rows_saved_when_killed", static_cast<int>(stopped_at.size()));
-  EXPECT_EQ(killed, 20) << "of " << attempts << " runs; the others had ended";
+  EXPECT_GE(killed, 20) << "of " << attempts << " runs; the others had ended";
   EXPECT_GE(stopped_at.size(), 5U) << "too few kills came between the first and the last save";
   for (const auto& [name, bytes] : content()) EXPECT_EQ(name.find(".tmp"), std::string::npos) << name << " is left";
   // Once more changes nothing.
@@ -369,6 +370,26 @@ TEST_F(ResumeCommands, CtrlCSavesAndResumes) {
                 folder_.path("all.nc")},
                kData, {"state.nc", "incomplete", "of 1500 rows"});
   EXPECT_EQ(state_of(long_run("state.nc", {"--resume", "--save-every", "0.01s"}), "state.nc"), want);
+}
+
+TEST_F(StateCommands, OneWriterAtATimeAndNothingOfOthersIsRemoved) {
+  const std::string state = folder_.path("s.nc");
+  const std::string mine = folder_.write("s.nc.tmp2024", "not a state"),
+                    killed = folder_.write("s.nc.tmp77", "NCOLSTAT and half of it");
+  {
+    const StateLock lock(state);
+    expect_error(glob("s.nc"), kData, {"s.nc", "another process"});
+    expect_error(glob("s.nc") + Arguments{"--resume"}, kData, {"another process"});
+    EXPECT_TRUE(std::filesystem::exists(killed));  // it might be the holder's
+  }
+  const std::string bytes = state_of(glob("s.nc"), "s.nc");
+  EXPECT_TRUE(std::filesystem::exists(mine));
+  EXPECT_FALSE(std::filesystem::exists(killed));
+  EXPECT_FALSE(std::filesystem::exists(state + ".lock"));
+  expect_error({"finalize", "--device", "cpu", state, "--csv", state}, kUsage, {"s.nc", "would replace"});
+  EXPECT_EQ(read_file(state), bytes);
+  // The same file under two names counts once.
+  expect_error(accumulate({x_, folder_.path("./whole.npy")}, {y_, y_}, "twice.nc"), kData, {"twice"});
 }
 
 TEST_F(StateCommands, ABadShardDoesNotCostTheGoodOnes) {
