@@ -102,6 +102,7 @@ gpu() {
   fi
   step throughput 90 "$(program throughput)" --benchmark_filter=cuda --benchmark_out_format=json \
     --benchmark_out="$results/$stem-throughput.json"
+  [[ ! -e $results/$stem-throughput.json ]] || sed -i '/"host_name"/d; /"executable"/d' "$results/$stem-throughput.json"
   step theory 90 "$(program theory)" spectrum distance --classes 1024,2048 --device cuda --commit "$commit" \
     --json "$results/$stem-theory.json"
 

@@ -185,7 +185,9 @@ StateLock::StateLock(const std::filesystem::path& path)
     const int reason = errno;
     const bool current = locked && ::fstat(descriptor_, &held) == 0 && ::stat(lock_.c_str(), &named) == 0 &&
                          held.st_ino == named.st_ino && held.st_dev == named.st_dev;
-    if (current) break;
+    // Some cluster file systems know no locks: there nobody can be kept out, and the work should not fail for it.
+    const bool unknown = !locked && (reason == ENOSYS || reason == EOPNOTSUPP || reason == ENOLCK);
+    if (current || unknown) break;
     ::close(descriptor_);
     if (!locked && reason == EWOULDBLOCK)
       throw DataError(name + ": another process is writing it", "wait for it, or name another state file");
