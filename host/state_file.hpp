@@ -25,7 +25,7 @@ void write_state(const std::filesystem::path& file, const StateImage& image);
 
 /// The right to write `file`, held from before the work that fills it until its end: other processes that ask for it
 /// are refused, and a folder that cannot be written is found at once. (flock on a neighbour file, which goes with the
-/// lock.)
+/// lock; a file system without locks keeps nobody out.)
 class StateLock {
  public:
   /// Throws DataError when another process holds it, or nothing can be created beside `file`.
