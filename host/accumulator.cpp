@@ -4,13 +4,24 @@
 //   n = n1 + n2,  m = m1 + (n2/n)(m2 - m1),  nv = nv1 + nv2 + (n1 n2/n)|m1 - m2|^2,
 //   S = S1 + S2 + sum_k a_k (n1 n2/n)(m1 - m2)(m1 - m2)^T:
 // only positive semi-definite additions, so nothing cancels. The merged state continues with r = m and s = 0.
+//
+// Over ranks (reduce) the same in one step for any number of parts p, by two sums: first the counts and
+//   m = sum_p (n_p/n) m_p,   then   nv = sum_p (nv_p + n_p |m_p - m|^2),
+//   S = sum_p (S_p + sum_k a_k n_p (m_p - m)(m_p - m)^T):
+// every rank adds its own positive semi-definite share before anything is sent. m_p - m is formed as (r_p - m) +
+// s_p/n_p, so that it is rounded at its own size; the rounding of m, eps |m|, is common to all ranks and enters nv and
+// S only squared. Sent: K (d + 2) + d (d + 1)/2 numbers. If the ranks had one shift per class, state could be added to
+// state in one sum, but they would have to meet after each class's first sample, in the middle of their streams; it
+// would send as much. Nor are classes divided among the ranks: a rank may meet any class, so it holds K x d anyway.
 #include "ncollapse/accumulator.hpp"
 
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <numeric>
+#include <optional>
 
+#include "host/exchange.hpp"
 #include "host/moments.hpp"
 #include "host/state_file.hpp"
 #include "ncollapse/error.hpp"
@@ -60,6 +71,22 @@ std::vector<double> unpack_lower(const std::vector<double>& packed, Index dim) {
     next += i + 1;
   }
   return square;
+}
+
+// The same in the backend's memory, and back.
+Matrix pack_lower(Backend& backend, const Matrix& square) {
+  const Index dim = square.rows;
+  Matrix packed = backend.matrix(1, dim * (dim + 1) / 2);
+  double* next = packed.data();
+  for (Index i = 0; i < dim; next += ++i)
+    backend.copy(next, square.data() + i * dim, (i + 1) * static_cast<Index>(sizeof(double)));
+  return packed;
+}
+
+void unpack_lower(Backend& backend, const Matrix& packed, Matrix& square) {
+  const double* next = packed.data();
+  for (Index i = 0; i < square.rows; next += ++i)
+    backend.copy(square.data() + i * square.cols, next, (i + 1) * static_cast<Index>(sizeof(double)));
 }
 
 // The same array in another backend's memory.
@@ -198,6 +225,7 @@ struct Accumulator::Impl {
   AccumulatorOptions options;
   MomentState state;
   Index samples = 0;
+  bool reduced = false;  // holds what other ranks have seen
 
   Backend& backend() const { return *context.backend(); }
 };
@@ -290,6 +318,86 @@ void Accumulator::merge(const Accumulator& other) {
   }
   impl_->state = std::move(merged);
   impl_->samples += other.samples();
+}
+
+void Accumulator::reduce(const Communicator& ranks) {
+  if (ranks.size() == 1) return;
+  Backend& backend = impl_->backend();
+  const Exchange exchange(backend, ranks);
+  const auto& options = impl_->options;
+  const auto& weights = options.scatter_weights;
+  exchange.agree({options.classes, options.dim, static_cast<Index>(options.statistics),
+                  fingerprint(weights.data(), weights.size() * sizeof(double)), impl_->reduced ? 1 : 0},
+                 "give every rank the same options, and reduce each accumulator once", [](const Index* values) {
+                   return "K x d = " + times(values[0], values[1]) + ", statistics " +
+                          std::string(to_string(static_cast<Statistics>(values[2]))) + ", scatter weights #" +
+                          std::to_string(values[3] % 10000) + (values[4] != 0 ? ", reduced before" : "");
+                 });
+  if (impl_->reduced)
+    throw UsageError("this accumulator was reduced before: what all ranks have seen would count once for every rank",
+                     "make a new accumulator");
+
+  const auto classes = static_cast<std::size_t>(options.classes);
+  std::optional<MomentData> own;
+  Matrix means;
+  exchange.together("reading out its moments", [&] {
+    own.emplace(read_out(impl_->context, options, impl_->state));
+    means = backend.matrix(options.classes, options.dim);
+  });
+  std::vector<Index> counts = own->counts;
+  exchange.sum(counts);
+  exchange.together("weighting its means", [&] {
+    std::vector<double> share(classes);
+    for (std::size_t k = 0; k < classes; ++k)
+      share[k] = counts[k] > 0 ? static_cast<double>(own->counts[k]) / static_cast<double>(counts[k]) : 0.0;
+    backend.combine_rows(share, own->means, {}, {}, means);
+  });
+  exchange.sum(means);
+
+  MomentState total = impl_->state;
+  std::vector<double> square_sums;
+  Matrix packed;
+  exchange.together("moving its moments to the common means", [&] {
+    std::vector<double> here(classes), minus(classes), inverse(classes), root(classes);
+    for (std::size_t k = 0; k < classes; ++k) {
+      const auto count = static_cast<double>(own->counts[k]);
+      here[k] = count > 0 ? 1.0 : 0.0;  // an absent class adds nothing
+      minus[k] = -here[k];
+      inverse[k] = count > 0 ? 1.0 / count : 0.0;
+      root[k] = std::sqrt(count * (weights.empty() ? 1.0 : weights[k]));
+    }
+    Matrix& difference = own->means;  // whose values are no longer needed
+    backend.combine_rows(here, impl_->state.shifts, minus, means, difference);
+    backend.combine_rows(here, difference, inverse, impl_->state.sums, difference);
+    total.counts = backend.index_array(options.classes, 1);
+    backend.from_host(total.counts, counts);
+    if (options.statistics >= Statistics::traces) {
+      square_sums = backend.row_dots(difference, difference);
+      for (std::size_t k = 0; k < classes; ++k)
+        square_sums[k] = static_cast<double>(own->counts[k]) * (own->variances[k] + square_sums[k]);
+      total.square_sums = backend.matrix(options.classes, 1);
+    }
+    if (options.statistics >= Statistics::full) {
+      backend.combine_rows(root, difference, {}, {}, difference);
+      backend.add_gram(1.0, difference, own->scatter);
+      packed = pack_lower(backend, own->scatter);
+      total.scatter = own->scatter;
+    }
+    backend.combine_rows(std::vector<double>(classes, 0.0), difference, {}, {}, difference);
+    total.sums = difference;
+    total.shifts = means;
+  });
+  if (total.square_sums) {
+    exchange.sum(square_sums);
+    backend.from_host(total.square_sums, square_sums);
+  }
+  if (total.scatter) {
+    exchange.sum(packed);
+    unpack_lower(backend, packed, total.scatter);
+  }
+  impl_->state = std::move(total);
+  impl_->samples = std::accumulate(counts.begin(), counts.end(), Index{0});
+  impl_->reduced = true;
 }
 
 void Accumulator::save(const std::filesystem::path& file, const std::string& note) const {

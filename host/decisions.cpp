@@ -1,6 +1,7 @@
 #include "ncollapse/decisions.hpp"
 
 #include "host/classifier_product.hpp"
+#include "host/exchange.hpp"
 #include "host/moments.hpp"
 #include "ncollapse/error.hpp"
 
@@ -10,10 +11,11 @@ struct DecisionCounter::Impl {
   Context context;
   DecisionState state;
   Index rows = 0;
+  bool reduced = false;  // holds what other ranks have counted
 };
 
 DecisionCounter::DecisionCounter(const ClassMoments& centres, const Classifier* classifier) {
-  impl_ = std::make_unique<Impl>(Impl{centres.context(), {}, 0});
+  impl_ = std::make_unique<Impl>(Impl{centres.context(), {}, 0, false});
   Backend& backend = *impl_->context.backend();
   DecisionState& state = impl_->state;
   state.classes = centres.classes();
@@ -47,6 +49,23 @@ void DecisionCounter::add(const MatrixView& features, const LabelView& labels) {
   const BatchFaults faults = backend.decide_batch(impl_->state, features, labels);
   if (faults.any()) throw_faults(faults, impl_->rows, features.rows, impl_->state.classes);
   impl_->rows += features.rows;
+}
+
+void DecisionCounter::reduce(const Communicator& ranks) {
+  if (ranks.size() == 1) return;
+  DecisionState& state = impl_->state;
+  const Exchange exchange(*impl_->context.backend(), ranks);
+  exchange.agree({state.classes, state.centres.rows, state.weights ? 1 : 0, impl_->reduced ? 1 : 0},
+                 "decide with the same centres and classifier on every rank, and reduce each counter once",
+                 [](const Index* values) {
+                   return std::to_string(values[0]) + " classes, " + std::to_string(values[1]) + " centres, " +
+                          (values[2] != 0 ? "a" : "no") + " classifier" + (values[3] != 0 ? ", reduced before" : "");
+                 });
+  if (impl_->reduced)
+    throw UsageError("this counter was reduced before: what all ranks have counted would count once for every rank",
+                     "make a new counter");
+  exchange.sum(state.counters);
+  impl_->reduced = true;
 }
 
 DecisionCounts DecisionCounter::finish() const {

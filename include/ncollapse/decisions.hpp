@@ -35,6 +35,10 @@ class NCOLLAPSE_EXPORT DecisionCounter {
   /// As Accumulator::add, errors included.
   void add(const MatrixView& features, const LabelView& labels);
 
+  /// Adds what the other ranks have counted; collective, exact, at the end: call finish() next. Throws as
+  /// Accumulator::reduce does.
+  void reduce(const Communicator& ranks);
+
   /// The counts so far. Waits for the device.
   DecisionCounts finish() const;
 

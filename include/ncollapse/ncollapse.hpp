@@ -1,10 +1,11 @@
-// Everything.
+// Everything but what needs another library's headers: mpi.hpp, nccl.hpp.
 #pragma once
 
 #include "ncollapse/accumulator.hpp"
 #include "ncollapse/analysis.hpp"
 #include "ncollapse/array_file.hpp"
 #include "ncollapse/classifier.hpp"
+#include "ncollapse/communicator.hpp"
 #include "ncollapse/context.hpp"
 #include "ncollapse/decisions.hpp"
 #include "ncollapse/decomposition.hpp"

@@ -1,0 +1,131 @@
+#include "ncollapse/communicator.hpp"
+
+#include <algorithm>
+
+#include "host/exchange.hpp"
+#include "ncollapse/error.hpp"
+
+namespace ncollapse {
+
+namespace {
+
+template <class T>
+void in_pieces(T* values, Index count, const std::function<void(T*, Index)>& sum) {
+  for (Index first = 0; first < count; first += Communicator::kMostValues)
+    sum(values + first, std::min(Communicator::kMostValues, count - first));
+}
+
+}  // namespace
+
+Communicator::Communicator(int rank, int size, CommunicatorCallbacks callbacks)
+    : rank_(rank), size_(size), callbacks_(std::move(callbacks)) {
+  if (size < 1 || rank < 0 || rank >= size)
+    throw UsageError("rank " + std::to_string(rank) + " of " + std::to_string(size) + " ranks",
+                     "ranks are numbered from 0 to size - 1");
+  if (size > 1 && (!callbacks_.sum_doubles || !callbacks_.sum_integers))
+    throw UsageError("a communicator of " + std::to_string(size) + " ranks without both sums");
+}
+
+void Communicator::sum(double* values, Index count) const {
+  if (size_ > 1) in_pieces(values, count, callbacks_.sum_doubles);
+}
+
+void Communicator::sum(std::int64_t* values, Index count) const {
+  if (size_ > 1) in_pieces(values, count, callbacks_.sum_integers);
+}
+
+// -------------------------------------------------------------------------------------------------------- Exchange
+
+Exchange::Exchange(Backend& backend, const Communicator& ranks) : backend_(backend), ranks_(ranks) {
+  if (ranks.space() == MemorySpace::device && backend.info().device.type != DeviceType::cuda)
+    throw UsageError("the ranks exchange device memory, but the context is on the CPU",
+                     "open the context on the rank's CUDA device, or use a communicator of host memory");
+}
+
+template <class T>
+void Exchange::sum_array(Array<T>& values) const {
+  if (ranks_.size() == 1 || values.size() == 0) return;
+  if (backend_.info().device.type == DeviceType::cpu || ranks_.space() == MemorySpace::device) {
+    T ignored;
+    backend_.download(&ignored, values.data(), sizeof(T));  // waits for what the stream still does to them
+    return ranks_.sum(values.data(), values.size());
+  }
+  std::vector<T> piece;
+  for (Index first = 0; first < values.size(); first += Communicator::kMostValues) {
+    piece.resize(static_cast<std::size_t>(std::min(Communicator::kMostValues, values.size() - first)));
+    const auto bytes = static_cast<Index>(piece.size() * sizeof(T));
+    backend_.download(piece.data(), values.data() + first, bytes);
+    ranks_.sum(piece.data(), static_cast<Index>(piece.size()));
+    backend_.upload(values.data() + first, piece.data(), bytes);
+  }
+}
+
+template <class T>
+void Exchange::sum_vector(std::vector<T>& values) const {
+  if (ranks_.space() == MemorySpace::host) return ranks_.sum(values.data(), static_cast<Index>(values.size()));
+  Array<T> array = backend_.array<T>(static_cast<Index>(values.size()), 1);
+  backend_.from_host(array, values);
+  sum_array(array);
+  values = backend_.to_host(array);
+}
+
+template void Exchange::sum_array(Matrix&) const;
+template void Exchange::sum_array(IndexArray&) const;
+template void Exchange::sum_vector(std::vector<double>&) const;
+template void Exchange::sum_vector(std::vector<Index>&) const;
+
+std::vector<Index> Exchange::gather(const std::vector<Index>& row) const {
+  std::vector<Index> table(row.size() * static_cast<std::size_t>(ranks_.size()), 0);
+  std::copy(row.begin(), row.end(), table.begin() + ranks_.rank() * static_cast<Index>(row.size()));
+  sum(table);
+  return table;
+}
+
+void Exchange::together(const std::string& doing, const std::function<void()>& work) const {
+  if (ranks_.size() == 1) return work();
+  std::exception_ptr error;
+  Index kind = 0;
+  try {
+    work();
+  } catch (const Error& e) {
+    error = std::current_exception();
+    kind = static_cast<Index>(e.kind());
+  } catch (const std::bad_alloc&) {
+    error = std::current_exception();
+    kind = static_cast<Index>(ErrorKind::device);
+  } catch (...) {
+    error = std::current_exception();
+    kind = static_cast<Index>(ErrorKind::internal);
+  }
+  if (error && ranks_.callbacks().on_failure) ranks_.callbacks().on_failure(error);
+  const auto kinds = gather({kind});
+  if (error) std::rethrow_exception(error);
+  const auto failed = std::find_if(kinds.begin(), kinds.end(), [](Index k) { return k != 0; });
+  if (failed != kinds.end())
+    throw Error(static_cast<ErrorKind>(*failed),
+                "rank " + std::to_string(failed - kinds.begin()) + " of " + std::to_string(ranks_.size()) +
+                    " failed while " + doing,
+                "its own message says why");
+}
+
+void Exchange::agree(const std::vector<Index>& values, const std::string& hint,
+                     const std::function<std::string(const Index* values)>& describe) const {
+  if (ranks_.size() == 1) return;
+  const auto table = gather(values);
+  const auto width = static_cast<Index>(values.size());
+  for (int rank = 1; rank < ranks_.size(); ++rank) {
+    const Index* theirs = table.data() + rank * width;
+    if (std::equal(theirs, theirs + width, table.begin())) continue;
+    throw UsageError("the ranks differ: rank 0 has " + describe(table.data()) + ", rank " + std::to_string(rank) +
+                         " has " + describe(theirs),
+                     hint);
+  }
+}
+
+Index fingerprint(const void* data, std::size_t bytes) {
+  std::uint64_t hash = 14695981039346656037ULL;  // FNV-1a
+  for (std::size_t i = 0; i < bytes; ++i) hash = (hash ^ static_cast<const unsigned char*>(data)[i]) * 1099511628211ULL;
+  return static_cast<Index>(hash >> 1);
+}
+
+}  // namespace ncollapse

@@ -1,0 +1,47 @@
+// What the algorithms do with a Communicator: sum arrays wherever they lie, and fail together.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "host/backend.hpp"
+#include "ncollapse/communicator.hpp"
+
+namespace ncollapse {
+
+/// Collective calls: all ranks make the same ones in the same order.
+class Exchange {
+ public:
+  /// Throws UsageError when the ranks sum in device memory and the backend has none.
+  Exchange(Backend& backend, const Communicator& ranks);
+
+  void sum(Matrix& values) const { sum_array(values); }
+  void sum(IndexArray& values) const { sum_array(values); }
+  void sum(std::vector<double>& values) const { sum_vector(values); }
+  void sum(std::vector<Index>& values) const { sum_vector(values); }
+  /// Every rank's row, [size x row.size()].
+  std::vector<Index> gather(const std::vector<Index>& row) const;
+
+  /// Runs `work` on every rank. When it throws on one, every rank throws: the ones that failed their own error, the
+  /// others what `doing` and the first failed rank say. Without this a rank that fails would leave the others waiting.
+  void together(const std::string& doing, const std::function<void()>& work) const;
+  /// Throws UsageError on every rank when the ranks do not all give the same values. `describe` says what a rank's
+  /// values mean.
+  void agree(const std::vector<Index>& values, const std::string& hint,
+             const std::function<std::string(const Index* values)>& describe) const;
+
+ private:
+  template <class T>
+  void sum_array(Array<T>& values) const;
+  template <class T>
+  void sum_vector(std::vector<T>& values) const;
+
+  Backend& backend_;
+  const Communicator& ranks_;
+};
+
+/// A number that differs when the bytes do, for agree().
+Index fingerprint(const void* data, std::size_t bytes);
+
+}  // namespace ncollapse
