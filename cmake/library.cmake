@@ -32,6 +32,19 @@ target_sources(ncollapse PUBLIC FILE_SET HEADERS
   FILES ${public_headers} ${PROJECT_BINARY_DIR}/include/ncollapse/export.hpp
         ${PROJECT_BINARY_DIR}/include/ncollapse/version.hpp)
 
+# --- components: headers that need another library, which users have themselves; see ncollapseConfig.cmake.in
+if(NCOLLAPSE_HAS_MPI)
+  add_library(ncollapse_mpi INTERFACE)
+  add_library(ncollapse::mpi ALIAS ncollapse_mpi)
+  target_link_libraries(ncollapse_mpi INTERFACE ncollapse MPI::MPI_CXX)
+endif()
+if(NCOLLAPSE_HAS_NCCL)
+  add_library(ncollapse_nccl INTERFACE)
+  add_library(ncollapse::nccl ALIAS ncollapse_nccl)
+  target_link_libraries(ncollapse_nccl INTERFACE ncollapse ${NCCL_LIBRARY} CUDA::cudart)
+  target_include_directories(ncollapse_nccl INTERFACE ${NCCL_INCLUDE_DIR})
+endif()
+
 # --- install: find_package(ncollapse), then ncollapse::ncollapse
 install(TARGETS ncollapse EXPORT ncollapseTargets FILE_SET HEADERS
         LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})

@@ -59,8 +59,18 @@ Dataset::Dataset(const FileList& features, const FileList& labels, RowRange rang
     rows_ += shard.rows;
     shards_.push_back(std::move(shard));
   }
+  name_ = files_text(shards_.front().name, shards_.size());
   if (!labels.empty()) open_labels(labels);
-  clip(range);
+
+  const Index end = range.end < 0 ? rows_ : range.end;
+  if (range.first < 0 || range.first >= end || end > rows_)
+    throw DataError("rows " + std::to_string(range.first) + ":" + (range.end < 0 ? "" : std::to_string(end)) +
+                        " were asked of " + name_ + ", with " + std::to_string(rows_) + " rows",
+                    "FIRST:END are the rows FIRST to END - 1, counted over all files from 0");
+  clip(range.first, end);
+  whole_rows_ = rows_;
+  name_ = files_text(shards_.front().name, shards_.size());
+  labels_name_ = files_text(shards_.front().label_name, common_labels_ ? 1 : shards_.size());
 }
 
 void Dataset::open_labels(const FileList& labels) {
@@ -79,7 +89,7 @@ void Dataset::open_labels(const FileList& labels) {
   };
   for (std::size_t i = 0; i < specs.size(); ++i) {
     const ArrayFile file = ArrayFile::open(specs[i], ArrayRole::labels);
-    check(common_labels_ ? name() : shards_[i].name, common_labels_ ? rows_ : shards_[i].rows, file);
+    check(common_labels_ ? name_ : shards_[i].name, common_labels_ ? rows_ : shards_[i].rows, file);
     label_inventory_.push_back(inventory_line("labels", file));
     shards_[i].label_spec = specs[i];
     shards_[i].label_name = file.name();
@@ -92,30 +102,25 @@ void Dataset::open_labels(const FileList& labels) {
   }
 }
 
-void Dataset::clip(RowRange range) {
-  const Index end = range.end < 0 ? rows_ : range.end;
-  if (range.first < 0 || range.first >= end || end > rows_)
-    throw DataError("rows " + std::to_string(range.first) + ":" + (range.end < 0 ? "" : std::to_string(end)) +
-                        " were asked of " + name() + ", with " + std::to_string(rows_) + " rows",
-                    "FIRST:END are the rows FIRST to END - 1, counted over all files from 0");
+void Dataset::clip(Index first, Index end) {
   std::vector<Shard> taken;
   for (Shard& shard : shards_) {
-    const Index begin = std::max(range.first, shard.start), stop = std::min(end, shard.start + shard.rows);
+    const Index begin = std::max(first, shard.start), stop = std::min(end, shard.start + shard.count);
     if (begin >= stop) continue;
-    shard.first = begin - shard.start;
+    shard.first += begin - shard.start;
+    shard.label_first += begin - shard.start;
     shard.count = stop - begin;
-    shard.start = begin - range.first;
-    shard.label_first += shard.first;
+    shard.start = begin - first;
     taken.push_back(std::move(shard));
   }
   shards_ = std::move(taken);
-  rows_ = end - range.first;
+  rows_ = end - first;
 }
 
-std::string Dataset::name() const { return files_text(shards_.front().name, shards_.size()); }
-
-std::string Dataset::labels_name() const {
-  return files_text(shards_.front().label_name, common_labels_ ? 1 : shards_.size());
+void Dataset::keep_part(Index part, Index parts) {
+  const auto begin = [&](Index i) { return i * (rows_ / parts) + std::min(i, rows_ % parts); };
+  open_shard_ = nullptr;
+  clip(begin(part), begin(part + 1));
 }
 
 std::vector<std::string> Dataset::inventory() const {

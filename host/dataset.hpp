@@ -36,12 +36,17 @@ class Dataset {
   /// not fit, rows beyond the end.
   Dataset(const FileList& features, const FileList& labels, RowRange range = {});
 
-  Index rows() const { return rows_; }  ///< of the range
+  /// Leaves of the rows one of `parts` contiguous parts of nearly the same size, with its rows counted from 0. It may
+  /// be empty; name() still is that of the whole.
+  void keep_part(Index part, Index parts);
+
+  Index rows() const { return rows_; }              ///< of the range, or of the part
+  Index whole_rows() const { return whole_rows_; }  ///< of all parts
   Index dim() const { return dim_; }
   Index row_bytes() const { return row_bytes_; }
   const std::string& dtype_name() const { return dtype_name_; }
-  std::string name() const;         ///< for messages: "a.npy", "a.npy and 4 more"
-  std::string labels_name() const;  ///< the same for the labels
+  const std::string& name() const { return name_; }                ///< for messages: "a.npy", "a.npy and 4 more"
+  const std::string& labels_name() const { return labels_name_; }  ///< the same for the labels
   /// One line for every feature and label file: name, shape, element type and the rows taken.
   std::vector<std::string> inventory() const;
 
@@ -66,14 +71,14 @@ class Dataset {
     Index label_first = 0;  // where the labels of its first row in the range lie in their file
   };
   void open_labels(const FileList& labels);
-  void clip(RowRange range);
+  void clip(Index first, Index end);
   void read_from(const Shard& shard);
   LabelView labels_of(const Shard& shard, Index first, Index count);
 
   std::vector<Shard> shards_;
   bool common_labels_ = false;  // one file of labels for all shards
-  Index rows_ = 0, dim_ = 0, row_bytes_ = 0;
-  std::string dtype_name_;
+  Index rows_ = 0, whole_rows_ = 0, dim_ = 0, row_bytes_ = 0;
+  std::string dtype_name_, name_, labels_name_;
   std::vector<std::string> label_inventory_;
 
   const Shard* open_shard_ = nullptr;

@@ -1,5 +1,6 @@
 #include <unistd.h>
 
+#include <cstdlib>
 #include <memory>
 #include <optional>
 
@@ -8,6 +9,7 @@
 #include "host/cli/measuring_options.hpp"
 #include "host/cli/output.hpp"
 #include "host/cli/progress.hpp"
+#include "host/cli/ranks.hpp"
 #include "host/cli/row_range.hpp"
 #include "ncollapse/analysis.hpp"
 #include "ncollapse/error.hpp"
@@ -23,21 +25,40 @@ struct AnalyzeOptions {
   std::string rows;
 };
 
+/// Under mpirun each rank has its own GPU, or its share of the cores.
+Context open(const DeviceOptions& options, const Ranks& ranks) {
+  if (ranks.size() == 1) return options.open();
+  DeviceOptions mine = options;
+  Device device = Device::parse(options.device);
+  if (device.type == DeviceType::cuda && options.device.find(':') == std::string::npos) {
+    const auto gpus = static_cast<int>(devices().size()) - 1;  // the CPU is the first
+    if (gpus > 0) device.index = ranks.local_rank() % gpus;
+  }
+  if (options.threads == 0 && std::getenv("OMP_NUM_THREADS") == nullptr) mine.threads = ranks.threads();
+  return Context(device, {.threads = mine.threads});
+}
+
 void run(AnalyzeOptions& options, const Common& common) {
+  Ranks& ranks = *common.ranks;
   options.report.check(options.request, common);
   options.request.rows = parse_rows(options.rows);
-  const Context context = options.device.open();
+  const Context context = open(options.device, ranks);
 
   catch_interrupts();
-  ProgressBar bar(!common.quiet && isatty(STDERR_FILENO) == 1);
+  using Style = ProgressBar::Style;
+  ProgressBar bar(common.quiet || ranks.rank() != 0 ? Style::none
+                  : isatty(STDERR_FILENO) == 1      ? Style::bar
+                  : ranks.size() > 1                ? Style::lines  // mpirun hands stderr on by a pipe
+                                                    : Style::none);
   options.request.on_progress = [&](const Progress& progress) {
     if (interrupted()) throw Interrupted("interrupted; nothing was written");
-    bar.update(progress);
+    bar.update(ranks.together(progress));
   };
-  Report report = analyze(context, options.request);
+  const auto report = analyze(context, options.request, ranks.communicator(!common.json.empty()));
+  ranks.finish();
   bar.clear();
   if (interrupted()) throw Interrupted("interrupted; nothing was written");
-  write_report(report, common.json, options.report.csv, common.quiet);
+  if (report) write_report(*report, common.json, options.report.csv, common.quiet);
 }
 
 }  // namespace
@@ -72,10 +93,13 @@ void add_analyze(CLI::App& app, Common& common) {
   command->footer(
       "A file may carry a key: dump.npz:features, model.safetensors:fc.weight.\n"
       "Without a key the only array of the file is taken, or the one with a usual name.\n"
-      "A quoted glob is expanded here, in natural order: shard-2 before shard-10.\n\n"
+      "A quoted glob is expanded here, in natural order: shard-2 before shard-10.\n"
+      "Under mpirun the ranks divide the rows; each takes its own GPU or its share of the cores, and rank 0 "
+      "reports.\n\n"
       "Examples:\n"
       "  ncollapse analyze --features train.npy --labels y.npy\n"
       "  ncollapse analyze --features 'shard-*.npy' --labels 'labels-*.npy'\n"
+      "  mpirun -n 8 ncollapse analyze --features 'shard-*.npy' --labels 'labels-*.npy'\n"
       "  ncollapse analyze --features dump.npz:features --labels dump.npz:labels \\\n"
       "      --weights model.safetensors:fc.weight --bias model.safetensors:fc.bias --json report.json\n"
       "  ncollapse analyze --features h.npy --labels y.npy --weights W1.npy W2.npy W3.npy \\\n"

@@ -8,10 +8,13 @@
 
 namespace ncollapse::cli {
 
+class Ranks;
+
 /// What every subcommand shares.
 struct Common {
   std::string json;  ///< where JSON goes: empty: nowhere, "-": stdout
   bool quiet = false;
+  Ranks* ranks = nullptr;  ///< never null in a subcommand
 };
 
 /// Why `text` is no whole number from `least` up that Number can hold; empty when it is.

@@ -1,9 +1,11 @@
 // The command `ncollapse`. Exit codes: 0 ok, 1 internal, 2 usage, 3 bad input, 4 device or memory, 130 interrupted.
 #include <iostream>
+#include <optional>
 #include <string>
 
 #include "host/cli/commands.hpp"
 #include "host/cli/output.hpp"
+#include "host/cli/ranks.hpp"
 #include "ncollapse/error.hpp"
 #include "ncollapse/version.hpp"
 
@@ -47,6 +49,13 @@ int main(int argc, char** argv) {
       "  ncollapse devices\n\n"
       "Exit codes: 0 ok, 1 internal error, 2 wrong usage, 3 bad input, 4 device or memory, 130 interrupted.");
   cli::Common common;
+  std::optional<cli::Ranks> ranks;
+  try {
+    ranks.emplace();
+  } catch (...) {
+    return cli::report_error(std::current_exception(), json_wanted(argc, argv));
+  }
+  common.ranks = &*ranks;
   cli::add_analyze(app, common);
   cli::add_accumulate(app, common);
   cli::add_merge(app, common);
@@ -57,19 +66,25 @@ int main(int argc, char** argv) {
   cli::add_plot(app, common);
   cli::add_devices(app, common);
   cli::add_metrics(app, common);
+  const bool speaks = ranks->rank() == 0;
+  app.parse_complete_callback([&] {
+    if (ranks->size() > 1 && chosen_command(app) != "analyze ")
+      throw ncollapse::UsageError(chosen_command(app) + "was started in a job of several processes",
+                                  "only analyze divides its work among them; start this without mpirun");
+  });
   if (argc == 1) {
-    std::cout << app.help();
+    if (speaks) std::cout << app.help();
     return static_cast<int>(ncollapse::ErrorKind::usage);
   }
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
-    if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
-    return cli::report_error(
+    if (e.get_exit_code() == 0) return speaks ? app.exit(e) : 0;  // --help, --version
+    return ranks->fail(
         std::make_exception_ptr(ncollapse::UsageError(e.what(), "see: ncollapse " + chosen_command(app) + "--help")),
         json_wanted(argc, argv));
   } catch (...) {
-    return cli::report_error(std::current_exception(), json_wanted(argc, argv));
+    return ranks->fail(std::current_exception(), json_wanted(argc, argv));
   }
   return 0;
 }

@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 #include <system_error>
 
+#include "host/cli/ranks.hpp"
 #include "ncollapse/error.hpp"
 
 namespace ncollapse::cli {
@@ -105,21 +106,22 @@ void LineWriter::write(const std::string& line) {
 
 bool wants_colour(int descriptor) {
   const char* no_colour = std::getenv("NO_COLOR");
-  return isatty(descriptor) == 1 && (no_colour == nullptr || *no_colour == '\0');
+  // mpirun gives its processes a terminal of their own, whatever its own output is.
+  return isatty(descriptor) == 1 && launched_ranks() == 0 && (no_colour == nullptr || *no_colour == '\0');
 }
 
-int report_error(std::exception_ptr error, bool as_json) {
+int report_error(std::exception_ptr error, bool as_json, const std::string& who) {
   try {
     std::rethrow_exception(error);
   } catch (const Error& e) {
-    return print_error(static_cast<int>(e.kind()), e.what(), e.hint(), as_json);
+    return print_error(static_cast<int>(e.kind()), who + e.what(), e.hint(), as_json);
   } catch (const Interrupted& e) {
-    return print_error(kInterruptedExit, e.what(), "", as_json);
+    return print_error(kInterruptedExit, who + e.what(), "", as_json);
   } catch (const std::bad_alloc&) {
-    return print_error(static_cast<int>(ErrorKind::device), "out of memory",
+    return print_error(static_cast<int>(ErrorKind::device), who + "out of memory",
                        "analyze, accumulate: try a smaller --batch-rows; simulate: a smaller --dim", as_json);
   } catch (const std::exception& e) {
-    return print_error(static_cast<int>(ErrorKind::internal), e.what(), "", as_json);
+    return print_error(static_cast<int>(ErrorKind::internal), who + e.what(), "", as_json);
   }
 }
 

@@ -48,7 +48,7 @@ double checked_decays(const std::vector<double>& lambda_w, const std::optional<d
 /// True when colours and progress bars are welcome on that file descriptor (a terminal, NO_COLOR not set).
 bool wants_colour(int descriptor);
 
-/// Prints the error to stderr, as JSON when `as_json`, and returns the exit code.
-int report_error(std::exception_ptr error, bool as_json);
+/// Prints the error to stderr, `who` before its message, as JSON when `as_json`, and returns the exit code.
+int report_error(std::exception_ptr error, bool as_json, const std::string& who = {});
 
 }  // namespace ncollapse::cli

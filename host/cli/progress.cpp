@@ -20,14 +20,20 @@ std::string duration(double seconds) {
 
 bool ProgressBar::due(bool last) {
   const auto now = Clock::now();
-  if (now - last_ < std::chrono::milliseconds(100) && !last) return false;
+  const bool bar = style_ == Style::bar;
+  if (now - last_ < std::chrono::milliseconds(bar ? 100 : 10000) && !(bar && last)) return false;
   last_ = now;
   return true;
 }
 
 void ProgressBar::draw(const std::string& title, double share, const std::string& rest) {
+  if (style_ == Style::lines) {
+    fmt::print(stderr, "{}: {:.0f} %  {}\n", title, share * 100, rest);
+    std::fflush(stderr);
+    return;
+  }
   constexpr int kWidth = 24;
-  const int filled = static_cast<int>(share * kWidth);
+  const int filled = static_cast<int>(std::min(share, 1.0) * kWidth);
   fmt::print(stderr, "\r{:<20} [{}{}] {:3.0f} %  {}\033[K", title, std::string(filled, '#'),
              std::string(kWidth - filled, '.'), share * 100, rest);
   std::fflush(stderr);
@@ -35,14 +41,14 @@ void ProgressBar::draw(const std::string& title, double share, const std::string
 }
 
 void ProgressBar::update(const Progress& progress) {
-  if (!enabled_) return;
+  if (style_ == Style::none) return;
   if (progress.pass != pass_) {
     pass_ = progress.pass;
     pass_start_ = Clock::now();
-    last_ = {};
+    if (style_ == Style::bar) last_ = {};  // a new bar at once
   }
   if (!due(progress.rows_done >= progress.rows_total)) return;
-  const double seconds = std::chrono::duration<double>(last_ - pass_start_).count();
+  const double seconds = std::chrono::duration<double>(Clock::now() - pass_start_).count();
   const double share = progress.rows_total > 0 ? static_cast<double>(progress.rows_done) / progress.rows_total : 1.0;
   std::string rate;
   if (seconds > 0.2) {  // before that the rate is noise
@@ -54,7 +60,7 @@ void ProgressBar::update(const Progress& progress) {
 }
 
 void ProgressBar::update(const SimulationStep& step, Index iterations) {
-  if (!enabled_ || !due(step.iteration == iterations)) return;
+  if (style_ == Style::none || !due(step.iteration == iterations)) return;
   draw(fmt::format("iteration {}", step.iteration),
        static_cast<double>(step.iteration) / static_cast<double>(iterations),
        fmt::format("loss {:.10g}, {:.3g} above the minimum", step.loss, step.gap));

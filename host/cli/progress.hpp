@@ -1,4 +1,4 @@
-// A progress bar on stderr, for terminals only. At most ten updates a second.
+// Progress on stderr: a bar on a terminal, at most ten updates a second; or lines, at most one in ten seconds.
 #pragma once
 
 #include <chrono>
@@ -11,7 +11,10 @@ namespace ncollapse::cli {
 
 class ProgressBar {
  public:
-  explicit ProgressBar(bool enabled) : enabled_(enabled) {}
+  enum class Style { none, bar, lines };
+
+  explicit ProgressBar(bool bar) : ProgressBar(bar ? Style::bar : Style::none) {}
+  explicit ProgressBar(Style style) : style_(style) {}
   ~ProgressBar() { clear(); }
   ProgressBar(const ProgressBar&) = delete;
   ProgressBar& operator=(const ProgressBar&) = delete;
@@ -25,10 +28,10 @@ class ProgressBar {
   bool due(bool last);
   void draw(const std::string& title, double share, const std::string& rest);
 
-  bool enabled_;
+  Style style_;
   bool shown_ = false;
   std::string pass_;
-  Clock::time_point pass_start_, last_;
+  Clock::time_point pass_start_, last_ = Clock::now();
 };
 
 }  // namespace ncollapse::cli

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "ncollapse/communicator.hpp"
 #include "ncollapse/context.hpp"
 #include "ncollapse/export.hpp"
 #include "ncollapse/file_list.hpp"
@@ -12,7 +14,8 @@
 
 namespace ncollapse {
 
-/// How far a pass over a data set has come, all its files together. `pass` names it ("moments", "decisions", ...).
+/// How far a pass over a data set has come, all its files together. `pass` names it ("moments", "decisions", ...). With
+/// several ranks what is done is the calling rank's, and the total that of all.
 struct Progress {
   std::string pass;
   Index rows_done = 0, rows_total = 0;
@@ -40,5 +43,14 @@ struct AnalysisRequest {
 /// features for the moments and a second one for the decisions (they need the final means).
 /// Throws DataError and UsageError naming the file.
 NCOLLAPSE_EXPORT Report analyze(const Context& context, const AnalysisRequest& request);
+
+/// The same by all ranks together; collective. Every rank sees all files, opens their headers and reads a contiguous
+/// part of the rows of each data set, as many as the others but for one; on_progress is called on each. The report is
+/// made on rank 0, the others get none; its metrics agree with those of a single process to rounding, and its counts
+/// exactly. The same ranks give the same bits where their sums do.
+/// When a rank fails, all throw, the others when their own pass has ended (CommunicatorCallbacks::on_failure is called
+/// at once). UsageError when the ranks see other files or were asked for something else.
+NCOLLAPSE_EXPORT std::optional<Report> analyze(const Context& context, const AnalysisRequest& request,
+                                               const Communicator& ranks);
 
 }  // namespace ncollapse

@@ -16,7 +16,10 @@ stray() {  # stray RULE LINES
 only_in() {
   stray "outside its home ($2)" "$(grep -nE "^ *# *include *[<\"]($1)" "${all[@]}" | grep -vE "^($2)")"
 }
-only_in 'cuda_|cuda\.h|cuda/std|cublas|cusolver|nccl|thrust/|cub/|cooperative_groups' 'cuda/|tests/[^:]*\.cu:'
+only_in 'cuda_|cuda\.h|cuda/std|cublas|cusolver|thrust/|cub/|cooperative_groups' \
+  'cuda/|tests/[^:]*\.cu:|tests/ranks/nccl|include/ncollapse/nccl\.hpp:'
+only_in 'nccl\.h' 'include/ncollapse/nccl\.hpp:'
+only_in 'mpi\.h' 'include/ncollapse/mpi\.hpp:'
 only_in 'cblas|lapack|openblas' 'host/cpu/|tests/shim/'
 only_in 'omp\.h' 'host/cpu/'
 only_in 'lbfgs\.h' 'host/ufm/lbfgs\.cpp:'
@@ -36,5 +39,5 @@ sees cuda 'ncollapse/|host/backend\.hpp|cuda/'
 sees bench 'ncollapse/|host/backend\.hpp'
 
 stray 'a public header may see only the standard library and ncollapse/' \
-  "$(grep -nE '^ *# *include *<' include/ncollapse/*.hpp | grep -vE '<[a-z_]+>$')"
+  "$(grep -nE '^ *# *include *<' include/ncollapse/*.hpp | grep -vE '<[a-z_]+>$|/mpi\.hpp:.*<mpi\.h>|/nccl\.hpp:.*<(nccl|cuda_runtime)\.h>')"
 exit $strays
