@@ -19,7 +19,6 @@
 #include "host/cpu/parallel_blas.hpp"
 #include "ncollapse/error.hpp"
 
-extern "C" void openblas_set_num_threads(int threads);
 extern "C" char* openblas_get_corename();
 
 namespace ncollapse::cpu {
@@ -48,9 +47,7 @@ NCOLLAPSE_VECTORISED void add_scaled(double scale, const double* row, double* su
 
 }  // namespace
 
-CpuBackend::CpuBackend(const ContextOptions& options) : info_(cpu_device(options.threads)), threads_(info_.threads) {
-  openblas_set_num_threads(1);  // see parallel_blas.hpp
-}
+CpuBackend::CpuBackend(const ContextOptions& options) : info_(cpu_device(options.threads)), threads_(info_.threads) {}
 
 std::shared_ptr<void> CpuBackend::allocate(Index bytes) {
   constexpr std::size_t kAlignment = 64;
@@ -127,6 +124,7 @@ std::vector<double> CpuBackend::group_gram_squares(const Matrix& A, const std::v
   Index largest = 0;  // of the small ones
   for (Index g = 0; g < groups; ++g)
     if (const Index count = begin[g + 1] - begin[g]; count <= kSmall) largest = std::max(largest, count);
+  const BlasThreads guard(1);
 #pragma omp parallel num_threads(threads_for(A.size()))
   {
     std::vector<double> gram(static_cast<std::size_t>(largest * largest));
@@ -218,7 +216,7 @@ std::vector<double> CpuBackend::eigh(Matrix& A) {
     throw UsageError("an eigenproblem of order " + std::to_string(n) + " is too large, at most " +
                          std::to_string(kMaxOrder) + " can be solved",
                      "accumulate traces instead of the full scatter");
-  const LapackThreads guard(threads_);
+  const BlasThreads guard(threads_);
   const int info =
       LAPACKE_dsyevd(LAPACK_COL_MAJOR, 'V', 'U', blas_int(n, "order"), A.data(), blas_int(n, "order"), values.data());
   if (info != 0)
@@ -239,7 +237,7 @@ Svd CpuBackend::svd(const Matrix& A) {
                      "a GPU has no such limit");
   const int rows = blas_int(A.rows, "rows"), cols = blas_int(A.cols, "columns");
   const Matrix used_up = clone(A);
-  const LapackThreads guard(threads_);
+  const BlasThreads guard(threads_);
   const int info = LAPACKE_dgesdd(LAPACK_COL_MAJOR, 'S', cols, rows, used_up.data(), cols, result.values.data(),
                                   result.right.data(), cols, result.left.data(), static_cast<int>(r));
   if (info == LAPACK_WORK_MEMORY_ERROR)
@@ -264,13 +262,14 @@ PinvTrace CpuBackend::pinv_trace(Matrix& A, Matrix& B) {
   for (Index i = 0; i < n; ++i) diagonal.push_back(A.data()[i * n + i]);
   double reciprocal_condition = 0;
   {
-    const LapackThreads guard(threads_);
+    const BlasThreads guard(threads_);
     const double one_norm = LAPACKE_dlansy(LAPACK_COL_MAJOR, '1', 'U', order, A.data(), order);
     if (LAPACKE_dpotrf(LAPACK_COL_MAJOR, 'U', order, A.data(), order) == 0)
       LAPACKE_dpocon(LAPACK_COL_MAJOR, 'U', order, A.data(), order, one_norm, &reciprocal_condition);
   }
   if (reciprocal_condition > kWellConditioned) {
     const Index blocks = (B.rows + kBlockRows - 1) / kBlockRows;
+    const BlasThreads guard(1);
 #pragma omp parallel for num_threads(threads_for(B.size())) schedule(dynamic)
     for (Index block = 0; block < blocks; ++block) {
       const Index first = block * kBlockRows, count = std::min(kBlockRows, B.rows - first);

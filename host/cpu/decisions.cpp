@@ -19,6 +19,7 @@
 #include "host/cpu/batch_checks.hpp"
 #include "host/cpu/cpu_backend.hpp"
 #include "host/cpu/elements.hpp"
+#include "host/cpu/parallel_blas.hpp"
 
 namespace ncollapse::cpu {
 
@@ -271,6 +272,7 @@ void CpuBackend::decide_rows(DecisionState& state, const T* data, Index stride, 
 
   // Each thread takes whole tiles, products included: one parallel region, no barrier inside it.
   const int team = static_cast<int>(std::min<Index>(threads_for(rows * dim * classes), tiles));
+  const BlasThreads guard(1);
 #pragma omp parallel num_threads(team)
   {
     Workspace& work = prepared.workspaces[static_cast<std::size_t>(omp_get_thread_num())];

@@ -10,6 +10,7 @@
 #include "ncollapse/error.hpp"
 
 extern "C" void openblas_set_num_threads(int threads);
+extern "C" int openblas_get_num_threads();
 
 namespace ncollapse::cpu {
 
@@ -54,6 +55,7 @@ void multiply(int threads, const Operand& A, const Operand& B, Index rows, Index
   const Index high = tile_of(rows, threads), wide = 2 * tile_of(cols, threads);
   const Index down = (rows + high - 1) / high, across = (cols + wide - 1) / wide;
   const int team = rows * cols * depth < kParallelFlops ? 1 : threads;
+  const BlasThreads guard(1);
 #pragma omp parallel for num_threads(team) schedule(dynamic)
   for (Index tile = 0; tile < down * across; ++tile) {
     const Index i = tile / across * high, j = tile % across * wide;
@@ -66,6 +68,7 @@ void add_gram_lower(int threads, double alpha, const Operand& A, Index n, Index 
   const Index side = tile_of(n, threads), count = (n + side - 1) / side;
   const Operand B{A.data, A.stride, !A.transposed};
   const int team = n * n * depth < kParallelFlops ? 1 : threads;
+  const BlasThreads guard(1);
 #pragma omp parallel for num_threads(team) schedule(dynamic)
   for (Index tile = 0; tile < count * count; ++tile) {
     const Index i = tile / count * side, j = tile % count * side;
@@ -79,7 +82,7 @@ void add_gram_lower(int threads, double alpha, const Operand& A, Index n, Index 
   }
 }
 
-LapackThreads::LapackThreads(int threads) { openblas_set_num_threads(threads); }
-LapackThreads::~LapackThreads() { openblas_set_num_threads(1); }
+BlasThreads::BlasThreads(int threads) : before_(openblas_get_num_threads()) { openblas_set_num_threads(threads); }
+BlasThreads::~BlasThreads() { openblas_set_num_threads(before_); }
 
 }  // namespace ncollapse::cpu

@@ -1,6 +1,7 @@
 // Products of row-major matrices on all threads. BLAS itself runs on one: its own thread pool would fight OpenMP's for
 // the cores (both wait by spinning), which costs more than it gains. The result is cut into tiles by its size alone,
-// each tile is one BLAS call, so the bits do not depend on the number of threads.
+// each tile is one BLAS call, so the bits do not depend on the number of threads. The program around the library may
+// use the same BLAS, LibTorch does, so each call leaves its number of threads as it was.
 #pragma once
 
 #include "ncollapse/types.hpp"
@@ -21,13 +22,16 @@ void multiply(int threads, const Operand& A, const Operand& B, Index rows, Index
 /// Lower triangle of C [n x n] = alpha A A^T + beta C, A [n x depth] after transposition.
 void add_gram_lower(int threads, double alpha, const Operand& A, Index n, Index depth, double beta, double* C);
 
-/// LAPACK's own threads, while this lives.
-class LapackThreads {
+/// The threads of BLAS and LAPACK themselves, while this lives: one around products that OpenMP spreads.
+class BlasThreads {
  public:
-  explicit LapackThreads(int threads);
-  ~LapackThreads();
-  LapackThreads(const LapackThreads&) = delete;
-  LapackThreads& operator=(const LapackThreads&) = delete;
+  explicit BlasThreads(int threads);
+  ~BlasThreads();
+  BlasThreads(const BlasThreads&) = delete;
+  BlasThreads& operator=(const BlasThreads&) = delete;
+
+ private:
+  int before_;
 };
 
 /// For the vendor interface's 32-bit sizes. Throws UsageError.

@@ -55,8 +55,8 @@ struct ContextOptions {
 };
 
 /// Opens a device. Cheap to copy: copies share the device's handles. Not safe for use from two threads at once;
-/// give each thread its own Context. CPU contexts share the process's BLAS, which they set to one thread
-/// (OpenMP does the rest): use one of them at a time.
+/// give each thread its own Context. CPU contexts share the process's BLAS, whose number of threads they set while they
+/// compute and restore: use one of them at a time, and not beside other work in BLAS.
 class NCOLLAPSE_EXPORT Context {
  public:
   /// Throws DeviceError when the device does not exist or the library was built without CUDA.

@@ -3,6 +3,9 @@
 
 #include "tests/api/support.hpp"
 
+extern "C" void openblas_set_num_threads(int threads);
+extern "C" int openblas_get_num_threads();
+
 namespace ncollapse_test {
 namespace {
 
@@ -56,6 +59,19 @@ TEST(Devices, ThreadCountsAgree) {
     expect_same_metrics(report, *want, kOrder, kZero);
     expect_same_bits(report, measure_problem(context, problem));
   }
+}
+
+// A program may compute in the same BLAS between its measurements, as one with LibTorch does.
+TEST(Devices, TheThreadsOfBlasStayAsTheyWere) {
+  const int before = openblas_get_num_threads();
+  for (const int threads : {1, 2}) {
+    openblas_set_num_threads(threads);
+    const Context context(Device{}, {.threads = 3 - threads});
+    EXPECT_EQ(openblas_get_num_threads(), threads);
+    measure_problem(context, typical_problem());
+    EXPECT_EQ(openblas_get_num_threads(), threads);
+  }
+  openblas_set_num_threads(before);
 }
 
 class Contexts : public OnDevice {};

@@ -1,0 +1,295 @@
+#include "training.hpp"
+
+#include <fmt/core.h>
+
+#include <cmath>
+#include <filesystem>
+#include <system_error>
+
+#include <ncollapse/torch.hpp>
+
+#include "dump.hpp"
+
+namespace train_mlp {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr const char* kCheckpointFormat = "train_mlp.checkpoint/1";
+
+torch::Device parse_device(const std::string& text) {
+  const ncollapse::Device device = ncollapse::Device::parse(text);
+  if (text == "auto" && !torch::cuda::is_available()) return torch::kCPU;
+  if (device.type == ncollapse::DeviceType::cpu) return torch::kCPU;
+  if (device.index >= static_cast<int>(torch::cuda::device_count()))
+    throw ncollapse::DeviceError(
+        "--device " + text + ": this LibTorch sees " + std::to_string(torch::cuda::device_count()) + " GPU(s)",
+        "a LibTorch built for CUDA and a GPU are needed; --device cpu needs neither");
+  return torch::Device(torch::kCUDA, static_cast<torch::DeviceIndex>(device.index));
+}
+
+torch::Tensor inputs_of(Samples& samples) {
+  return torch::from_blob(samples.values.data(), {samples.rows, samples.dim}, torch::kFloat).clone();
+}
+
+torch::Tensor labels_of(Samples& samples) {
+  return torch::from_blob(samples.labels.data(), {samples.rows}, torch::kLong).clone();
+}
+
+/// A file is replaced once the new one is complete.
+template <class Write>
+void replace_file(const std::string& path, const Write& write) {
+  const std::string temporary = path + ".new";
+  std::error_code status;
+  try {
+    write(temporary);
+  } catch (const c10::Error&) {
+    throw ncollapse::DataError(temporary + ": cannot be written");
+  }
+  std::filesystem::rename(temporary, path, status);
+  if (status) throw ncollapse::DataError(path + ": cannot be replaced: " + status.message());
+}
+
+}  // namespace
+
+Training::Training(const Options& options) : options_(options), device_(parse_device(options.device)) {
+  Dataset data = load_dataset(options_);
+  const auto classes = static_cast<Index>(options_.counts.size());
+  inputs_ = inputs_of(data.train).to(device_);
+  labels_ = labels_of(data.train).to(device_);
+  targets_ = torch::zeros({data.train.rows, classes}, inputs_.options()).scatter_(1, labels_.unsqueeze(1), 1.0);
+  test_inputs_ = inputs_of(data.test).to(device_);
+  test_labels_ = labels_of(data.test).to(device_);
+  context_ = ncollapse::context_for(inputs_, options_.threads);
+
+  torch::manual_seed(options_.seed);
+  network_ = std::make_shared<Network>(data.train.dim, classes, options_);
+  network_->to(device_);
+  adam_ = std::make_unique<torch::optim::Adam>(network_->parameters(), torch::optim::AdamOptions(options_.lr));
+
+  prediction_ =
+      ncollapse::predict({options_.counts, options_.lambda_w, options_.lambda_h, options_.bias, options_.width});
+  for (const auto& direction : prediction_.directions) rank_ += direction.surviving;
+
+  const bool resumed = load_checkpoint();
+  log_ = resumed ? RunLog::resume(options_.log, header(), epoch_) : RunLog::begin(options_.log, header());
+}
+
+Json Training::header() const {
+  const ncollapse::DeviceInfo& device = context_->info();
+  Json json;
+  json["schema"] = "ncollapse.run/1";
+  json["tool"] = {{"name", "train_mlp"}, {"version", ncollapse::version()}, {"torch", TORCH_VERSION}};
+  json["device"] = {{"type", device.device.type == ncollapse::DeviceType::cpu ? "cpu" : "cuda"},
+                    {"index", device.device.index},
+                    {"name", device.name},
+                    {"capability", device.capability},
+                    {"threads", device.threads},
+                    {"memory_bytes", device.memory_bytes}};
+  json["model"] = {{"K", prediction_.classes},          {"N", prediction_.samples},
+                   {"layers", options_.layers},         {"lambda_w", options_.lambda_w},
+                   {"lambda_h", options_.lambda_h},     {"with_bias", options_.bias},
+                   {"width", options_.width},           {"backbone_layers", Network::kBackboneLayers},
+                   {"head_scale", options_.head_scale}, {"counts", options_.counts}};
+  json["dataset"] = {{"name", options_.dataset},
+                     {"split", options_.dataset == "emnist" ? Json(options_.emnist_split) : Json(nullptr)},
+                     {"input_dim", inputs_.size(1)},
+                     {"test_samples", test_labels_.size(0)}};
+  json["optimizer"] = {{"name", "adam"},
+                       {"batch", "full"},
+                       {"epochs", options_.epochs},
+                       {"lr", options_.lr},
+                       {"decay_at", options_.decay_at},
+                       {"decay_factor", options_.decay_factor},
+                       {"seed", options_.seed},
+                       {"measure_every", options_.measure_every}};
+  json["prediction"] = {{"minimum", prediction_.minimum}, {"rank", rank_}};
+  return json;
+}
+
+void Training::set_learning_rate() {
+  const bool decayed = static_cast<double>(epoch_) >= options_.decay_at * static_cast<double>(options_.epochs);
+  const double lr = options_.lr * (decayed ? options_.decay_factor : 1.0);
+  for (auto& group : adam_->param_groups()) static_cast<torch::optim::AdamOptions&>(group.options()).lr(lr);
+}
+
+void Training::measure(const torch::Tensor& features, double loss) {
+  if (!std::isfinite(loss))
+    throw ncollapse::DataError(fmt::format("training diverged: the loss after {} epochs is {}", epoch_, loss),
+                               "try a smaller --lr");
+  ncollapse::Classifier head;
+  for (const auto& weight : network_->layers()) head.layers.push_back(ncollapse::view(weight));
+  if (network_->bias().defined()) head.bias = ncollapse::view(network_->bias());
+
+  ncollapse::Accumulator accumulator(*context_, {.classes = prediction_.classes, .dim = options_.width});
+  accumulator.add(ncollapse::view(features), ncollapse::label_view(labels_));
+  const ncollapse::ClassMoments moments = accumulator.finish();
+  const auto decide = [&](const torch::Tensor& samples, const torch::Tensor& labels) {
+    ncollapse::DecisionCounter counter(moments, &head);
+    counter.add(ncollapse::view(samples), ncollapse::label_view(labels));
+    return counter.finish();
+  };
+  const ncollapse::DecisionCounts train = decide(features, labels_);
+  const ncollapse::DecisionCounts test = decide(network_->features(test_inputs_), test_labels_);
+  const ncollapse::Report report = ncollapse::measure(moments, {.classifier = &head,
+                                                                .train = &train,
+                                                                .test = &test,
+                                                                .lambda_w = options_.lambda_w,
+                                                                .lambda_h = options_.lambda_h});
+  Json json = Json::parse(ncollapse::to_json(report));
+  last_ = {loss, loss - prediction_.minimum, report.find("acc_top1_train").value_or(std::nan(""))};
+  log_->write({{"type", "step"},
+               {"epoch", epoch_},
+               {"loss", loss},
+               {"minimum", prediction_.minimum},
+               {"gap", last_.gap},
+               {"metrics", std::move(json["metrics"])},
+               {"status", std::move(json["status"])},
+               {"per_class", std::move(json["per_class"])},
+               {"spectrum", std::move(json["spectrum"])}});
+}
+
+bool Training::run(bool (*interrupted)()) {
+  Progress progress(options_.quiet, epoch_, options_.epochs);
+  auto start = Clock::now();
+  const auto lap = [&] {  // seconds since the last lap
+    if (device_.is_cuda()) torch::cuda::synchronize(device_.index());
+    const auto now = Clock::now();
+    const double seconds = std::chrono::duration<double>(now - start).count();
+    start = now;
+    return seconds;
+  };
+  for (;; ++epoch_) {
+    const bool stop = interrupted();
+    const bool last = stop || epoch_ == options_.epochs;
+    const torch::Tensor features = network_->features(inputs_);
+    const torch::Tensor loss = network_->loss(features, targets_);
+    if (last || epoch_ % options_.measure_every == 0) {
+      const torch::NoGradGuard no_gradients;
+      const auto value = loss.item<double>();
+      train_seconds_ += lap();
+      measure(features, value);
+      measure_seconds_ += lap();
+    }
+    progress.update(epoch_, last_);
+    if (last) {
+      progress.clear();
+      if (!options_.checkpoint.empty()) save_checkpoint();
+      if (!options_.dump.empty()) dump(features);
+      log_->write({{"type", "end"},
+                   {"reason", stop ? "interrupted" : "epochs"},
+                   {"epoch", epoch_},
+                   {"loss", last_.loss},
+                   {"gap", last_.gap},
+                   {"train_seconds", train_seconds_},
+                   {"measure_seconds", measure_seconds_}});
+      if (!options_.quiet)
+        fmt::print(
+            "{} epochs, loss {:.8g}, predicted minimum {:.8g}, training accuracy {:.4f}\n"
+            "{:.1f} s training, {:.1f} s measuring ({:.1f} %)\nlog written to {}\n",
+            epoch_, last_.loss, prediction_.minimum, last_.accuracy, train_seconds_, measure_seconds_,
+            100 * measure_seconds_ / train_seconds_, options_.log);
+      return !stop;
+    }
+    adam_->zero_grad();
+    loss.backward();
+    set_learning_rate();
+    adam_->step();
+    if (!options_.checkpoint.empty() && (epoch_ + 1) % options_.checkpoint_every == 0) {
+      ++epoch_;
+      save_checkpoint();
+      --epoch_;
+    }
+  }
+}
+
+// --- checkpoints
+
+void Training::save_checkpoint() const {
+  replace_file(options_.checkpoint, [&](const std::string& path) {
+    torch::serialize::OutputArchive archive, network, adam;
+    const Json head = header();
+    archive.write("format", c10::IValue(kCheckpointFormat));
+    archive.write(
+        "settings",
+        c10::IValue(
+            Json{{"model", head["model"]}, {"dataset", head["dataset"]}, {"optimizer", head["optimizer"]}}.dump()));
+    archive.write("epoch", c10::IValue(epoch_));
+    archive.write("train_seconds", c10::IValue(train_seconds_));
+    archive.write("measure_seconds", c10::IValue(measure_seconds_));
+    network_->save(network);
+    archive.write("network", network);
+    adam_->save(adam);
+    archive.write("adam", adam);
+    archive.save_to(path);
+  });
+}
+
+bool Training::load_checkpoint() {
+  const std::string& path = options_.checkpoint;
+  if (path.empty() || !std::filesystem::exists(path)) return false;
+  if (!options_.resume)
+    throw ncollapse::DataError(path + ": the checkpoint exists already",
+                               "go on with it by --resume, or remove it to begin anew");
+  torch::serialize::InputArchive archive, network, adam;
+  c10::IValue format, settings, epoch, train_seconds, measure_seconds;
+  try {
+    archive.load_from(path, device_);
+    archive.read("format", format);
+  } catch (const c10::Error&) {
+    throw ncollapse::DataError(path + ": is not a checkpoint of train_mlp, or damaged");
+  }
+  if (!format.isString() || format.toStringRef() != kCheckpointFormat)
+    throw ncollapse::DataError(path + ": is not a checkpoint of this version of train_mlp");
+  archive.read("settings", settings);
+  const Json was = Json::parse(settings.toStringRef()), now = header();
+  for (const auto& part : was.items())
+    for (const auto& setting : part.value().items())
+      if (const Json& wanted = now[part.key()][setting.key()]; wanted != setting.value())
+        throw ncollapse::DataError(fmt::format("{}: is of a run with {} = {}, not {}", path, setting.key(),
+                                               setting.value().dump(), wanted.dump()),
+                                   "resume with the options that the run was begun with");
+  archive.read("epoch", epoch);
+  archive.read("train_seconds", train_seconds);
+  archive.read("measure_seconds", measure_seconds);
+  archive.read("network", network);
+  network_->load(network);
+  archive.read("adam", adam);
+  adam_->load(adam);
+  epoch_ = epoch.toInt();
+  train_seconds_ = train_seconds.toDouble();
+  measure_seconds_ = measure_seconds.toDouble();
+  return true;
+}
+
+// --- the dump
+
+void Training::dump(const torch::Tensor& features) {
+  const torch::NoGradGuard no_gradients;
+  const std::string& folder = options_.dump;
+  std::error_code status;
+  std::filesystem::create_directories(folder, status);
+  if (status) throw ncollapse::DataError(folder + ": cannot be created: " + status.message());
+  write_npy(folder + "/features.npy", features);
+  write_npy(folder + "/labels.npy", labels_);
+  write_npy(folder + "/test_features.npy", network_->features(test_inputs_));
+  write_npy(folder + "/test_labels.npy", test_labels_);
+  for (std::size_t l = 0; l < network_->layers().size(); ++l)
+    write_npy(fmt::format("{}/W{}.npy", folder, l + 1), network_->layers()[l]);
+  if (network_->bias().defined()) write_npy(folder + "/bias.npy", network_->bias());
+}
+
+std::string Training::analyze_command() const {
+  const std::string& folder = options_.dump;
+  std::string text =
+      fmt::format("ncollapse analyze --features {0}/features.npy --labels {0}/labels.npy --weights", folder);
+  for (Index l = 1; l <= options_.layers; ++l) text += fmt::format(" {}/W{}.npy", folder, l);
+  if (options_.bias) text += fmt::format(" --bias {}/bias.npy", folder);
+  text += fmt::format(" --test-features {0}/test_features.npy --test-labels {0}/test_labels.npy --lambda-w", folder);
+  for (const double lambda : options_.lambda_w) text += fmt::format(" {}", lambda);
+  return text + fmt::format(" --lambda-h {} --device {}", options_.lambda_h,
+                            device_.is_cuda() ? "cuda:" + std::to_string(device_.index()) : "cpu");
+}
+
+}  // namespace train_mlp
