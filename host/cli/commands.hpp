@@ -39,6 +39,7 @@ void add_merge(CLI::App& app, Common& common);
 void add_plan(CLI::App& app, Common& common);
 void add_plot(CLI::App& app, Common& common);
 void add_predict(CLI::App& app, Common& common);
+void add_report(CLI::App& app, Common& common);
 void add_simulate(CLI::App& app, Common& common);
 void add_metrics(CLI::App& app, Common& common);
 

@@ -72,7 +72,7 @@ class FileActions {
 
 }  // namespace
 
-void run_gnuplot(const std::string& folder, const std::string& script) {
+void run_gnuplot(const std::string& folder, const std::string& script, const std::string& remark) {
   Pipe errors;
   FileActions actions;
   check(posix_spawn_file_actions_addchdir_np(actions.get(), folder.c_str()), folder);
@@ -84,10 +84,8 @@ void run_gnuplot(const std::string& folder, const std::string& script) {
   pid_t child = 0;
   const int status = posix_spawnp(&child, program.c_str(), actions.get(), nullptr, arguments.data(), environ);
   if (status == ENOENT)
-    throw Error(
-        ErrorKind::internal, "gnuplot, which draws the pictures, is not installed (not found in PATH)",
-        fmt::format("install the package gnuplot-nox (Debian, Ubuntu) or gnuplot; scripts and data are kept in {}",
-                    folder));
+    throw Error(ErrorKind::internal, "gnuplot, which draws the pictures, is not installed (not found in PATH)",
+                "install the package gnuplot-nox (Debian, Ubuntu) or gnuplot" + (remark.empty() ? "" : "; " + remark));
   check(status, "posix_spawn");
   const std::string said = errors.read_all();
   int ended = 0;
@@ -98,7 +96,7 @@ void run_gnuplot(const std::string& folder, const std::string& script) {
       ErrorKind::internal,
       fmt::format("gnuplot failed on {} ({} {}): {}", script, WIFEXITED(ended) ? "exit code" : "signal",
                   WIFEXITED(ended) ? WEXITSTATUS(ended) : WTERMSIG(ended), said.empty() ? "it said nothing" : said),
-      fmt::format("scripts and data are kept in {}", folder));
+      remark);
 }
 
 }  // namespace ncollapse::cli

@@ -7,6 +7,7 @@
 
 #include "host/cli/commands.hpp"
 #include "host/cli/output.hpp"
+#include "ncollapse/analysis.hpp"
 #include "ncollapse/context.hpp"
 
 namespace ncollapse::cli {
@@ -30,7 +31,7 @@ struct ReportOptions {
 
   /// `request` (AnalysisRequest, StateMeasurement) takes what the options say; it has to live as long as the command.
   template <class Request>
-  void add_to(CLI::App& command, Request& request, Common& common) {
+  void add_to(CLI::App& command, Request& request) {
     command
         .add_option("--weights", request.weights,
                     "Linear layers, out x in, in the order in which features meet them (W_1 first)")
@@ -44,6 +45,8 @@ struct ReportOptions {
                     "Weight decay of the layers, one for all or one each: compare with the predicted minimiser")
         ->type_name("X");
     command.add_option("--lambda-h", lambda_h, "Weight decay of the features")->type_name("X");
+  }
+  void add_outputs_to(CLI::App& command, Common& common) {
     command.add_option("--json", common.json, "Write the report as JSON; - is standard output")->type_name("FILE");
     command.add_option("--csv", csv, "Write the report as CSV; - is standard output")->type_name("FILE");
     command.add_flag("--quiet", common.quiet, "No table and no progress bar");
@@ -55,6 +58,19 @@ struct ReportOptions {
     request.lambda_h = checked_decays(request.lambda_w, lambda_h);
     request.convention = parse_convention(convention);
   }
+};
+
+/// A dump: saved features and labels, the head, how to measure them, and where.
+struct DumpOptions {
+  AnalysisRequest request;
+  ReportOptions report;
+  DeviceOptions device;
+  std::string rows;
+
+  bool given() const { return !request.features.specs.empty(); }
+  void add_to(CLI::App& command);
+  /// Measures it under a progress bar. Throws Interrupted after Ctrl-C. Under mpirun only rank 0 has a report.
+  std::optional<Report> measure(const Common& common);
 };
 
 }  // namespace ncollapse::cli

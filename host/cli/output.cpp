@@ -34,6 +34,14 @@ int print_error(int code, const std::string& message, const std::string& hint, b
 
 }  // namespace
 
+std::string printable(const std::string& text) {
+  using Json = nlohmann::json;
+  std::string clean = Json::parse(Json(text).dump(-1, ' ', false, Json::error_handler_t::replace)).get<std::string>();
+  for (char& c : clean)
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
+  return clean;
+}
+
 void check_output(const std::string& path) {
   if (path.empty() || path == "-") return;
   std::error_code ignored;

@@ -45,6 +45,9 @@ void write_report(const Report& report, const std::string& json, const std::stri
 /// The weight decay of the features, 0 when not given. Throws UsageError unless all decays are positive.
 double checked_decays(const std::vector<double>& lambda_w, const std::optional<double>& lambda_h);
 
+/// The text as one line of UTF-8: names of files may be neither.
+std::string printable(const std::string& text);
+
 /// True when colours and progress bars are welcome on that file descriptor (a terminal, NO_COLOR not set).
 bool wants_colour(int descriptor);
 

@@ -1,13 +1,13 @@
 #include <fmt/core.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <system_error>
 
 #include "host/cli/commands.hpp"
-#include "host/cli/gnuplot.hpp"
 #include "host/cli/output.hpp"
-#include "host/cli/plot_pictures.hpp"
+#include "host/cli/pictures.hpp"
 #include "ncollapse/error.hpp"
 
 namespace ncollapse::cli {
@@ -31,6 +31,10 @@ void run(const PlotOptions& options, const Common& common) {
   std::vector<Recording> recordings;
   for (const auto& file : options.files) recordings.push_back(read_recording(file));
   const auto all = pictures(recordings, format, options.log_x);
+  for (std::size_t i = 0; i < recordings.size(); ++i)
+    if (std::none_of(all.begin(), all.end(), [&](const Picture& picture) { return picture.recording == i; }))
+      throw DataError(recordings[i].file + ": holds nothing that plot draws",
+                      "analyze with --lambda-w and --lambda-h gives a spectrum, unequal class sizes give cosines");
 
   const std::filesystem::path folder(options.folder);
   std::error_code status;
@@ -39,18 +43,9 @@ void run(const PlotOptions& options, const Common& common) {
     throw DataError(options.folder +
                     ": cannot make this folder: " + (status ? status.message() : "a file of this name is there"));
   // All scripts and data first: where gnuplot is missing, they can be drawn later or elsewhere.
+  for (const Picture& picture : all) write_script(picture, folder);
   for (const Picture& picture : all) {
-    for (const TextFile& data : picture.data) write_output(folder / data.name, data.text);
-    write_output(folder / picture.script.name, picture.script.text);
-  }
-  for (const Picture& picture : all) {
-    std::filesystem::remove(folder / picture.image, status);  // an old picture must not pass for the new one
-    try {
-      run_gnuplot(options.folder, picture.script.name);
-    } catch (...) {
-      std::filesystem::remove(folder / picture.image, status);  // half a picture
-      throw;
-    }
+    draw(picture, folder, "scripts and data are kept in " + options.folder);
     if (!common.quiet) write_output("-", fmt::format("{}  {}\n", (folder / picture.image).string(), picture.what));
   }
 }
@@ -73,9 +68,11 @@ void add_plot(CLI::App& app, Common& common) {
                     "Iterations or epochs on a logarithmic axis, for runs of unlike lengths");
   command->add_flag("--quiet", common.quiet, "Do not list the pictures");
   command->footer(
-      "Of a run:      curves (metrics, accuracy, loss, gap over iterations or epochs), spectrum (of the last step)\n"
+      "Of a run:      curves (metrics, accuracy, loss, gap over iterations or epochs), and as of a report, at its "
+      "end:\n"
       "Of a report:   spectrum (with weight decays), cosines (between groups of classes of equal size)\n"
-      "Of some runs:  compare (side by side, on the same axes); the files of each one carry its number: curves-2.svg\n"
+      "Of all runs:   collapse (the distances to collapse and the training accuracy, side by side), and of several\n"
+      "               compare (all curves); the files of each one carry its number: curves-2.svg\n"
       "Beside each picture stay its script and its data: gnuplot curves.gp, in that folder, draws it again.\n"
       "Values that are undefined, and 0 on a logarithmic axis, are left out.\n\n"
       "Examples:\n"

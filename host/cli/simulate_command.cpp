@@ -86,6 +86,7 @@ std::string end_line(const SimulationResult& result, const std::string& reason, 
                                  {"w_measured", space.w_measured},
                                  {"z_predicted", space.z_predicted},
                                  {"z_measured", space.z_measured}});
+  add_blocks(json, *result.last.report);
   json["seconds"] = seconds;
   return json.dump();
 }

@@ -172,7 +172,8 @@ void add_finalize(CLI::App& app, Common& common) {
   auto& request = options->request;
   CLI::App* command = app.add_subcommand("finalize", "Measure neural collapse from a state file");
   command->add_option("state", request.state, "State file, of accumulate or merge")->required()->type_name("FILE");
-  options->report.add_to(*command, request, common);
+  options->report.add_to(*command, request);
+  options->report.add_outputs_to(*command, common);
   options->device.add_to(*command);
   command->footer(
       "Decisions (NC4, accuracies) need a second pass over the data and are not in a state: see analyze.\n\n"

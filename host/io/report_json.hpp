@@ -5,6 +5,8 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "ncollapse/metrics.hpp"
 
@@ -13,6 +15,12 @@ namespace ncollapse {
 using Json = nlohmann::ordered_json;
 
 inline Json json_number(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
+
+inline Json json_numbers(const std::vector<double>& values) {
+  Json list = Json::array();
+  for (const double value : values) list.push_back(json_number(value));
+  return list;
+}
 
 inline Json device_json(const DeviceInfo& device) {
   return {{"type", device.device.type == DeviceType::cpu ? "cpu" : "cuda"},
@@ -56,6 +64,22 @@ inline Json spectrum_json(const Report& report) {
                     {"z_measured", row.z_measured},
                     {"cosine", row.cosine}});
   return rows;
+}
+
+inline Json block_json(const BlockCosines& blocks) {
+  const auto groups = blocks.sizes.size();
+  Json rows = Json::array();
+  for (std::size_t g = 0; g < groups && !blocks.cosines.empty(); ++g)
+    rows.push_back(json_numbers({blocks.cosines.begin() + static_cast<std::ptrdiff_t>(g * groups),
+                                 blocks.cosines.begin() + static_cast<std::ptrdiff_t>((g + 1) * groups)}));
+  return {{"sizes", blocks.sizes}, {"cosines", rows}};
+}
+
+/// "block_cos_h" and "block_cos_w", where they are known.
+inline void add_blocks(Json& json, const Report& report) {
+  for (const auto& [key, blocks] :
+       {std::pair{"block_cos_h", &report.block_cos_h}, {"block_cos_w", &report.block_cos_w}})
+    if (!blocks->sizes.empty()) json[key] = block_json(*blocks);
 }
 
 }  // namespace ncollapse

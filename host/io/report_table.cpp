@@ -1,9 +1,8 @@
 // The report as a person reads it: one line a metric, grouped by property, within 100 columns.
 #include <algorithm>
-#include <cmath>
-#include <cstdio>
 #include <map>
 
+#include "host/io/report_layout.hpp"
 #include "ncollapse/metrics.hpp"
 #include "ncollapse/version.hpp"
 
@@ -13,41 +12,6 @@ namespace {
 
 constexpr std::size_t kWidth = 100;
 constexpr std::size_t kMaxClassRows = 20;
-
-struct Group {
-  std::string_view prefix;
-  std::string_view title;
-};
-constexpr Group kGroups[] = {
-    {"nc1_", "NC1  variability within classes"},
-    {"nc2_", "NC2  geometry of class means and classifiers"},
-    {"nc3_", "NC3  duality of classifier and means"},
-    {"nc4_", "NC4  nearest-centre decisions"},
-    {"acc_", "     accuracy of the classifier"},
-    {"ncc_", "     accuracy of the nearest class centre"},
-    {"nc5_", "NC5  out of distribution"},
-    {"nc_", "     drift and bias"},
-    {"nc0_", "NC0  classifier rows"},
-    {"ufm", "UFM  distance to the predicted global minimiser"},
-    {"gof_", "GOF  distance to the predicted global minimiser, without bias"},
-    {"seli_", "SELI reference geometry of cross-entropy"},
-    {"mc_", "     minority collapse"},
-    {"block_", "     blocks of classes of equal size"},
-    {"norm_count_", "     norms against class sizes"},
-};
-
-std::string number(double value) {
-  if (!std::isfinite(value)) return "-";
-  char text[32];
-  const double size = std::abs(value);
-  if (value == 0)
-    return "0";
-  else if (size >= 1e-3 && size < 1e5)
-    std::snprintf(text, sizeof text, "%.6f", value);
-  else
-    std::snprintf(text, sizeof text, "%.5e", value);
-  return text;
-}
 
 std::string padded(std::string text, std::size_t width, bool right = false) {
   if (text.size() >= width) return text;
@@ -73,17 +37,6 @@ std::string folded(const std::string& head, const std::vector<std::string>& word
 
 std::string arrow(std::string_view direction) { return direction == "down" ? "v" : direction == "up" ? "^" : " "; }
 
-// Per-class columns in this order, as far as they exist.
-struct Column {
-  std::string_view key, head;
-};
-constexpr Column kColumns[] = {{"nc1_per_class", "nc1"},
-                               {"nc1_per_class_nearest", "nc1 nearest"},
-                               {"acc_per_class_train", "acc train"},
-                               {"ncc_acc_per_class_train", "ncc train"},
-                               {"acc_per_class_test", "acc test"},
-                               {"ncc_acc_per_class_test", "ncc test"}};
-
 std::string spectrum_table(const Report& report) {
   std::string out;
   for (const auto* head : {"sigma", "times", "w predicted", "w measured", "z predicted", "z measured", "cosine"})
@@ -92,9 +45,9 @@ std::string spectrum_table(const Report& report) {
   const std::size_t rows = std::min(report.spectrum.size(), kMaxClassRows);
   for (std::size_t i = 0; i < rows; ++i) {
     const SpectrumRow& row = report.spectrum[i];
-    out += padded(number(row.sigma), 13, true) + padded(std::to_string(row.multiplicity), 13, true);
+    out += padded(readable(row.sigma), 13, true) + padded(std::to_string(row.multiplicity), 13, true);
     for (const double value : {row.w_predicted, row.w_measured, row.z_predicted, row.z_measured, row.cosine})
-      out += padded(number(value), 13, true);
+      out += padded(readable(value), 13, true);
     out += "\n";
   }
   if (rows < report.spectrum.size())
@@ -105,7 +58,7 @@ std::string spectrum_table(const Report& report) {
 std::string class_table(const Report& report) {
   std::string out = padded("  class", 9) + padded("samples", 9, true);
   std::vector<const PerClassMetric*> columns;
-  for (const auto& column : kColumns)
+  for (const auto& column : kClassColumns)
     for (const auto& metric : report.per_class)
       if (metric.key == column.key) {
         columns.push_back(&metric);
@@ -115,7 +68,7 @@ std::string class_table(const Report& report) {
   const std::size_t rows = std::min(report.counts.size(), kMaxClassRows);
   for (std::size_t k = 0; k < rows; ++k) {
     out += padded("  " + std::to_string(k), 9) + padded(std::to_string(report.counts[k]), 9, true);
-    for (const auto* column : columns) out += padded(number(column->values[k]), 13, true);
+    for (const auto* column : columns) out += padded(readable(column->values[k]), 13, true);
     out += "\n";
   }
   if (rows < report.counts.size())
@@ -144,16 +97,17 @@ std::string to_table(const Report& report, bool colour) {
          std::to_string(convention.rank_limit) + " directions of Sigma_B\n";
   for (const auto& note : report.notes) out += "note        " + note + "\n";
 
-  for (const auto& group : kGroups) {
+  for (const auto& group : kMetricGroups) {
     std::string lines;
     for (const auto& info : metric_catalogue()) {
       if (!info.key.starts_with(group.prefix)) continue;
       const auto value = report.find(info.key);
       if (!value) continue;
-      lines += "  " + padded(std::string(info.key), 20) + padded(number(*value), 14, true) + "  " +
+      lines += "  " + padded(std::string(info.key), 20) + padded(readable(*value), 14, true) + "  " +
                arrow(info.direction) + "  " + faint(std::string(info.meaning)) + "\n";
     }
-    if (!lines.empty()) out += "\n" + bold(std::string(group.title)) + "\n" + lines;
+    if (!lines.empty())
+      out += "\n" + bold(padded(std::string(group.name), 5) + std::string(group.title)) + "\n" + lines;
   }
   out += faint("\n  v: lower is more collapsed, ^: higher is\n");
   if (!report.spectrum.empty()) out += "\n" + bold("Spectrum of the label matrix") + "\n" + spectrum_table(report);

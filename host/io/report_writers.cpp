@@ -12,12 +12,6 @@ namespace ncollapse {
 
 namespace {
 
-Json numbers(const std::vector<double>& values) {
-  Json list = Json::array();
-  for (const double value : values) list.push_back(json_number(value));
-  return list;
-}
-
 // The shortest text that reads back as the same double.
 std::string text(double value) {
   char buffer[32];
@@ -31,15 +25,6 @@ std::string field(const std::string& value) {
   std::string quoted = "\"";
   for (const char c : value) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
   return quoted + "\"";
-}
-
-Json block_json(const BlockCosines& blocks) {
-  const auto groups = blocks.sizes.size();
-  Json rows = Json::array();
-  for (std::size_t g = 0; g < groups && !blocks.cosines.empty(); ++g)
-    rows.push_back(numbers({blocks.cosines.begin() + static_cast<std::ptrdiff_t>(g * groups),
-                            blocks.cosines.begin() + static_cast<std::ptrdiff_t>((g + 1) * groups)}));
-  return {{"sizes", blocks.sizes}, {"cosines", rows}};
 }
 
 }  // namespace
@@ -77,13 +62,12 @@ std::string to_json(const Report& report) {
   json["metrics"] = metrics_json(report);
   json["status"] = status_json(report);
   json["per_class"]["counts"] = report.counts;
-  for (const auto& metric : report.per_class) json["per_class"][metric.key] = numbers(metric.values);
+  for (const auto& metric : report.per_class) json["per_class"][metric.key] = json_numbers(metric.values);
   if (!report.spectrum.empty()) json["spectrum"] = spectrum_json(report);
   if (!report.singular_values_w.empty())
-    json["singular_values"] = {{"w", numbers(report.singular_values_w)}, {"z", numbers(report.singular_values_z)}};
-  for (const auto& [key, blocks] :
-       {std::pair{"block_cos_h", &report.block_cos_h}, {"block_cos_w", &report.block_cos_w}})
-    if (!blocks->sizes.empty()) json[key] = block_json(*blocks);
+    json["singular_values"] = {{"w", json_numbers(report.singular_values_w)},
+                               {"z", json_numbers(report.singular_values_z)}};
+  add_blocks(json, report);
   json["notes"] = report.notes;
   json["timing"] = Json::object();
   for (const auto& [name, seconds] : report.timing) json["timing"][name] = json_number(seconds);

@@ -10,42 +10,11 @@
 #include <set>
 #include <sstream>
 
+#include "tests/cli/recordings.hpp"
 #include "tests/cli/run_command.hpp"
 
 namespace ncollapse::test {
 namespace {
-
-using Json = nlohmann::json;
-
-constexpr int kInternal = 1, kUsage = 2, kData = 3;
-
-/// Sets PATH for the commands that are started, until the end of the scope.
-class Path {
- public:
-  explicit Path(const std::string& value) : before_(std::getenv("PATH")) { setenv("PATH", value.c_str(), 1); }
-  ~Path() { setenv("PATH", before_.c_str(), 1); }
-  Path(const Path&) = delete;
-  Path& operator=(const Path&) = delete;
-
- private:
-  std::string before_;
-};
-
-bool gnuplot_is_here() {
-  std::istringstream path(std::getenv("PATH"));
-  for (std::string folder; std::getline(path, folder, ':');)
-    if (access((folder + "/gnuplot").c_str(), X_OK) == 0) return true;
-  return false;
-}
-
-#define NEEDS_GNUPLOT() \
-  if (!gnuplot_is_here()) GTEST_SKIP() << "gnuplot is not installed, so nobody looked at the pictures"
-
-std::string words_in(const std::string& text, const std::vector<std::string>& words) {
-  for (const auto& word : words)
-    if (text.find(word) == std::string::npos) return "'" + word + "' is missing in:\n" + text;
-  return "";
-}
 
 int occurrences(const std::string& text, const std::string& word) {
   int count = 0;
@@ -123,57 +92,6 @@ std::ptrdiff_t labels_with(const std::string& svg, const std::string& words) {
   const auto labels = svg_texts(svg, "text");
   return std::count_if(labels.begin(), labels.end(),
                        [&](const auto& label) { return label.find(words) != std::string::npos; });
-}
-
-Json spectrum() {
-  return Json::array({{{"sigma", 4.5},
-                       {"multiplicity", 1},
-                       {"w_predicted", 2.25},
-                       {"w_measured", 2.1},
-                       {"z_predicted", 1.75},
-                       {"z_measured", 1.5},
-                       {"cosine", 0.875}},
-                      {{"sigma", 0.0},
-                       {"multiplicity", 3},
-                       {"w_predicted", 0.0},
-                       {"w_measured", 1e-9},
-                       {"z_predicted", 0.0},
-                       {"z_measured", nullptr},
-                       {"cosine", 0.0}}});
-}
-
-Json header(const std::string& schema, int layers = 3) {
-  return {{"schema", schema}, {"model", {{"layers", layers}, {"with_bias", true}, {"width", 8}}}};
-}
-
-Json step(const std::string& counter, double at, const Json& metrics) {
-  return {{"type", "step"}, {counter, at},        {"loss", 0.5},           {"minimum", 0.125},
-          {"gap", 0.375},   {"metrics", metrics}, {"spectrum", spectrum()}};
-}
-
-std::string lines(const std::vector<Json>& all) {
-  std::string text;
-  for (const Json& line : all) text += line.dump() + "\n";
-  return text;
-}
-
-/// Three steps with all that can become of a value.
-std::string a_run(const std::string& schema, const std::string& counter, int layers = 3) {
-  return lines(
-      {header(schema, layers),
-       step(counter, 1, {{"nc1_pinv", 0.1}, {"nc2_etf_h", 0.25}, {"acc_top1_train", 0.5}, {"nc3_dual", 0.0}}),
-       step(counter, 2, {{"nc1_pinv", nullptr}, {"acc_top1_train", 0.75}, {"nc3_dual", 0.0}}),
-       step(counter, 3, {{"nc1_pinv", 1.25e-7}, {"nc2_etf_h", 0.0}, {"acc_top1_train", 1.0}, {"nc3_dual", 0.0}}),
-       {{"type", "end"}, {"reason", "converged"}}});
-}
-
-Json a_report() {
-  return {{"schema", "ncollapse.metrics/1"},
-          {"shape", {{"N", 26}, {"K", 4}, {"D", 7}}},
-          {"metrics", {{"nc1_pinv", 0.5}}},
-          {"spectrum", spectrum()},
-          {"block_cos_h", {{"sizes", {12, 2}}, {"cosines", {{-0.25, 0.125}, {0.125, nullptr}}}}},
-          {"block_cos_w", {{"sizes", {12, 2}}, {"cosines", Json::array()}}}};
 }
 
 class Plot : public testing::Test {
@@ -283,6 +201,16 @@ TEST_F(Plot, WhatAnalyzeAndSimulateWriteCanBeDrawn) {
     }
   EXPECT_GE(compared, 40 * static_cast<int>(steps.size()));
   EXPECT_EQ(Table(out("spectrum.dat")).lines.size(), steps.back()["spectrum"].size());
+  const std::string log = read_file(run);  // its last line holds the cosines
+  const Json end = Json::parse(log.substr(log.rfind('\n', log.size() - 2)));
+  EXPECT_EQ(end["block_cos_w"]["sizes"], Json({5, 3, 2}));
+  const Table run_cosines(out("cosines.dat"));
+  ASSERT_EQ(run_cosines.lines.size(), 2U * 3 * 3);
+  EXPECT_EQ(std::stod(run_cosines.at(1, "cosine")), end["block_cos_h"]["cosines"][0][1].get<double>());
+  EXPECT_EQ(std::stod(run_cosines.at(9, "cosine")), end["block_cos_w"]["cosines"][0][0].get<double>());
+  EXPECT_EQ(words_in(read_file(out("cosines.gp")), {"'L = 2, with bias, d = 6'", "'n_k = 5 x 2, 3, 2'",
+                                                    "'lambda_W = 0.002, lambda_H = 0.001, run.jsonl, iteration "}),
+            "");
 
   // No two curves of a panel look the same, and none of what should be drawn went missing.
   std::set<std::string> looks, keys;
@@ -330,6 +258,34 @@ TEST_F(Plot, RunsStandSideBySideOnTheSameAxes) {
   EXPECT_EQ(script.find("curves-2.dat"), std::string::npos);
   EXPECT_EQ(occurrences(script, "set yrange [1e-10:1e2]"), 1);  // of both runs' nc1_pinv, set once for the row
   EXPECT_NE(read_file(out("curves-1.gp")).find("set yrange [1e-8:1e0]"), std::string::npos);
+}
+
+TEST_F(Plot, TheFigureOfAPaper) {
+  std::vector<std::string> files;
+  for (const int layers : {1, 3, 6}) {
+    Json first = header("ncollapse.run/1", layers);
+    first["dataset"] = {{"name", "cifar10"}, {"folder", "somewhere"}};
+    first["model"]["counts"] = {100, 500, 500, 300};
+    first["model"]["lambda_w"] = std::vector<double>(static_cast<std::size_t>(layers), 1e-5);
+    first["model"]["lambda_h"] = 1e-5;
+    const Json metrics{{"nc1_pinv", 0.1}, {"ufmb_w", 0.2}, {"ufmb_h", 0.3},        {"ufmb_wh", 0.4},
+                       {"gof_w", 0.0},    {"nc3_dual", 1}, {"acc_top1_train", 0.5}};
+    files.push_back(folder_.write(std::to_string(layers) + ".jsonl", lines({first, step("epoch", 10, metrics)})));
+  }
+  write_only(files);
+  const std::string script = read_file(out("collapse.gp"));
+  EXPECT_EQ(occurrences(script, "'n_k = "), 0);  // the data set comes first
+  EXPECT_EQ(occurrences(script, "'cifar10, n_k = 500 x 2, 300, 100'"), 3);
+  EXPECT_EQ(occurrences(script, "'lambda_W = lambda_H = 1e-05, "), 3);
+  for (const auto* key : {"nc1_pinv", "ufmb_w", "ufmb_h", "ufmb_wh", "acc_top1_train"})
+    EXPECT_EQ(occurrences(script, "using 'epoch':'" + std::string(key) + "'"), 3) << key;
+  EXPECT_EQ(words_in(script, {"'L = 1, with bias, d = 8'", "'L = 3, with bias, d = 8'", "'L = 6, with bias, d = 8'"}),
+            "");
+  EXPECT_EQ(script.find("nc3_dual"), std::string::npos);
+  std::filesystem::remove_all(out_);
+  write_only({files.back()});
+  EXPECT_EQ(occurrences(read_file(out("collapse.gp")), "using 'epoch':'ufmb_w'"), 1);
+  EXPECT_FALSE(made("compare.gp"));
 }
 
 TEST_F(Plot, ALogarithmicAxisOfIterationsLeavesZeroOut) {
@@ -383,6 +339,10 @@ TEST_F(Plot, ABrokenLineIsAnError) {
   broken(R"({"type": "step", "iteration": 2, "metrics": {"nc1_pinv": "small"}})", {"nc1_pinv", "not a number"});
   broken(R"({"type": "step", "iteration": 2, "spectrum": {}})", {"spectrum", "not an array"});
   broken(R"({"type": "step", "iteration": 2, "spectrum": [3]})", {"spectrum", "not an object"});
+  broken(R"({"type": "step", "iteration": 2, "status": {"nc1_pinv": 3}})", {"nc1_pinv", "not an object"});
+  broken(R"({"type": "end", "per_class": {"counts": [1.5]}})", {"counts", "not whole"});
+  broken(R"({"type": "end", "per_class": {"counts": [1, 2], "nc1_per_class": [1]}})", {"nc1_per_class", "1", "2"});
+  broken(R"({"type": "end", "block_cos_h": {"sizes": [1], "cosines": [[1, 2]]}})", {"block_cos_h", "2", "1"});
 
   std::string report = a_report().dump(2);
   report.replace(report.find("\"metrics\""), 1, "?");
@@ -495,7 +455,7 @@ TEST_F(Plot, DrawsRunsSideBySide) {
   ASSERT_EQ(run.exit_code, 0) << run.err;
   EXPECT_NE(run.out.find("compare.svg"), std::string::npos);
   EXPECT_EQ(curves_in(out("compare.svg")), 3 * 7);
-  EXPECT_EQ(labels_with(out("compare.svg"), "nc1_pinv  "), 1);  // one legend for all
+  EXPECT_EQ(labels_with(out("compare.svg"), "nc1_pinv"), 1);  // one legend for all
   for (const auto* layers : {"1", "3", "6"})
     EXPECT_EQ(labels_with(out("compare.svg"), "L = " + std::string(layers) + ", with bias, d = 8"), 1);
 }

@@ -1,7 +1,7 @@
 // Layout: everything is placed by hand, in pixels, so that legends stand beside the panels and nothing can overlap.
 // Axis ranges are computed here as well: gnuplot would end with an error where an axis has no values, and panels that
 // stand side by side must share them.
-#include "host/cli/plot_pictures.hpp"
+#include "host/cli/pictures.hpp"
 
 #include <fmt/core.h>
 
@@ -10,10 +10,12 @@
 #include <cmath>
 #include <filesystem>
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string_view>
+#include <system_error>
 
+#include "host/cli/gnuplot.hpp"
+#include "host/cli/output.hpp"
 #include "ncollapse/error.hpp"
 #include "ncollapse/version.hpp"
 
@@ -28,18 +30,9 @@ constexpr std::string_view kPredictedColour = "#000000", kMeasuredColour = "#D55
 
 // Below it a distance is rounding; a curve that falls further leaves its panel through the bottom.
 constexpr double kLowest = 1e-18;
-constexpr std::string_view kNeverAbove = " (0 within rounding)";
+constexpr std::string_view kNeverAbove = "(0 within rounding)";
 
 // ------------------------------------------------------------------------------------------------ text
-
-// Names of files need be neither UTF-8 nor one line; pictures and scripts are.
-std::string printable(const std::string& text) {
-  using Json = nlohmann::json;
-  std::string clean = Json::parse(Json(text).dump(-1, ' ', false, Json::error_handler_t::replace)).get<std::string>();
-  for (char& c : clean)
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
-  return clean;
-}
 
 // A string in gnuplot's single quotes, where only the quote itself is special.
 std::string quoted(const std::string& text) {
@@ -56,10 +49,10 @@ std::string data_value(std::optional<double> value) {
   return std::isfinite(*value) ? fmt::format("{}", *value) : "NaN";
 }
 
-// As much of the text as fits into so many pixels, at about 7 pixels a character.
-std::string fitted(const std::string& text, double pixels) {
+// As much of the text as fits into so many pixels: digits and most letters take 0.56 of the font's size.
+std::string fitted(const std::string& text, int size, double pixels) {
   std::string clean = printable(text);
-  const auto length = static_cast<std::size_t>(pixels / 7);
+  const auto length = static_cast<std::size_t>(pixels / (0.56 * size));
   if (clean.size() <= length) return clean;
   const auto continues = [&](std::size_t at) { return (static_cast<unsigned char>(clean[at]) & 0xc0) == 0x80; };
   std::size_t end = length - 3;
@@ -121,6 +114,23 @@ std::string place(const Canvas& canvas, const Box& box) {
 std::string text_at(const Canvas& canvas, double x, double y, const std::string& text, int size) {
   return fmt::format("set label {} at screen {:.5f},{:.5f} left font ',{}'\n", quoted(text), canvas.x(x), canvas.y(y),
                      size);
+}
+
+// The lines above a panel of this width: the model, its data, its weight decays and file. They end kHeading pixels from
+// the top.
+constexpr double kHeading = 52;
+std::string heading(const Canvas& canvas, double left, double width, const Recording& recording,
+                    const std::string& remark = {}) {
+  std::string script = text_at(canvas, left, 16, fitted(recording.title, 14, width), 14), origin;
+  for (const std::string& part : {recording.decays, recording.file_name(), remark})
+    if (!part.empty()) origin += (origin.empty() ? "" : ", ") + part;
+  double y = 33;
+  for (const std::string& line : {recording.data, origin}) {
+    if (line.empty()) continue;
+    script += text_at(canvas, left, y, fitted(line, 10, width), 10);
+    y += 14;
+  }
+  return script;
 }
 
 // ------------------------------------------------------------------------------------------------ ranges
@@ -201,6 +211,7 @@ struct Panel {
   bool logarithmic;
   std::vector<Curve> curves;
   Range range;
+  double least_height = 170;
 };
 
 // Members of a pair share their colour; the line's dashes tell which one it is.
@@ -243,7 +254,7 @@ void add_curve(Curve curve, const std::vector<const Recording*>& runs, Panel& pa
       }
   }
   if (!measured) return;
-  if (!drawn) curve.meaning += kNeverAbove;
+  if (!drawn) curve.meaning += (curve.meaning.empty() ? "" : " ") + std::string(kNeverAbove);
   panel.curves.push_back(std::move(curve));
 }
 
@@ -256,6 +267,52 @@ bool belongs(const MetricInfo& info, const PanelKind& kind) {
                      [&](std::string_view prefix) { return info.key.starts_with(prefix); });
 }
 
+// Axes around what the panels hold.
+void set_ranges(std::vector<Panel>& panels) {
+  for (Panel& panel : panels) {
+    if (panel.logarithmic) {
+      panel.range = decades(panel.range);
+    } else {
+      const double low = std::floor(10 * std::min(panel.range.low, 0.9)) / 10;
+      panel.range = {low, 1 + 0.05 * (1 - low)};
+    }
+  }
+}
+
+// The figure of a paper: few curves, one of each property.
+std::vector<Panel> collapse_panels(const std::vector<const Recording*>& runs) {
+  struct Choice {
+    std::string_view key, meaning, colour;
+    int dash;
+    std::size_t marker;
+  };
+  const auto panel_of = [&](std::string_view title, std::string_view axis, bool logarithmic,
+                            const std::vector<Choice>& choices) {
+    Panel panel{std::string(title), std::string(axis), logarithmic, {}, {}};
+    for (const auto& [key, meaning, colour, dash, marker] : choices)
+      add_curve({std::string(key), std::string(meaning), std::string(colour), dash, marker}, runs, panel);
+    panel.least_height = logarithmic ? 300 : 150;
+    return panel;
+  };
+  std::vector<Panel> panels{
+      panel_of("Distance to collapse and to the geometry predicted for these class sizes (0: reached)", "NC metrics",
+               true,
+               {{"nc1_pinv", "NC1, variability within classes", kColours[0], 1, 0},
+                {"ufmb_w", "NC2, classifiers", kColours[1], 1, 1},
+                {"gof_w", "NC2, classifiers (no bias)", kColours[1], 2, 1},
+                {"ufmb_h", "NC2, class means", kColours[2], 1, 2},
+                {"gof_h", "NC2, class means (no bias)", kColours[2], 2, 2},
+                {"ufmb_wh", "NC3, duality", kColours[3], 1, 3},
+                {"gof_wh", "NC3, duality (no bias)", kColours[3], 2, 3}}),
+      panel_of("Training accuracy (1: every sample)", "share", false,
+               {{"acc_top1_train", "of all samples", kColours[6], 1, 0},
+                {"acc_balanced_train", "mean over classes", kColours[4], 2, 1}})};
+  std::erase_if(panels, [](const Panel& panel) { return panel.range.empty(); });
+  set_ranges(panels);
+  return panels;
+}
+
+// Everything. Beside several runs there is room for the names of the curves only.
 std::vector<Panel> panels_of(const std::vector<const Recording*>& runs) {
   std::vector<Panel> panels;
   for (const PanelKind& kind : panel_kinds()) {
@@ -270,7 +327,8 @@ std::vector<Panel> panels_of(const std::vector<const Recording*>& runs) {
       auto found = std::find(stems.begin(), stems.end(), stem);
       if (found == stems.end()) found = stems.insert(stems.end(), stem);
       const auto style = static_cast<std::size_t>(found - stems.begin());
-      add_curve({std::string(info.key), std::string(info.meaning), std::string(kColours[style % kColours.size()]), dash,
+      add_curve({std::string(info.key), runs.size() > 1 ? "" : std::string(info.meaning),
+                 std::string(kColours[style % kColours.size()]), dash,
                  style + style / kColours.size()},  // once the colours repeat, with other markers
                 runs, panel);
     }
@@ -283,14 +341,7 @@ std::vector<Panel> panels_of(const std::vector<const Recording*>& runs) {
     add_curve(curve, runs, loss);
   if (loss.curves.size() == 1) loss.title = "Loss";
   if (!loss.range.empty()) panels.push_back(std::move(loss));
-  for (Panel& panel : panels) {
-    if (panel.logarithmic) {
-      panel.range = decades(panel.range);
-    } else {
-      const double low = std::floor(10 * std::min(panel.range.low, 0.9)) / 10;
-      panel.range = {low, 1 + 0.05 * (1 - low)};
-    }
-  }
+  set_ranges(panels);
   return panels;
 }
 
@@ -325,19 +376,19 @@ std::string draw_curve(const Curve& curve, const Recording& run, const std::stri
 }
 
 // Panels below each other share the x axis, runs side by side the y axis as well; the legends stand on the right.
-TextFile curves_script(const std::vector<const Recording*>& runs, const std::vector<std::string>& data,
-                       const std::string& image, PictureFormat format, bool log_x) {
-  const auto panels = panels_of(runs);
+TextFile curves_script(const std::vector<Panel>& panels, const std::vector<const Recording*>& runs,
+                       const std::vector<std::string>& data, const std::string& image, PictureFormat format,
+                       bool log_x) {
   if (panels.empty()) throw DataError(runs.front()->file + ": no step has a value that can be drawn");
   const double columns = static_cast<double>(runs.size());
-  const double left = 95, gap = 36, top = 62, bottom = 58, between = 34, line = 17;
+  const double left = 95, gap = 36, top = kHeading + 28, bottom = 58, between = 34, line = 17;
   const double panel_width = runs.size() == 1 ? 620 : std::max(260.0, 1000 / columns);
   std::vector<double> heights;
   double height = top + bottom - between;
   std::size_t longest = 0;
   for (const Panel& panel : panels) {
     for (const Curve& curve : panel.curves) longest = std::max(longest, legend_of(curve).size());
-    heights.push_back(std::max(170.0, line * static_cast<double>(panel.curves.size()) + 12));
+    heights.push_back(std::max(panel.least_height, line * static_cast<double>(panel.curves.size()) + 12));
     height += heights.back() + between;
   }
   const double legend = 70 + 6.2 * static_cast<double>(longest);
@@ -371,10 +422,7 @@ TextFile curves_script(const std::vector<const Recording*>& runs, const std::vec
       const Box box{left + static_cast<double>(r) * (panel_width + gap), panel_top, panel_width, heights[p]};
       const bool last_column = r + 1 == runs.size();
       script += place(canvas, box) + "unset label\n";
-      if (p == 0) {
-        script += text_at(canvas, box.left, 16, fitted(run.title, panel_width), 14);
-        script += text_at(canvas, box.left, 34, fitted(run.file_name(), panel_width), 10);
-      }
+      if (p == 0) script += heading(canvas, box.left, panel_width, run);
       if (r == 0) script += text_at(canvas, box.left, panel_top - 10, panel.title, 11);
       script += r == 0
                     ? fmt::format("set format y '{}'\nset ylabel '{}'\n", panel.logarithmic ? "%.0e" : "%g", panel.axis)
@@ -404,7 +452,7 @@ TextFile spectrum_data(const Recording& recording, const std::string& name) {
   std::string text = data_head(recording, "The eigenspaces of the label matrix, predicted and measured");
   if (recording.is_run()) text += fmt::format("# at {} {}\n", recording.x_name, recording.spectrum_at);
   text += "sigma multiplicity w_predicted w_measured z_predicted z_measured cosine\n";
-  for (const SpectrumRow& row : recording.spectrum) {
+  for (const SpectrumRow& row : recording.report.spectrum) {
     // A direction that is not there has no angle.
     const bool vanished = row.w_measured == 0 || row.z_measured == 0 || row.w_predicted == 0 || row.z_predicted == 0;
     text += data_value(row.sigma) + fmt::format(" {}", row.multiplicity);
@@ -417,10 +465,10 @@ TextFile spectrum_data(const Recording& recording, const std::string& name) {
 
 TextFile spectrum_script(const Recording& recording, const std::string& data, const std::string& image,
                          PictureFormat format) {
-  const Canvas canvas{760, 760};
-  const double left = 95, width = 520, top = 78, height = 180, between = 36, legend = left + width + 10;
+  const Canvas canvas{760, 770};
+  const double left = 95, width = 520, top = kHeading + 36, height = 180, between = 36, legend = left + width + 10;
   Range x, w, z, cosine;
-  for (const SpectrumRow& row : recording.spectrum) {
+  for (const SpectrumRow& row : recording.report.spectrum) {
     for (const auto& [range, value] : {std::pair{&x, row.sigma},
                                        {&w, row.w_predicted},
                                        {&w, row.w_measured},
@@ -436,11 +484,8 @@ TextFile spectrum_script(const Recording& recording, const std::string& data, co
   };
   const Range x_range = from_zero(x);
   script += fmt::format("set xrange [{}:{}]\n", x_range.low, x_range.high);
-  script += text_at(canvas, left, 20, fitted(recording.title, width), 14);
-  script += text_at(canvas, left, 38,
-                    fitted(recording.file_name(), width) +
-                        (recording.is_run() ? fmt::format(", {} {}", recording.x_name, recording.spectrum_at) : ""),
-                    10);
+  script += heading(canvas, left, width, recording,
+                    recording.is_run() ? fmt::format("{} {}", recording.x_name, recording.spectrum_at) : "");
   struct Row {
     const char *title, *label, *predicted, *measured;
     Range range;
@@ -483,18 +528,18 @@ struct Heatmap {
   const BlockCosines* blocks;
 };
 
-std::vector<Heatmap> heatmaps(const Recording& report) {
+std::vector<Heatmap> heatmaps(const Recording& recording) {
   std::vector<Heatmap> maps;
-  for (const Heatmap& map : {Heatmap{"block_cos_h", "class means, block_cos_h", &report.block_cos_h},
-                             Heatmap{"block_cos_w", "classifiers, block_cos_w", &report.block_cos_w}})
+  for (const Heatmap& map : {Heatmap{"block_cos_h", "class means, block_cos_h", &recording.report.block_cos_h},
+                             Heatmap{"block_cos_w", "classifiers, block_cos_w", &recording.report.block_cos_w}})
     if (!map.blocks->cosines.empty()) maps.push_back(map);
   return maps;
 }
 
-TextFile cosines_data(const Recording& report, const std::string& name) {
-  std::string text = data_head(report, "Mean cosines between groups of classes of equal size, by descending size") +
+TextFile cosines_data(const Recording& recording, const std::string& name) {
+  std::string text = data_head(recording, "Mean cosines between groups of classes of equal size, by descending size") +
                      "of row column size_row size_column cosine\n";
-  for (const Heatmap& map : heatmaps(report)) {
+  for (const Heatmap& map : heatmaps(recording)) {
     const auto& sizes = map.blocks->sizes;
     for (std::size_t row = 0; row < sizes.size(); ++row)
       for (std::size_t column = 0; column < sizes.size(); ++column)
@@ -515,11 +560,11 @@ std::string size_tics(const std::vector<Index>& sizes, double pixels) {
   return "(" + tics + ")";
 }
 
-TextFile cosines_script(const Recording& report, const std::string& data, const std::string& image,
+TextFile cosines_script(const Recording& recording, const std::string& data, const std::string& image,
                         PictureFormat format) {
   constexpr std::size_t kMaxNumbered = 12;  // more groups leave no room for numbers in the cells
-  const auto maps = heatmaps(report);
-  const double left = 95, top = 78, side = 400, between = 110, bottom = 65, right = 110;
+  const auto maps = heatmaps(recording);
+  const double left = 95, top = kHeading + 36, side = 400, between = 110, bottom = 65, right = 110;
   const auto count = static_cast<double>(maps.size());
   const Canvas canvas{left + count * side + (count - 1) * between + right, top + side + bottom};
   double largest = 0.05;
@@ -528,8 +573,7 @@ TextFile cosines_script(const Recording& report, const std::string& data, const 
       if (std::isfinite(cosine)) largest = std::max(largest, std::abs(cosine));
   largest = std::min(1.0, std::ceil(largest * 20) / 20);
   std::string script = script_head(image, format, canvas, "Mean cosines between groups of classes of equal size");
-  script += text_at(canvas, left, 20, fitted(report.title, side), 14);
-  script += text_at(canvas, left, 38, fitted(report.file_name(), side), 10);
+  script += heading(canvas, left, canvas.width - left, recording, recording.last_step());
   script +=
       "set palette defined (-1 '#0072B2', 0 '#ffffff', 1 '#D55E00')\n"
       "unset grid\nunset key\n"
@@ -570,6 +614,82 @@ TextFile cosines_script(const Recording& report, const std::string& data, const 
   return {std::filesystem::path(image).stem().string() + ".gp", script + kScriptEnd};
 }
 
+// ------------------------------------------------------------------------------------------------ captions
+
+constexpr std::string_view kCurvesCaption =
+    "Every measured step. Metrics of one property share a panel; members of a pair share a colour. Values that are "
+    "undefined, and 0 on a logarithmic axis, leave a gap.";
+constexpr std::string_view kCollapseCaption =
+    "Collapse within classes (NC1), of classifiers and class means to the geometry predicted for these class sizes "
+    "(NC2), and of both to each other (NC3), with the training accuracy below.";
+constexpr std::string_view kSpectrumCaption =
+    "Classifier and class means along the singular vectors of the label matrix. Circles: the predicted global "
+    "minimiser; dots: measured. Where it is reached each dot lies in its circle and the cosines are 1.";
+constexpr std::string_view kCosinesCaption =
+    "Mean cosines between classes, grouped by their number of samples, largest first; on the diagonal between "
+    "different classes of one group. Blue: negative, white: orthogonal, orange: positive.";
+
+std::string described(const Recording& recording) {
+  std::string text = recording.title;
+  for (const std::string& part : {recording.data, recording.decays})
+    if (!part.empty()) text += "; " + part;
+  return text;
+}
+
+// "nc1_pinv 3.1e-05, ufmb_w 0.0002", as far as the run measured them last.
+std::string last_values(const Recording& run, const std::vector<std::string_view>& names) {
+  std::string text;
+  for (const std::string_view name : names)
+    if (const RecordedCurve* curve = find_curve(run, name); curve != nullptr)
+      for (auto value = curve->values.rbegin(); value != curve->values.rend(); ++value)
+        if (*value && std::isfinite(**value)) {
+          text += fmt::format("{}{} {:.3g}", text.empty() ? "" : ", ", name, **value);
+          break;
+        }
+  return text;
+}
+
+std::string curves_alternative(const std::vector<const Recording*>& runs) {
+  std::string text = fmt::format("Curves against {}.", runs.front()->x_name);
+  for (const Recording* run : runs) {
+    const std::string values = last_values(*run, {"nc1_pinv", "ufmb_w", "ufmb_h", "ufmb_wh", "gof_w", "gof_h", "gof_wh",
+                                                  "acc_top1_train", "loss", "minimum"});
+    text += fmt::format(" {}: {} measured steps{}", run->title, run->x.size(),
+                        values.empty() ? "." : ", the last values are " + values + ".");
+  }
+  return text;
+}
+
+std::string spectrum_alternative(const Recording& recording) {
+  const auto& spectrum = recording.report.spectrum;
+  double worst = 0, largest = 0;
+  for (const SpectrumRow& row : spectrum)
+    for (const auto& [predicted, measured] :
+         {std::pair{row.w_predicted, row.w_measured}, {row.z_predicted, row.z_measured}})
+      if (std::isfinite(predicted) && std::isfinite(measured)) {
+        worst = std::max(worst, std::abs(predicted - measured));
+        largest = std::max(largest, predicted);
+      }
+  return fmt::format(
+      "Predicted and measured singular values in {} eigenspaces of the label matrix: they differ by at most {:.3g}, "
+      "the "
+      "largest predicted one is {:.3g}.",
+      spectrum.size(), worst, largest);
+}
+
+std::string cosines_alternative(const Recording& recording) {
+  std::string text;
+  for (const Heatmap& map : heatmaps(recording)) {
+    Range range;
+    for (const double cosine : map.blocks->cosines)
+      if (std::isfinite(cosine)) range.include(cosine);
+    text += fmt::format("{}Heatmap of the mean cosines of {}, {} class sizes", text.empty() ? "" : " ", map.title,
+                        map.blocks->sizes.size());
+    text += range.empty() ? "." : fmt::format(", from {:.3g} to {:.3g}.", range.low, range.high);
+  }
+  return text;
+}
+
 }  // namespace
 
 std::vector<Picture> pictures(const std::vector<Recording>& recordings, PictureFormat format, bool log_x) {
@@ -580,35 +700,66 @@ std::vector<Picture> pictures(const std::vector<Recording>& recordings, PictureF
   for (std::size_t i = 0; i < recordings.size(); ++i) {
     const Recording& recording = recordings[i];
     const std::string number = recordings.size() > 1 ? fmt::format("-{}", i + 1) : "";
-    const auto already = all.size();
-    const auto add = [&](const std::string& kind, const std::string& what, auto make_data, auto make_script) {
+    const auto add = [&](const std::string& kind, const std::string& what, std::string_view caption,
+                         std::string alternative, auto make_data, auto make_script) {
       const std::string stem = kind + number;
       const TextFile data = make_data(recording, stem + ".dat");
-      all.push_back({stem + extension,
+      all.push_back({i,
+                     stem + extension,
                      what + " of " + recording.file,
+                     fmt::format("{}. {}", described(recording), caption),
+                     std::move(alternative),
                      make_script(recording, data.name, stem + extension, format),
                      {data}});
     };
     if (recording.is_run()) {
       runs.push_back(&recording);
       run_data.push_back("curves" + number + ".dat");
-      add("curves", "curves", curves_data,
+      add("curves", "curves", kCurvesCaption, curves_alternative({&recording}), curves_data,
           [log_x](const Recording& run, const std::string& data, const std::string& image, PictureFormat as) {
-            return curves_script({&run}, {data}, image, as, log_x);
+            return curves_script(panels_of({&run}), {&run}, {data}, image, as, log_x);
           });
     }
-    if (!recording.spectrum.empty()) add("spectrum", "predicted and measured spectrum", spectrum_data, spectrum_script);
-    if (!heatmaps(recording).empty()) add("cosines", "cosines by class size", cosines_data, cosines_script);
-    if (all.size() == already)
-      throw DataError(recording.file + ": holds nothing that plot draws",
-                      "analyze with --lambda-w and --lambda-h gives a spectrum, unequal class sizes give cosines");
+    if (!recording.report.spectrum.empty())
+      add("spectrum", "predicted and measured spectrum", kSpectrumCaption, spectrum_alternative(recording),
+          spectrum_data, spectrum_script);
+    if (!heatmaps(recording).empty())
+      add("cosines", "cosines by class size", kCosinesCaption, cosines_alternative(recording), cosines_data,
+          cosines_script);
   }
-  if (runs.size() > 1)
-    all.push_back({"compare" + extension,
-                   "runs side by side",
-                   curves_script(runs, run_data, "compare" + extension, format, log_x),
+  const auto add_together = [&](const std::string& stem, const std::string& what, std::string_view caption,
+                                const std::vector<Panel>& panels) {
+    std::string models;
+    for (const Recording* run : runs) models += (models.empty() ? "" : " | ") + described(*run);
+    all.push_back({std::nullopt,
+                   stem + extension,
+                   what,
+                   fmt::format("{}. {}", models, caption),
+                   curves_alternative(runs),
+                   curves_script(panels, runs, run_data, stem + extension, format, log_x),
                    {}});
+  };
+  if (runs.empty()) return all;
+  if (const auto panels = collapse_panels(runs); !panels.empty())
+    add_together("collapse", "distance to collapse and training accuracy", kCollapseCaption, panels);
+  if (runs.size() > 1) add_together("compare", "runs side by side, on the same axes", kCurvesCaption, panels_of(runs));
   return all;
+}
+
+void write_script(const Picture& picture, const std::filesystem::path& folder) {
+  for (const TextFile& data : picture.data) write_output(folder / data.name, data.text);
+  write_output(folder / picture.script.name, picture.script.text);
+}
+
+void draw(const Picture& picture, const std::filesystem::path& folder, const std::string& remark) {
+  std::error_code ignored;
+  std::filesystem::remove(folder / picture.image, ignored);
+  try {
+    run_gnuplot(folder, picture.script.name, remark);
+  } catch (...) {
+    std::filesystem::remove(folder / picture.image, ignored);  // half a picture
+    throw;
+  }
 }
 
 }  // namespace ncollapse::cli

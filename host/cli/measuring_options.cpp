@@ -1,0 +1,78 @@
+#include "host/cli/measuring_options.hpp"
+
+#include <unistd.h>
+
+#include <cstdlib>
+
+#include "host/cli/interrupt.hpp"
+#include "host/cli/progress.hpp"
+#include "host/cli/ranks.hpp"
+#include "host/cli/row_range.hpp"
+
+namespace ncollapse::cli {
+
+namespace {
+
+/// Under mpirun each rank has its own GPU, or its share of the cores.
+Context open(const DeviceOptions& options, const Ranks& ranks) {
+  if (ranks.size() == 1) return options.open();
+  DeviceOptions mine = options;
+  Device device = Device::parse(options.device);
+  if (device.type == DeviceType::cuda && options.device.find(':') == std::string::npos) {
+    const auto gpus = static_cast<int>(devices().size()) - 1;  // the CPU is the first
+    if (gpus > 0) device.index = ranks.local_rank() % gpus;
+  }
+  if (options.threads == 0 && std::getenv("OMP_NUM_THREADS") == nullptr) mine.threads = ranks.threads();
+  return Context(device, {.threads = mine.threads});
+}
+
+}  // namespace
+
+void DumpOptions::add_to(CLI::App& command) {
+  command
+      .add_option("--features", request.features.specs,
+                  "Training features, N x d (.npy, .npz, .safetensors); many files, or a quoted glob, are read as one")
+      ->type_name("FILE[:KEY]");
+  command
+      .add_option("--labels", request.labels.specs,
+                  "Training labels, N integers from 0 to K-1: a file for every one of features, or one for all")
+      ->type_name("FILE[:KEY]");
+  add_rows_option(command, rows);
+  command.add_option("--test-features", request.test_features.specs, "Test features")->type_name("FILE[:KEY]");
+  command.add_option("--test-labels", request.test_labels.specs, "Test labels")->type_name("FILE[:KEY]");
+  command.add_option("--ood-features", request.ood_features.specs, "Out-of-distribution features")
+      ->type_name("FILE[:KEY]");
+  command.add_option("--classes", request.classes, "K; default: rows of the classifier, else largest label + 1")
+      ->check(kAtLeastOne)
+      ->type_name("K");
+  report.add_to(command, request);
+  device.add_to(command);
+  command.add_option("--batch-rows", request.batch_rows, "Rows read at a time; default: about 64 MiB of features")
+      ->check(kAtLeastOne)
+      ->type_name("R");
+}
+
+std::optional<Report> DumpOptions::measure(const Common& common) {
+  Ranks& ranks = *common.ranks;
+  report.check(request, common);
+  request.rows = parse_rows(rows);
+  const Context context = open(device, ranks);
+
+  catch_interrupts();
+  using Style = ProgressBar::Style;
+  ProgressBar bar(common.quiet || ranks.rank() != 0 ? Style::none
+                  : isatty(STDERR_FILENO) == 1      ? Style::bar
+                  : ranks.size() > 1                ? Style::lines  // mpirun hands stderr on by a pipe
+                                                    : Style::none);
+  request.on_progress = [&](const Progress& progress) {
+    if (interrupted()) throw Interrupted("interrupted; nothing was written");
+    bar.update(ranks.together(progress));
+  };
+  std::optional<Report> result = analyze(context, request, ranks.communicator(!common.json.empty()));
+  ranks.finish();
+  bar.clear();
+  if (interrupted()) throw Interrupted("interrupted; nothing was written");
+  return result;
+}
+
+}  // namespace ncollapse::cli
