@@ -3,7 +3,7 @@
 // stand side by side must share them.
 #include "host/cli/pictures.hpp"
 
-#include <fmt/core.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <array>
@@ -629,10 +629,17 @@ constexpr std::string_view kCosinesCaption =
     "Mean cosines between classes, grouped by their number of samples, largest first; on the diagonal between "
     "different classes of one group. Blue: negative, white: orthogonal, orange: positive.";
 
-std::string described(const Recording& recording) {
-  std::string text = recording.title;
-  for (const std::string& part : {recording.data, recording.decays})
-    if (!part.empty()) text += "; " + part;
+// Models, data and weight decays; what runs have in common once.
+std::string described(const std::vector<const Recording*>& recordings) {
+  std::string text;
+  for (const auto part : {&Recording::title, &Recording::data, &Recording::decays}) {
+    std::vector<std::string> different;
+    for (const Recording* recording : recordings)
+      if (std::find(different.begin(), different.end(), recording->*part) == different.end())
+        different.push_back(recording->*part);
+    const std::string all = fmt::format("{}", fmt::join(different, " | "));
+    if (!all.empty()) text += (text.empty() ? "" : "; ") + all;
+  }
   return text;
 }
 
@@ -707,7 +714,7 @@ std::vector<Picture> pictures(const std::vector<Recording>& recordings, PictureF
       all.push_back({i,
                      stem + extension,
                      what + " of " + recording.file,
-                     fmt::format("{}. {}", described(recording), caption),
+                     fmt::format("{}. {}", described({&recording}), caption),
                      std::move(alternative),
                      make_script(recording, data.name, stem + extension, format),
                      {data}});
@@ -729,12 +736,10 @@ std::vector<Picture> pictures(const std::vector<Recording>& recordings, PictureF
   }
   const auto add_together = [&](const std::string& stem, const std::string& what, std::string_view caption,
                                 const std::vector<Panel>& panels) {
-    std::string models;
-    for (const Recording* run : runs) models += (models.empty() ? "" : " | ") + described(*run);
     all.push_back({std::nullopt,
                    stem + extension,
                    what,
-                   fmt::format("{}. {}", models, caption),
+                   fmt::format("{}. {}", described(runs), caption),
                    curves_alternative(runs),
                    curves_script(panels, runs, run_data, stem + extension, format, log_x),
                    {}});

@@ -241,9 +241,11 @@ void read_header(const Json& header, const Place& place, Recording& recording) {
     append(recording.title, fmt::format("d = {}", width));
   if (recording.title.empty()) recording.title = recording.file_name();
   recording.report.counts = whole_numbers(model, "counts", place);
-  if (const auto dataset = header.find("dataset"); dataset != header.end())
-    recording.data =
-        dataset->is_object() && dataset->contains("name") ? plain_text((*dataset)["name"]) : plain_text(*dataset);
+  if (const auto dataset = header.find("dataset"); dataset != header.end() && dataset->is_object()) {
+    for (const auto* key : {"name", "split"})
+      if (dataset->contains(key) && (*dataset)[key].is_string())
+        recording.data += (recording.data.empty() ? "" : " ") + (*dataset)[key].get<std::string>();
+  }
   append(recording.data, sizes_text(recording.report.counts));
   recording.decays = decays_text(model, place);
   for (const auto& [name, value] : header.items()) {

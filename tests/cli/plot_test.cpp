@@ -264,7 +264,7 @@ TEST_F(Plot, TheFigureOfAPaper) {
   std::vector<std::string> files;
   for (const int layers : {1, 3, 6}) {
     Json first = header("ncollapse.run/1", layers);
-    first["dataset"] = {{"name", "cifar10"}, {"folder", "somewhere"}};
+    first["dataset"] = {{"name", "emnist"}, {"split", "balanced"}, {"input_dim", 784}};
     first["model"]["counts"] = {100, 500, 500, 300};
     first["model"]["lambda_w"] = std::vector<double>(static_cast<std::size_t>(layers), 1e-5);
     first["model"]["lambda_h"] = 1e-5;
@@ -275,7 +275,7 @@ TEST_F(Plot, TheFigureOfAPaper) {
   write_only(files);
   const std::string script = read_file(out("collapse.gp"));
   EXPECT_EQ(occurrences(script, "'n_k = "), 0);  // the data set comes first
-  EXPECT_EQ(occurrences(script, "'cifar10, n_k = 500 x 2, 300, 100'"), 3);
+  EXPECT_EQ(occurrences(script, "'emnist balanced, n_k = 500 x 2, 300, 100'"), 3);
   EXPECT_EQ(occurrences(script, "'lambda_W = lambda_H = 1e-05, "), 3);
   for (const auto* key : {"nc1_pinv", "ufmb_w", "ufmb_h", "ufmb_wh", "acc_top1_train"})
     EXPECT_EQ(occurrences(script, "using 'epoch':'" + std::string(key) + "'"), 3) << key;

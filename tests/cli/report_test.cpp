@@ -229,7 +229,7 @@ TEST_F(ReportPage, AnyTextIsEscaped) {
   NEEDS_GNUPLOT();
   const std::string evil = "</style><script>alert('x')</script>&amp;\"\x01";
   Json first = header("ncollapse.run/1");
-  first["dataset"] = evil;
+  first["dataset"] = {{"name", evil}};
   first[evil] = {{evil, evil}};
   Json last = step("epoch", 1, {{"nc1_pinv", 0.1}});
   last["status"] = {{"nc3_dual", {{"code", evil}, {"why", evil}}}};
