@@ -33,6 +33,7 @@ inline const CLI::Validator kAtLeastOne([](std::string& text) { return whole_num
 
 void add_accumulate(CLI::App& app, Common& common);
 void add_analyze(CLI::App& app, Common& common);
+void add_bench(CLI::App& app, Common& common);
 void add_devices(CLI::App& app, Common& common);
 void add_finalize(CLI::App& app, Common& common);
 void add_merge(CLI::App& app, Common& common);

@@ -46,6 +46,7 @@ int main(int argc, char** argv) {
       "  ncollapse simulate --counts 20,12,12,5,3 --layers 2 --dim 8 --lambda-w 2e-3 --lambda-h 1e-3\n"
       "  ncollapse plot run.jsonl --out pictures\n"
       "  ncollapse report run.jsonl --out report.html\n"
+      "  ncollapse bench\n"
       "  ncollapse metrics\n"
       "  ncollapse devices\n\n"
       "Exit codes: 0 ok, 1 internal error, 2 wrong usage, 3 bad input, 4 device or memory, 130 interrupted.");
@@ -66,6 +67,7 @@ int main(int argc, char** argv) {
   cli::add_simulate(app, common);
   cli::add_plot(app, common);
   cli::add_report(app, common);
+  cli::add_bench(app, common);
   cli::add_devices(app, common);
   cli::add_metrics(app, common);
   const bool speaks = ranks->rank() == 0;

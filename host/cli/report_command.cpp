@@ -68,7 +68,8 @@ void run(PageOptions& options, const Common& common) {
   std::vector<Recording> recordings;
   for (const auto& file : options.files) recordings.push_back(read_recording(file));
   if (options.dump.given())
-    recordings.push_back(recording_of(options.dump.measure(common).value(), options.dump.request.features.specs.front()));
+    recordings.push_back(
+        recording_of(options.dump.measure(common).value(), options.dump.request.features.specs.front()));
   const auto all = pictures(recordings, PictureFormat::svg, options.log_x);
   std::vector<std::string> drawings;
   try {

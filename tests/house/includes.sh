@@ -14,7 +14,8 @@ stray() {  # stray RULE LINES
 
 # only_in HEADERS ROOMS: regular expressions of vendors' header names, and of the paths that may include them
 only_in() {
-  stray "outside its home ($2)" "$(grep -nE "^ *# *include *[<\"]($1)" "${all[@]}" | grep -vE "^($2|examples/)")"  # examples are users' programs
+  # Examples are users' programs, and bench/ sets the vendors themselves beside the library.
+  stray "outside its home ($2)" "$(grep -nE "^ *# *include *[<\"]($1)" "${all[@]}" | grep -vE "^($2|examples/|bench/vendor_)")"
 }
 only_in 'cuda_|cuda\.h|cuda/std|cublas|cusolver|thrust/|cub/|cooperative_groups' \
   'cuda/|tests/[^:]*\.cu:|tests/ranks/nccl|include/ncollapse/nccl\.hpp:'
@@ -34,10 +35,10 @@ sees() {
   stray "$1 may see only $2" "$(grep -nE '^ *# *include *"' "${all[@]}" | grep "^$1/" | grep -vE "\"($2)")"
 }
 sees include 'ncollapse/'
-sees host 'ncollapse/|host/'
+sees host 'ncollapse/|host/|bench/suite\.hpp'
 sees cuda 'ncollapse/|host/backend\.hpp|cuda/'
-sees bench 'ncollapse/|host/backend\.hpp'
+sees bench 'ncollapse/|host/backend\.hpp|bench/'
 
 stray 'a public header may see only the standard library and ncollapse/' \
-  "$(grep -nE '^ *# *include *<' include/ncollapse/*.hpp | grep -vE '<[a-z_]+>$|/mpi\.hpp:.*<mpi\.h>|/nccl\.hpp:.*<(nccl|cuda_runtime)\.h>')"
+  "$(grep -nE '^ *# *include *<' include/ncollapse/*.hpp | grep -vE '<[a-z_]+>$|/mpi\.hpp:.*<mpi\.h>|/nccl\.hpp:.*<(nccl|cuda_runtime)\.h>|/torch\.hpp:.*<(ATen|c10)/')"
 exit $strays
