@@ -201,6 +201,21 @@ TEST_F(MpiRun, HeavyTailOverShards) {
   EXPECT_EQ(report(3, arguments), report(3, arguments));  // the same bits
 }
 
+TEST_F(MpiRun, TwoHosts) {
+  const Arguments arguments = real_dump(NCOLLAPSE_DEMO_DATA, {"W1.npy"});
+  const std::string file = folder_.path("two_hosts.json");
+  std::string call = "sh '" NCOLLAPSE_TWO_HOSTS "' '" NCOLLAPSE_COMMAND "' '" NCOLLAPSE_PROGRAM "'";
+  for (const auto& argument : arguments + Arguments{"--threads", "1", "--quiet", "--json", file})
+    call += " '" + argument + "'";
+  const int status = std::system((call + " 2>'" + folder_.path("err") + "'").c_str());
+  if (WIFEXITED(status) && WEXITSTATUS(status) == 77) GTEST_SKIP() << "no network namespaces here";
+  ASSERT_EQ(status, 0) << read_file(folder_.path("err"));
+  Json json = Json::parse(read_file(file), nullptr, false);
+  EXPECT_EQ(json["source"].value("ranks", ""), "2");
+  for (const char* key : {"timing", "source"}) json.erase(key);
+  expect_same(json, report(1, arguments), "");
+}
+
 TEST_F(MpiRun, MoreRanksThanRows) {
   const Arguments arguments = tiny({0, 1, 0.5F}, {0, 1, 0});
   expect_same(report(5, arguments), report(1, arguments), "");
