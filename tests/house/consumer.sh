@@ -14,6 +14,12 @@ try() {  # try NAME CONFIG CMAKE_OPTION...
   "$cmake" -S tests/consumer -B "$place/$name" -G "$generator" -DCMAKE_CXX_COMPILER="$cxx" -DCMAKE_BUILD_TYPE="$config" "$@"
   "$cmake" --build "$place/$name" -j "$(nproc)"
   "$place/$name/consumer"
+  if [[ -x $place/$name/mpi_consumer ]]; then
+    OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 \
+      mpirun -n 3 "$place/$name/mpi_consumer"
+  else
+    echo 'no MPI here, so nobody tried ncollapse::mpi'
+  fi
 }
 
 "$cmake" --install "$build" --prefix "$place/prefix" >/dev/null
