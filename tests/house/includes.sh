@@ -15,7 +15,7 @@ stray() {  # stray RULE LINES
 # only_in HEADERS ROOMS: regular expressions of vendors' header names, and of the paths that may include them
 only_in() {
   # Examples are users' programs, and bench/ sets the vendors themselves beside the library.
-  stray "outside its home ($2)" "$(grep -nE "^ *# *include *[<\"]($1)" "${all[@]}" | grep -vE "^($2|examples/|bench/vendor_)")"
+  stray "outside its home ($2)" "$(grep -nE "^ *# *include *[<\"]($1)" "${all[@]}" | grep -vE "^($2|examples/|bench/)")"
 }
 only_in 'cuda_|cuda\.h|cuda/std|cublas|cusolver|thrust/|cub/|cooperative_groups' \
   'cuda/|tests/[^:]*\.cu:|tests/ranks/nccl|include/ncollapse/nccl\.hpp:'

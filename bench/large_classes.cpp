@@ -1,0 +1,233 @@
+// large_classes [stream] [pairs] [--classes K] [--threads T] [--batch-rows R] [--commit HASH] [--json FILE]
+// What vocabularies of many classes cost on the CPU, and in how much memory (the whole process, this program included):
+//   stream   1e6 generated rows, K = 50257 (Zipf), d = 768, f32, statistics traces: seconds in Accumulator::add beside
+//            plain copies of the same batches by the same threads, taken in turn
+//   pairs    K = 131072, d = 1024, two samples a class: CDNV, cosine and distance statistics by measure(), in tiles,
+//            beside the rate of one sgemm call on the same threads; K^2 d operations (the upper triangle) and as many
+//            for nothing else
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <iomanip>
+#include <iostream>
+#include <optional>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "ncollapse/ncollapse.hpp"
+
+extern "C" {
+void openblas_set_num_threads(int threads);
+void sgemm_(const char* transpose_a, const char* transpose_b, const int* m, const int* n, const int* k,
+            const float* alpha, const float* a, const int* lda, const float* b, const int* ldb, const float* beta,
+            float* c, const int* ldc);
+}
+
+namespace {
+
+using namespace ncollapse;
+
+struct Options {
+  Index classes = 0, batch_rows = 0;  // 0: as above; about 64 MiB
+  int threads = 0;                    // 0: all
+};
+
+struct Result {
+  std::string name;
+  int threads = 1;
+  std::vector<std::pair<std::string, double>> numbers;
+};
+
+template <class Call>
+double seconds(const Call& call) {
+  const auto start = std::chrono::steady_clock::now();
+  call();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+double peak_mib() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);)
+    if (line.starts_with("VmHWM:")) return std::stod(line.substr(6)) / 1024;
+  return 0;
+}
+
+/// Numbers spread like noise, cheap enough to make a gigabyte of: a multiplicative congruential sequence.
+void fill(std::vector<float>& values, std::uint64_t seed) {
+  std::uint64_t state = 2 * seed + 1;
+  for (float& value : values) {
+    state *= 6364136223846793005ULL;
+    value = static_cast<float>(static_cast<std::int64_t>(state) >> 40) * 0x1p-23f;
+  }
+}
+
+/// Class k with a probability like 1/(k + 1).
+class Zipf {
+ public:
+  explicit Zipf(Index classes) {
+    double sum = 0;
+    for (Index k = 0; k < classes; ++k) cumulative_.push_back(sum += 1 / static_cast<double>(k + 1));
+  }
+  std::int64_t draw(std::mt19937_64& random) const {
+    const double at = std::uniform_real_distribution<double>(0, cumulative_.back())(random);
+    return std::upper_bound(cumulative_.begin(), cumulative_.end() - 1, at) - cumulative_.begin();
+  }
+
+ private:
+  std::vector<double> cumulative_;
+};
+
+void copy_by_threads(const float* from, float* to, Index size, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int part = 0; part < threads; ++part) {
+    const Index begin = size * part / threads, end = size * (part + 1) / threads;
+    std::memcpy(to + begin, from + begin, static_cast<std::size_t>(end - begin) * sizeof(float));
+  }
+}
+
+Result measure_stream(const Context& context, const Options& options) {
+  const Index classes = options.classes > 0 ? options.classes : 50257, dim = 768, rows = 1'000'000;
+  const Index batch = options.batch_rows > 0 ? options.batch_rows : (Index{64} << 20) / (dim * 4);
+  const int threads = context.info().threads;
+  std::mt19937_64 random(1);
+  const Zipf zipf(classes);
+  std::vector<float> features(static_cast<std::size_t>(batch * dim)), copy(features.size());
+  std::vector<std::int64_t> labels(static_cast<std::size_t>(batch));
+  Accumulator accumulator(context, {classes, dim, Statistics::traces, {}});
+  double add = 0, copying = 0;
+  for (Index done = 0; done < rows; done += batch) {
+    const Index count = std::min(batch, rows - done);
+    fill(features, static_cast<std::uint64_t>(done));
+    for (auto& label : labels) label = zipf.draw(random);
+    add += seconds([&] { accumulator.add(view(features.data(), count, dim), view(labels.data(), count)); });
+    copying += seconds([&] { copy_by_threads(features.data(), copy.data(), count * dim, threads); });
+  }
+  const double bytes = static_cast<double>(rows * dim) * sizeof(float);
+  const auto moments = accumulator.finish();
+  return {"stream",
+          threads,
+          {{"classes", static_cast<double>(classes)},
+           {"classes_seen", static_cast<double>(moments.classes_seen())},
+           {"dim", static_cast<double>(dim)},
+           {"rows", static_cast<double>(rows)},
+           {"batch_rows", static_cast<double>(batch)},
+           {"add_seconds", add},
+           {"add_gb_per_s", bytes / add * 1e-9},
+           {"copy_gb_per_s", bytes / copying * 1e-9},
+           {"fraction_of_copy", copying / add},
+           {"peak_mib", peak_mib()}}};
+}
+
+/// Operations a second of one call on all threads, the best of five.
+double sgemm_rate(int threads) {
+  constexpr int n = 2048, k = 1024;
+  std::vector<float> a(n * k), b(n * k), c(n * n);
+  fill(a, 1);
+  fill(b, 2);
+  const float one = 1, zero = 0;
+  openblas_set_num_threads(threads);
+  double best = 1e300;
+  for (int i = 0; i < 5; ++i)
+    best = std::min(
+        best, seconds([&] { sgemm_("T", "N", &n, &n, &k, &one, a.data(), &k, b.data(), &k, &zero, c.data(), &n); }));
+  openblas_set_num_threads(1);  // as the library has it
+  return 2.0 * n * n * k / best;
+}
+
+Result measure_pairs(const Context& context, const Options& options) {
+  const Index classes = options.classes > 0 ? options.classes : 131072, dim = 1024, batch = 4096;
+  const int threads = context.info().threads;
+  const double bare = sgemm_rate(threads);
+  std::optional<ClassMoments> moments;
+  {
+    Accumulator accumulator(context, {classes, dim, Statistics::traces, {}});
+    std::vector<float> features(static_cast<std::size_t>(batch * dim));
+    std::vector<std::int64_t> labels(static_cast<std::size_t>(batch));
+    for (Index first = 0; first < 2 * classes; first += batch) {
+      const Index count = std::min(batch, 2 * classes - first);
+      fill(features, static_cast<std::uint64_t>(first));
+      for (Index i = 0; i < batch; ++i) labels[static_cast<std::size_t>(i)] = (first + i) % classes;
+      accumulator.add(view(features.data(), count, dim), view(labels.data(), count));
+    }
+    moments.emplace(accumulator.finish());
+  }
+  std::optional<Report> report;
+  const double time = seconds([&] { report.emplace(measure(*moments)); });
+  Result result{"pairs", threads, {{"classes", static_cast<double>(classes)}, {"dim", static_cast<double>(dim)}}};
+  const double k = static_cast<double>(classes), flop = k * k * static_cast<double>(dim);
+  for (const char* key : {"nc1_cdnv", "nc2_cos_mean_h", "nc2_cos_std_h", "nc2_cos_max_h", "nc2_gnc_dist_mean",
+                          "nc2_gnc_dist_var", "nc2_min_angle_deg"})
+    if (const auto value = report->find(key)) result.numbers.emplace_back(key, *value);
+  result.numbers.insert(result.numbers.end(), {{"measure_seconds", time},
+                                               {"gflop_per_s", flop / time * 1e-9},
+                                               {"sgemm_gflop_per_s", bare * 1e-9},
+                                               {"fraction_of_sgemm", flop / time / bare},
+                                               {"peak_mib", peak_mib()}});
+  return result;
+}
+
+void write_json(const std::string& path, const std::string& commit, double load, const std::vector<Result>& results) {
+  std::ofstream out(path);
+  out << "{\"processor\": \"" << devices().front().name << "\", \"commit\": \"" << commit
+      << "\", \"load_before\": " << load << ",\n \"results\": [";
+  const char* comma = "";
+  for (const Result& result : results) {
+    out << comma << "\n  {\"name\": \"" << result.name << "\", \"threads\": " << result.threads;
+    for (const auto& [key, value] : result.numbers) out << ", \"" << key << "\": " << std::setprecision(10) << value;
+    out << "}";
+    comma = ",";
+  }
+  out << "\n ]}\n";
+  if (!out.flush()) throw DataError(path + " cannot be written");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::string commit, json;
+  std::vector<std::string> names;
+  Options options;
+  double load = 0;
+  getloadavg(&load, 1);
+  try {
+    for (int i = 1; i < argc; ++i) {
+      const std::string word = argv[i];
+      const auto value = [&] {
+        if (i + 1 == argc) throw UsageError(word + " needs a value");
+        return std::string(argv[++i]);
+      };
+      if (word == "--commit")
+        commit = value();
+      else if (word == "--json")
+        json = value();
+      else if (word == "--classes")
+        options.classes = std::max(2L, std::atol(value().c_str()));
+      else if (word == "--threads")
+        options.threads = std::max(1, std::atoi(value().c_str()));
+      else if (word == "--batch-rows")
+        options.batch_rows = std::max(1L, std::atol(value().c_str()));
+      else if (word == "stream" || word == "pairs")
+        names.push_back(word);
+      else
+        throw UsageError("there is no measurement " + word);
+    }
+    if (names.empty()) names = {"stream", "pairs"};
+    const Context context(Device::parse("cpu"), {.threads = options.threads});
+    std::vector<Result> results;
+    for (const auto& name : names) {
+      results.push_back(name == "stream" ? measure_stream(context, options) : measure_pairs(context, options));
+      std::cout << name << ", " << results.back().threads << " threads\n";
+      for (const auto& [key, number] : results.back().numbers)
+        std::cout << "  " << std::left << std::setw(24) << key << std::setprecision(6) << number << "\n";
+    }
+    if (!json.empty()) write_json(json, commit, load, results);
+  } catch (const Error& error) {
+    std::cerr << error.what() << '\n';
+    return static_cast<int>(error.kind());
+  }
+}
