@@ -30,10 +30,12 @@ struct PageOptions {
 /// A folder that is gone when the object is.
 class TemporaryFolder {
  public:
-  TemporaryFolder() : path_((std::filesystem::temp_directory_path() / "ncollapse-XXXXXX").string()) {
-    if (mkdtemp(path_.data()) == nullptr)
-      throw DataError(path_ + ": cannot make this folder: " + std::error_code(errno, std::generic_category()).message(),
-                      "TMPDIR may name another place");
+  TemporaryFolder() {
+    std::error_code status;
+    path_ = (std::filesystem::temp_directory_path(status) / "ncollapse-XXXXXX").string();
+    if (!status && mkdtemp(path_.data()) == nullptr) status = std::error_code(errno, std::generic_category());
+    if (status)
+      throw DataError("cannot make a folder for temporary files: " + status.message(), "let TMPDIR name another place");
   }
   ~TemporaryFolder() {
     std::error_code ignored;
@@ -64,6 +66,10 @@ void run(PageOptions& options, const Common& common) {
   if (options.files.empty() && !options.dump.given())
     throw UsageError("nothing to report on", "name runs and reports, or give --features and --labels of a dump");
   check_output(options.page);
+  for (const auto* inputs : {&options.files, &options.dump.request.features.specs, &options.dump.request.labels.specs})
+    for (const auto& input : *inputs)
+      if (std::error_code ignored; std::filesystem::equivalent(input, options.page, ignored))
+        throw UsageError(input + " is read, and --out would replace it", "name another file for the page");
   catch_interrupts();
   std::vector<Recording> recordings;
   for (const auto& file : options.files) recordings.push_back(read_recording(file));
@@ -99,12 +105,11 @@ void add_report(CLI::App& app, Common& common) {
   command->add_option("--out", options->page, "The page; - is standard output")->required()->type_name("FILE");
   command->add_flag("--log-x", options->log_x,
                     "Iterations or epochs on a logarithmic axis, for runs of unlike lengths");
+  const auto own = command->get_options().size();
   options->dump.add_to(*command);
-  for (const auto* name :
-       {"--labels", "--rows", "--test-features", "--test-labels", "--ood-features", "--classes", "--weights", "--bias",
-        "--convention", "--lambda-w", "--lambda-h", "--device", "--threads", "--batch-rows"})
-    command->get_option(name)->needs("--features");
-  command->get_option("--features")->needs("--labels");
+  const auto all = command->get_options();
+  for (auto option = all.begin() + static_cast<std::ptrdiff_t>(own); option != all.end(); ++option)
+    (*option)->group("A dump, as analyze takes it");
   command->add_flag("--quiet", common.quiet, "No progress bar, and do not name the page");
   command->footer(
       "A dump is measured as analyze does it; of several files the page has a section each, and runs are put side by\n"
@@ -114,7 +119,15 @@ void add_report(CLI::App& app, Common& common) {
       "  ncollapse report L1.jsonl L3.jsonl L6.jsonl --out report.html\n"
       "  ncollapse report --features train.npy --labels y.npy --weights W.npy --bias b.npy \\\n"
       "      --lambda-w 1e-3 --lambda-h 1e-3 --out report.html\n");
-  command->callback([options, &common] { run(*options, common); });
+  command->callback([options, command, &common] {
+    for (const CLI::Option* option : command->get_options())
+      if (option->count() > 0 && option->get_group().starts_with("A dump"))
+        for (const auto* needed : {"--features", "--labels"})
+          if (command->count(needed) == 0)
+            throw UsageError(option->get_name() + " is given without " + needed,
+                             "a dump has features and labels; runs and reports were measured already");
+    run(*options, common);
+  });
 }
 
 }  // namespace ncollapse::cli

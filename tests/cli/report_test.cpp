@@ -259,9 +259,17 @@ TEST_F(ReportPage, AFailingGnuplotLeavesNothingBehind) {
   const std::string run = folder_.write("run.jsonl", a_run("ncollapse.run/1", "epoch")), place = folder_.path("tmp");
   std::filesystem::create_directory(place);
   const Path only_this(std::filesystem::path(fake).parent_path().string());
-  setenv("TMPDIR", place.c_str(), 1);
-  expect_error({run}, kInternal, {"gnuplot failed on curves.gp", "exit code 3", "no curves.gp"});
-  unsetenv("TMPDIR");
+  const auto report_with = [&](const std::string& tmpdir) {
+    return RunningCommand({"TMPDIR=" + tmpdir, NCOLLAPSE_COMMAND, "report", run, "--out", page_}, 0, "/usr/bin/env")
+        .wait();
+  };
+  const Outcome nowhere = report_with(folder_.path("missing"));
+  EXPECT_EQ(nowhere.exit_code, kData);
+  EXPECT_EQ(words_in(nowhere.err, {"temporary files", "TMPDIR"}), "");
+  const Outcome failed = report_with(place);
+  EXPECT_EQ(failed.exit_code, kInternal);
+  EXPECT_EQ(words_in(failed.err, {"gnuplot failed on curves.gp", "exit code 3", "no curves.gp"}), "");
+  EXPECT_FALSE(std::filesystem::exists(page_));
   EXPECT_TRUE(std::filesystem::is_empty(place));
 }
 
@@ -270,6 +278,12 @@ TEST_F(ReportPage, WrongUsage) {
   expect_error({}, kUsage, {"nothing to report on", "--features"});
   expect_error({"--weights", run}, kUsage, {"--weights", "--features"});
   expect_error({"--features", run}, kUsage, {"--features", "--labels"});
+  expect_error({run, "--lambda-w", "1e-3"}, kUsage, {"--lambda-w", "--features", "measured already"});
+  const std::string before = read_file(run);
+  const Outcome onto_itself = run_command({"report", run, "--out", folder_.path(".") + "/run.jsonl"});
+  EXPECT_EQ(onto_itself.exit_code, kUsage);
+  EXPECT_EQ(words_in(onto_itself.err, {"run.jsonl is read", "replace"}), "");
+  EXPECT_EQ(read_file(run), before);
   expect_error({folder_.path("missing.jsonl")}, kData, {"missing.jsonl", "No such file"});
   expect_error({folder_.write("other.json", "{}")}, kData, {"other.json", "schema"});
   EXPECT_EQ(run_command({"report", run}).exit_code, kUsage);
