@@ -207,6 +207,11 @@ void read_report(const Json& report, const Place& place, Recording& recording) {
   for (const auto& [key, text] : {std::pair{"K", "K"}, {"D", "d"}, {"N", "N"}})
     if (const double value = number(shape, key, place); std::isfinite(value))
       append(recording.title, fmt::format("{} = {:.0f}", text, value));
+  const Json source = part(report, "source", Json::value_t::object, place);
+  if (source.contains("weights")) {  // one file, or a list of them
+    append(recording.title, fmt::format("L = {}", source["weights"].size()));
+    append(recording.title, source.contains("bias") ? "with bias" : "no bias");
+  }
   if (recording.title.empty()) recording.title = recording.file_name();
   read_metrics(report, place, recording.report);
   read_parts(report, place, recording.report);
@@ -226,7 +231,6 @@ void read_report(const Json& report, const Place& place, Recording& recording) {
   }
   add_fact(recording, "element type", shape.contains("dtype") ? plain_text(shape["dtype"]) : "");
   add_fact(recording, "device", device_text(part(report, "device", Json::value_t::object, place)));
-  const Json source = part(report, "source", Json::value_t::object, place);
   for (const auto& [name, value] : source.items()) add_fact(recording, name, plain_text(value));
 }
 

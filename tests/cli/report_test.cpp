@@ -166,7 +166,8 @@ TEST_F(ReportPage, ShowsAllOfAReport) {
   const auto& counts = json["per_class"]["counts"];
   for (std::size_t k = 0; k < counts.size(); ++k)
     EXPECT_EQ(page.row(std::to_string(k)).find(counts[k].dump() + "|"), 0U) << k;
-  EXPECT_EQ(words_in(page.text, {"K = 10, d = 256, N = 1500", "n_k = 250 x 2, 200 x 2", "lambda_W = lambda_H = 0.001",
+  EXPECT_EQ(words_in(page.text, {"K = 10, d = 256, N = 1500, L = 1, with bias", "n_k = 250 x 2, 200 x 2",
+                                 "lambda_W = lambda_H = 0.001",
                                  "zhu: Sigma_W mean over samples, centre sample mean, Sigma_B weights 1/K",
                                  "features.npy", "cpu", "Not computed", json["status"]["nc4_agree_test"]["why"],
                                  "nc4_agree_test", "How far the samples of a class scatter"}),
@@ -326,7 +327,7 @@ class InABrowser : public ReportPage {
                                        "--window-size=" + std::to_string(width) + "," + std::to_string(height)};
     arguments.insert(arguments.end(), options.begin(), options.end());
     arguments.push_back("file://" + file);
-    Outcome run = RunningCommand(arguments, 0, browser()).wait();
+    Outcome run = RunningCommand(arguments, 0, browser().c_str()).wait();
     EXPECT_EQ(run.exit_code, 0) << run.err;
     return run;
   }

@@ -34,8 +34,8 @@ class RunningCommand {
  public:
   /// `address_space` > 0 limits the child's address space to that many bytes.
   explicit RunningCommand(const std::vector<std::string>& arguments, rlim_t address_space = 0,
-                          const std::string& program = NCOLLAPSE_COMMAND) {
-    std::vector<char*> argv{const_cast<char*>(program.c_str())};
+                          const char* program = NCOLLAPSE_COMMAND) {
+    std::vector<char*> argv{const_cast<char*>(program)};
     for (const auto& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
     argv.push_back(nullptr);
     child_ = fork();
