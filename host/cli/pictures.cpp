@@ -204,7 +204,7 @@ struct Curve {
   std::optional<std::size_t> marker;
 };
 
-std::string legend_of(const Curve& curve) { return curve.name + "  " + curve.meaning; }
+std::string legend_of(const Curve& curve) { return curve.name + (curve.meaning.empty() ? "" : "  " + curve.meaning); }
 
 struct Panel {
   std::string title, axis;

@@ -318,8 +318,10 @@ class InABrowser : public ReportPage {
  protected:
   /// Opens the page and keeps what the browser printed: options say what that is.
   Outcome open(const std::string& file, int width, int height, const std::vector<std::string>& options) const {
+    // Containers lack the namespaces of a sandbox, and have little shared memory.
     std::vector<std::string> arguments{"--headless",
-                                       "--no-sandbox",  // needs user namespaces, which containers lack
+                                       "--no-sandbox",
+                                       "--disable-dev-shm-usage",
                                        "--disable-gpu",
                                        "--hide-scrollbars",
                                        "--enable-logging=stderr",
