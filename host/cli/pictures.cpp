@@ -736,13 +736,15 @@ std::vector<Picture> pictures(const std::vector<Recording>& recordings, PictureF
   }
   const auto add_together = [&](const std::string& stem, const std::string& what, std::string_view caption,
                                 const std::vector<Panel>& panels) {
-    all.push_back({std::nullopt,
-                   stem + extension,
-                   what,
-                   fmt::format("{}. {}", described(runs), caption),
-                   curves_alternative(runs),
-                   curves_script(panels, runs, run_data, stem + extension, format, log_x),
-                   {}});
+    const bool alone = recordings.size() == 1;  // the picture to look at first
+    Picture picture{alone ? std::optional<std::size_t>(0) : std::nullopt,
+                    stem + extension,
+                    what,
+                    fmt::format("{}. {}", described(runs), caption),
+                    curves_alternative(runs),
+                    curves_script(panels, runs, run_data, stem + extension, format, log_x),
+                    {}};
+    all.insert(alone ? all.begin() : all.end(), std::move(picture));
   };
   if (runs.empty()) return all;
   if (const auto panels = collapse_panels(runs); !panels.empty())
@@ -754,14 +756,15 @@ std::vector<Picture> pictures(const std::vector<Recording>& recordings, PictureF
 void write_script(const Picture& picture, const std::filesystem::path& folder) {
   for (const TextFile& data : picture.data) write_output(folder / data.name, data.text);
   write_output(folder / picture.script.name, picture.script.text);
+  std::error_code ignored;
+  std::filesystem::remove(folder / picture.image, ignored);
 }
 
 void draw(const Picture& picture, const std::filesystem::path& folder, const std::string& remark) {
-  std::error_code ignored;
-  std::filesystem::remove(folder / picture.image, ignored);
   try {
     run_gnuplot(folder, picture.script.name, remark);
   } catch (...) {
+    std::error_code ignored;
     std::filesystem::remove(folder / picture.image, ignored);  // half a picture
     throw;
   }

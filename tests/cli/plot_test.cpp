@@ -403,14 +403,14 @@ TEST_F(Plot, WithoutGnuplotScriptsAndDataAreKept) {
 
 TEST_F(Plot, WhatGnuplotSaysIsShownWhenItFails) {
   const std::string fake =
-      folder_.write("gnuplot", "#!/bin/sh\necho half > curves.svg\necho \"no $2 today\" >&2\nexit 3\n");
+      folder_.write("gnuplot", "#!/bin/sh\necho half > collapse.svg\necho \"no $2 today\" >&2\nexit 3\n");
   std::filesystem::permissions(fake, std::filesystem::perms::owner_all);
   const Path only_this(std::filesystem::path(fake).parent_path().string());
   const Outcome run = plot({folder_.write("run.jsonl", a_run("ncollapse.run/1", "epoch"))});
   EXPECT_EQ(run.exit_code, kInternal);
-  EXPECT_EQ(words_in(run.err, {"gnuplot failed on curves.gp", "exit code 3", "no curves.gp today"}), "");
-  EXPECT_TRUE(made("curves.gp"));
-  EXPECT_FALSE(made("curves.svg"));
+  EXPECT_EQ(words_in(run.err, {"gnuplot failed on collapse.gp", "exit code 3", "no collapse.gp today"}), "");
+  EXPECT_TRUE(made("collapse.gp"));
+  EXPECT_FALSE(made("collapse.svg"));
 }
 
 TEST_F(Plot, DrawsARun) {

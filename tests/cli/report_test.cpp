@@ -203,7 +203,7 @@ TEST_F(ReportPage, ShowsARunAtItsEnd) {
   EXPECT_EQ(page.row("4.500000"), "1|2.250000|2.100000|1.750000|1.500000|0.875000");
   EXPECT_EQ(page.row("0"), "3|0|1.00000e-09|0|-|0");
   EXPECT_EQ(words_in(page.text, {"L = 3, with bias, d = 8", "epoch 3", "converged"}), "");
-  EXPECT_EQ(page.elements.at("svg"), 3);  // curves, spectrum, collapse
+  EXPECT_EQ(page.elements.at("svg"), 3);  // collapse, curves, spectrum
   EXPECT_EQ(words_in(page.alternatives[0], {"3 measured steps", "nc1_pinv 1.25e-07", "acc_top1_train 1"}), "");
 }
 
@@ -255,7 +255,7 @@ TEST_F(ReportPage, WithoutGnuplotThereIsNoPage) {
 
 TEST_F(ReportPage, AFailingGnuplotLeavesNothingBehind) {
   const std::string fake =
-      folder_.write("gnuplot", "#!/bin/sh\necho '<svg' > curves.svg\necho \"no $2\" >&2\nexit 3\n");
+      folder_.write("gnuplot", "#!/bin/sh\necho '<svg' > collapse.svg\necho \"no $2\" >&2\nexit 3\n");
   std::filesystem::permissions(fake, std::filesystem::perms::owner_all);
   const std::string run = folder_.write("run.jsonl", a_run("ncollapse.run/1", "epoch")), place = folder_.path("tmp");
   std::filesystem::create_directory(place);
@@ -269,7 +269,7 @@ TEST_F(ReportPage, AFailingGnuplotLeavesNothingBehind) {
   EXPECT_EQ(words_in(nowhere.err, {"temporary files", "TMPDIR"}), "");
   const Outcome failed = report_with(place);
   EXPECT_EQ(failed.exit_code, kInternal);
-  EXPECT_EQ(words_in(failed.err, {"gnuplot failed on curves.gp", "exit code 3", "no curves.gp"}), "");
+  EXPECT_EQ(words_in(failed.err, {"gnuplot failed on collapse.gp", "exit code 3", "no collapse.gp"}), "");
   EXPECT_FALSE(std::filesystem::exists(page_));
   EXPECT_TRUE(std::filesystem::is_empty(place));
 }
