@@ -74,19 +74,20 @@ Timing time_calls(Vendor& vendor, int repeats, double seconds, const Call& call)
 /// What copies and products reach here, each measured once.
 class Floors {
  public:
-  Floors(const Context& context, Vendor& vendor)
-      : backend_(*context.backend()), vendor_(vendor), memory_(context.info().memory_bytes) {
-    const Index bytes = std::min(std::max(4 * vendor.cache_bytes(), Index{256} << 20), memory_ / 16);
+  /// seconds: for each measurement.
+  Floors(const Context& context, Vendor& vendor, double seconds)
+      : backend_(*context.backend()), vendor_(vendor), memory_(context.info().memory_bytes), seconds_(seconds) {
+    const Index bytes = std::min(16 * vendor.cache_bytes(), memory_ / 16);
     const auto from = backend_.allocate(bytes), to = backend_.allocate(bytes);
     vendor_.copy(from.get(), to.get(), bytes);
-    const Timing timing = time_calls(vendor_, 20, 0.5, [&](Index) { vendor_.copy(to.get(), from.get(), bytes); });
+    const Timing timing = time_calls(vendor_, 20, seconds_, [&](Index) { vendor_.copy(to.get(), from.get(), bytes); });
     rates_.copy_bytes_per_s = 2 * static_cast<double>(bytes) / timing.median;
     for (const auto& [type, rate] :
          {std::pair{Gemm::f64, &Rates::dgemm}, {Gemm::f32, &Rates::sgemm}, {Gemm::f16, &Rates::hgemm}}) {
       if (!vendor_.has(type)) continue;
-      for (Index n = 1024; n <= 8192; n *= 2) {
+      for (Index n = 512; n <= 8192; n *= 2) {
         rates_.*rate = std::max(rates_.*rate, measured(type, false, n, n, n));
-        if (2.0 * std::pow(n, 3) / (rates_.*rate) > 0.02) break;
+        if (2.0 * std::pow(n, 3) / (rates_.*rate) > std::min(0.02, seconds_)) break;
       }
     }
   }
@@ -98,7 +99,7 @@ class Floors {
   }
   /// FLOP/s of a product of that shape, cut where its memory or its time would be out of proportion.
   double of_shape(Gemm type, bool gram, Index m, Index n, Index k) {
-    const double most = 0.04 * best(type) / 2;  // multiplications in 40 ms
+    const double most = std::min(0.04, seconds_) * best(type) / 2;  // multiplications in 40 ms
     const Index room = memory_ / 32 / 8;
     m = std::min({m, Index{8192}, room / std::max(n, k)});
     if (gram) {
@@ -119,7 +120,7 @@ class Floors {
     const void* B = numbers(type, n * k * size, 1);
     const auto C = backend_.allocate(m * n * result);
     const Timing timing =
-        time_calls(vendor_, 20, 0.25, [&](Index) { vendor_.gemm(type, gram, m, n, k, A, B, C.get()); });
+        time_calls(vendor_, 20, seconds_, [&](Index) { vendor_.gemm(type, gram, m, n, k, A, B, C.get()); });
     return 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k) / timing.fastest;
   }
 
@@ -146,6 +147,7 @@ class Floors {
   Backend& backend_;
   Vendor& vendor_;
   Index memory_;
+  double seconds_;
   Rates rates_;
   std::map<std::tuple<Gemm, bool, Index, Index, Index>, double> shapes_;
   std::map<std::pair<Gemm, int>, std::pair<std::shared_ptr<void>, Index>> operands_;
@@ -180,7 +182,7 @@ class Suite {
         repeats_(options.repeats > 0 ? options.repeats
                  : cuda_             ? 20
                                      : 7),
-        floors_(context_, *vendor_),
+        floors_(context_, *vendor_, options.seconds / 4),
         call_(options.seconds / (repeats_ + 2)) {}
 
   Results run();
@@ -303,7 +305,10 @@ Shape Suite::fit(const Case& from, std::string_view operation) const {
   const double solver = std::cbrt(call_ * dgemm / 20);  // about 9 n^3 at a fraction of the rate of a product
   if (operation == "eigen" || operation == "svd") {
     at_most(shape.classes, solver, 2);
-    if (operation == "svd") at_most(shape.dim, 2 * solver, 2);
+    if (operation == "svd") {
+      at_most(shape.dim, 2 * solver, 2);
+      at_most(shape.classes, dim, 2);  // wide, as the bare solver takes it
+    }
   }
   const double classes = number(shape.classes);
 
@@ -317,7 +322,9 @@ Shape Suite::fit(const Case& from, std::string_view operation) const {
   if (operation == "sums") at_most(shape.samples, call_ / of_copy, few);
   if (operation == "scatter") at_most(shape.samples, call_ / (of_copy + of_scatter), few);
   if (operation == "decisions") at_most(shape.samples, call_ / (of_copy + of_decisions), few);
-  if (quadratic) at_most(shape.samples, call_ / (2 * of_copy + of_scatter + of_decisions), few);
+  // More samples than dimensions, as everywhere in practice: the scatter has to have full rank.
+  if (quadratic)
+    at_most(shape.samples, call_ / (2 * of_copy + of_scatter + of_decisions), 2 * (shape.classes + shape.dim));
   if (operation == "add_overhead") shape.samples = 64;
   if (shape.sizes == Sizes::singletons) shape.samples = shape.classes = std::min(shape.classes, shape.samples);
   if (shape.batch_rows > 0) shape.batch_rows = std::max<Index>(shape.samples / 16, 1);
@@ -586,20 +593,25 @@ void Suite::end_to_end(Measurement& m, const Instance& data) {
                          static_cast<const float*>(weights.get()), shape.classes, std::min<Index>(shape.samples, 1000)};
   vendor_->plain(input);  // warms up
   m.plain = vendor_->plain(input);
+  once(0);
+  m.nc1_trace_ratio = report.find("nc1_trace_ratio").value_or(0);
+  m.nc1_cdnv = report.find("nc1_cdnv").value_or(0);
+  m.agree = std::llround(report.find("nc4_agree_train").value_or(0) * rows);
 }
 
 void Suite::add_overhead(Measurement& m, const Instance& data) {
   const Shape& shape = m.shape;
   Accumulator sums = accumulator(shape, Statistics::full);
   // The time of the host, not of the device: nothing is waited for but by add itself.
+  constexpr Index kWarmUp = 10, kLeast = 20, kMost = 2000;
   std::vector<double> times;
-  for (Index i = 0; i < 2000; ++i) {
+  const auto begin = Clock::now();
+  for (Index i = 0; i < kMost && (i < kWarmUp + kLeast || since(begin) < options_.seconds); ++i) {
     const auto start = Clock::now();
     pass(sums, data, shape, window(data, shape, i));
-    times.push_back(since(start));
+    if (i >= kWarmUp) times.push_back(since(start));
   }
   vendor_->wait();
-  times.erase(times.begin(), times.begin() + 100);
   std::sort(times.begin(), times.end());
   m.repeats = static_cast<Index>(times.size());
   m.seconds = times[times.size() / 2];
@@ -655,7 +667,7 @@ Results Suite::run() {
   const auto wanted = [](const std::vector<std::string>& names, std::string_view name) {
     return names.empty() || std::find(names.begin(), names.end(), name) != names.end();
   };
-  for (const Case& from : matrix()) {
+  for (const Case& from : options_.matrix) {
     if (!wanted(options_.cases, from.shape.id)) continue;
     for (const std::string_view operation : from.operations) {
       if (!wanted(options_.operations, operation)) continue;
@@ -683,7 +695,7 @@ Results Suite::run() {
 
 Results run(const Options& options, const std::function<void(const std::string&)>& progress) {
   std::vector<std::string> cases, names;
-  for (const Case& from : matrix()) cases.push_back(from.shape.id);
+  for (const Case& from : options.matrix) cases.push_back(from.shape.id);
   for (const Operation& operation : operations()) names.emplace_back(operation.name);
   check_names(options.cases, cases, "case");
   check_names(options.operations, names, "operation");

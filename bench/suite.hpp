@@ -16,7 +16,8 @@ namespace ncollapse::bench {
 
 struct Options {
   Device device;
-  int threads = 0;                      ///< of the CPU; 0: all
+  int threads = 0;  ///< of the CPU; 0: all
+  std::vector<Case> matrix = bench::matrix();
   std::vector<std::string> cases;       ///< ids; empty: all
   std::vector<std::string> operations;  ///< names; empty: all
   double scale = 1;                     ///< times the samples of a case, and the classes where they are more
@@ -48,6 +49,8 @@ struct Measurement {
   Index hashed = 0;  ///< runs whose results were hashed
   bool same_bits = true;
   std::optional<PlainResult> plain;
+  double nc1_trace_ratio = 0, nc1_cdnv = 0;  ///< of end_to_end with the plain way, to hold them against its numbers
+  Index agree = 0;
 
   double fraction() const { return floor.seconds / seconds; }
 };

@@ -30,6 +30,7 @@ struct PlainResult {
   double decisions = 0;        ///< all N x K scores, batch by batch, for both rules
   double pairs = 0;            ///< K x K products, then CDNV
   double nc1_trace_ratio = 0;  ///< tr Sigma_W / tr Sigma_B, Sigma_B with weights 1/K about the sample mean
+  double nc1_cdnv = 0;         ///< over pairs of classes
   Index agree = 0;             ///< samples whose two decisions are equal
 };
 

@@ -1,6 +1,5 @@
 #include <cblas.h>
 #include <lapacke.h>
-#include <omp.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -236,6 +235,7 @@ PlainResult CpuVendor::plain(const PlainInput& input) {
         cdnv += (variances[first + i] + variances[k]) / (2 * squared);
       }
   }
+  result.nc1_cdnv = cdnv / (static_cast<double>(present) * static_cast<double>(present - 1));
   result.pairs = lap();
   return result;
 }

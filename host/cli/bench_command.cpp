@@ -81,6 +81,7 @@ Json to_json(const bench::Measurement& row) {
                      {"decisions_seconds", plain.decisions},
                      {"pairs_seconds", plain.pairs},
                      {"nc1_trace_ratio", plain.nc1_trace_ratio},
+                     {"nc1_cdnv", plain.nc1_cdnv},
                      {"agree", plain.agree}};
   }
   return json;

@@ -17,27 +17,24 @@ only_in() {
   # Examples are users' programs, and bench/ sets the vendors themselves beside the library.
   stray "outside its home ($2)" "$(grep -nE "^ *# *include *[<\"]($1)" "${all[@]}" | grep -vE "^($2|examples/|bench/)")"
 }
-only_in 'cuda_|cuda\.h|cuda/std|cublas|cusolver|thrust/|cub/|cooperative_groups' \
-  'cuda/|tests/[^:]*\.cu:|tests/ranks/nccl|include/ncollapse/nccl\.hpp:'
-only_in 'nccl\.h' 'include/ncollapse/nccl\.hpp:'
-only_in 'mpi\.h' 'include/ncollapse/mpi\.hpp:'
-only_in 'cblas|lapack|openblas' 'host/cpu/|tests/shim/'
+only_in 'cuda_|cuda\.h|cuda/std|cublas|cusolver|nccl|thrust/|cub/|cooperative_groups' 'cuda/|bench/vendor_cuda\.cu:|tests/[^:]*\.cu:'
+only_in 'cblas|lapack|openblas' 'host/cpu/|bench/vendor_cpu\.cpp:|tests/shim/'
 only_in 'omp\.h' 'host/cpu/'
 only_in 'lbfgs\.h' 'host/ufm/lbfgs\.cpp:'
 only_in 'nlohmann/' 'host/io/|host/cli/|tests/'
 only_in 'zip\.h|zlib' 'host/io/|tests/'
 only_in 'CLI/|fmt/' 'host/cli/'
-only_in 'gtest/|gmock/|expat\.h|png\.h' 'tests/'
-only_in 'benchmark/' 'bench/'
+only_in 'gtest/|gmock/|expat\.h' 'tests/'
 
 # sees ROOM HEADERS: of our own headers ("..."), all that the files of a room may include
 sees() {
   stray "$1 may see only $2" "$(grep -nE '^ *# *include *"' "${all[@]}" | grep "^$1/" | grep -vE "\"($2)")"
 }
 sees include 'ncollapse/'
-sees host 'ncollapse/|host/|bench/suite\.hpp'
+sees host 'ncollapse/|host/|bench/suite\.hpp'  # which is for the command alone, see below
 sees cuda 'ncollapse/|host/backend\.hpp|cuda/'
-sees bench 'ncollapse/|host/backend\.hpp|bench/'
+sees bench 'ncollapse/|host/backend\.hpp|bench/|cuda/element\.hpp'
+only_in 'bench/' 'bench/|host/cli/bench_command\.cpp:|tests/'
 
 stray 'a public header may see only the standard library and ncollapse/' \
   "$(grep -nE '^ *# *include *<' include/ncollapse/*.hpp | grep -vE '<[a-z_]+>$|/mpi\.hpp:.*<mpi\.h>|/nccl\.hpp:.*<(nccl|cuda_runtime)\.h>|/torch\.hpp:.*<(ATen|c10)/')"

@@ -10,7 +10,9 @@ enum cublasSideMode_t { CUBLAS_SIDE_LEFT = 0, CUBLAS_SIDE_RIGHT = 1 };
 enum cublasDiagType_t { CUBLAS_DIAG_NON_UNIT = 0, CUBLAS_DIAG_UNIT = 1 };
 enum cublasMath_t { CUBLAS_DEFAULT_MATH = 0 };
 enum cublasAtomicsMode_t { CUBLAS_ATOMICS_NOT_ALLOWED = 0 };
-enum cudaDataType { CUDA_R_64F = 1 };
+enum cudaDataType { CUDA_R_32F = 0, CUDA_R_64F = 1, CUDA_R_16F = 2, CUDA_R_16BF = 14 };
+enum cublasComputeType_t { CUBLAS_COMPUTE_32F = 68 };
+enum cublasGemmAlgo_t { CUBLAS_GEMM_DEFAULT = -1 };
 struct cublasContext;
 using cublasHandle_t = cublasContext*;
 
@@ -33,3 +35,8 @@ cublasStatus_t cublasDgeam_64(cublasHandle_t handle, cublasOperation_t op_a, cub
 cublasStatus_t cublasDtrsm_64(cublasHandle_t handle, cublasSideMode_t side, cublasFillMode_t fill, cublasOperation_t op,
                               cublasDiagType_t diag, std::int64_t m, std::int64_t n, const double* alpha,
                               const double* A, std::int64_t lda, double* B, std::int64_t ldb);
+cublasStatus_t cublasGemmEx_64(cublasHandle_t handle, cublasOperation_t op_a, cublasOperation_t op_b, std::int64_t m,
+                               std::int64_t n, std::int64_t k, const void* alpha, const void* A, cudaDataType type_a,
+                               std::int64_t lda, const void* B, cudaDataType type_b, std::int64_t ldb, const void* beta,
+                               void* C, cudaDataType type_c, std::int64_t ldc, cublasComputeType_t compute,
+                               cublasGemmAlgo_t algorithm);

@@ -95,6 +95,36 @@ cublasStatus_t cublasDgemm_64(cublasHandle_t handle, cublasOperation_t op_a, cub
   return CUBLAS_STATUS_SUCCESS;
 }
 
+// Operands in single precision, or in half precision widened first; the result in single precision.
+cublasStatus_t cublasGemmEx_64(cublasHandle_t handle, cublasOperation_t op_a, cublasOperation_t op_b, std::int64_t m,
+                               std::int64_t n, std::int64_t k, const void* alpha, const void* A, cudaDataType type_a,
+                               std::int64_t lda, const void* B, cudaDataType type_b, std::int64_t ldb, const void* beta,
+                               void* C, cudaDataType type_c, std::int64_t ldc, cublasComputeType_t, cublasGemmAlgo_t) {
+  require_ready(handle);
+  if (type_a != type_b || (type_a != CUDA_R_32F && type_a != CUDA_R_16F) || type_c != CUDA_R_32F)
+    fail("cublasGemmEx: types");
+  const auto floats_of = [](const void* data, cudaDataType type, std::int64_t rows, std::int64_t cols,
+                            std::int64_t ld) {
+    const std::size_t count = static_cast<std::size_t>(ld * (cols - 1) + rows);
+    if (ld < rows) fail("a leading dimension smaller than the column");
+    cuda_shim::require_device(data, count * (type == CUDA_R_32F ? sizeof(float) : sizeof(_Float16)));
+    const cuda_shim::DeviceAccess access;
+    std::vector<float> floats(count);
+    for (std::size_t i = 0; i < count; ++i)
+      floats[i] = type == CUDA_R_32F ? static_cast<const float*>(data)[i]
+                                     : static_cast<float>(static_cast<const _Float16*>(data)[i]);
+    return floats;
+  };
+  const auto a = floats_of(A, type_a, op_a == CUBLAS_OP_N ? m : k, op_a == CUBLAS_OP_N ? k : m, lda);
+  const auto b = floats_of(B, type_b, op_b == CUBLAS_OP_N ? k : n, op_b == CUBLAS_OP_N ? n : k, ldb);
+  cuda_shim::require_device(C, sizeof(float) * static_cast<std::size_t>(ldc * (n - 1) + m));
+  const cuda_shim::DeviceAccess access;
+  cblas_sgemm(CblasColMajor, transpose(op_a), transpose(op_b), narrow(m), narrow(n), narrow(k),
+              *static_cast<const float*>(alpha), a.data(), narrow(lda), b.data(), narrow(ldb),
+              *static_cast<const float*>(beta), static_cast<float*>(C), narrow(ldc));
+  return CUBLAS_STATUS_SUCCESS;
+}
+
 cublasStatus_t cublasDsyrk_64(cublasHandle_t handle, cublasFillMode_t fill, cublasOperation_t op, std::int64_t n,
                               std::int64_t k, const double* alpha, const double* A, std::int64_t lda,
                               const double* beta, double* C, std::int64_t ldc) {
