@@ -77,7 +77,9 @@ class Floors {
   /// seconds: for each measurement.
   Floors(const Context& context, Vendor& vendor, double seconds)
       : backend_(*context.backend()), vendor_(vendor), memory_(context.info().memory_bytes), seconds_(seconds) {
-    const Index bytes = std::min(16 * vendor.cache_bytes(), memory_ / 16);
+    // Far more than the cache holds, where there is time for it.
+    const Index cache = vendor.cache_bytes();
+    const Index bytes = std::min(std::clamp(static_cast<Index>(4e9 * seconds), 2 * cache, 16 * cache), memory_ / 16);
     const auto from = backend_.allocate(bytes), to = backend_.allocate(bytes);
     vendor_.copy(from.get(), to.get(), bytes);
     const Timing timing = time_calls(vendor_, 20, seconds_, [&](Index) { vendor_.copy(to.get(), from.get(), bytes); });
@@ -312,13 +314,13 @@ Shape Suite::fit(const Case& from, std::string_view operation) const {
   }
   const double classes = number(shape.classes);
 
+  const Index few = 256 * std::max(1, cuda_ ? 8 : host_threads_);  // a tile for every thread
   // N: memory, the time to make them on the host, and the time of a call.
   at_most(shape.samples, memory / 4 / number(shape.row_bytes()), 1);
   at_most(shape.samples, host_memory / 4 / number(shape.row_bytes() + 8), 1);
-  at_most(shape.samples, 3e7 * options_.seconds * host_threads_ / dim, 1);
+  at_most(shape.samples, 3e7 * options_.seconds * host_threads_ / dim, few);
   const double of_copy = number(shape.row_bytes()) * 2 / copy, of_scatter = dim * (dim + 1) / dgemm,
                of_decisions = 4 * classes * dim / decide;
-  const Index few = 256 * std::max(1, cuda_ ? 8 : host_threads_);  // a tile for every thread
   if (operation == "sums") at_most(shape.samples, call_ / of_copy, few);
   if (operation == "scatter") at_most(shape.samples, call_ / (of_copy + of_scatter), few);
   if (operation == "decisions") at_most(shape.samples, call_ / (of_copy + of_decisions), few);
@@ -659,18 +661,19 @@ void check_names(const std::vector<std::string>& wanted, const Names& known, con
   }
 }
 
+bool named(const std::vector<std::string>& names, std::string_view name) {
+  return names.empty() || std::find(names.begin(), names.end(), name) != names.end();
+}
+
 Results Suite::run() {
   const auto start = Clock::now();
   Results results;
   results.device = context_.info();
   results.rates = floors_.rates();
-  const auto wanted = [](const std::vector<std::string>& names, std::string_view name) {
-    return names.empty() || std::find(names.begin(), names.end(), name) != names.end();
-  };
   for (const Case& from : options_.matrix) {
-    if (!wanted(options_.cases, from.shape.id)) continue;
+    if (!named(options_.cases, from.shape.id)) continue;
     for (const std::string_view operation : from.operations) {
-      if (!wanted(options_.operations, operation)) continue;
+      if (!named(options_.operations, operation)) continue;
       const auto skip = [&](const std::string& why) {
         results.skipped.push_back({from.shape.id, std::string(operation), why});
       };
@@ -699,6 +702,15 @@ Results run(const Options& options, const std::function<void(const std::string&)
   for (const Operation& operation : operations()) names.emplace_back(operation.name);
   check_names(options.cases, cases, "case");
   check_names(options.operations, names, "operation");
+  bool any = false;
+  for (const Case& from : options.matrix)
+    for (const std::string_view operation : from.operations)
+      any = any || (named(options.cases, from.shape.id) && named(options.operations, operation));
+  if (!any) {
+    std::string list;
+    for (const std::string& operation : options.operations) list += " " + operation;
+    throw UsageError("none of these cases has the operations" + list, "ncollapse bench --list shows which have");
+  }
   if (!(options.scale > 0) || !(options.seconds > 0)) throw UsageError("--scale and --seconds must be positive");
   return Suite(options, progress).run();
 }

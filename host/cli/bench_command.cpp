@@ -82,7 +82,10 @@ Json to_json(const bench::Measurement& row) {
                      {"pairs_seconds", plain.pairs},
                      {"nc1_trace_ratio", plain.nc1_trace_ratio},
                      {"nc1_cdnv", plain.nc1_cdnv},
-                     {"agree", plain.agree}};
+                     {"agree", plain.agree},
+                     {"nc1_trace_ratio_here", row.nc1_trace_ratio},
+                     {"nc1_cdnv_here", row.nc1_cdnv},
+                     {"agree_here", row.agree}};
   }
   return json;
 }
