@@ -3,8 +3,10 @@
 # the CUDA libraries but no compiler, packages or network. Uses say, die, configure, build and jobs of ./dev.
 # shellcheck disable=SC2154,SC2016,SC2100
 
-programs=(ncollapse demo_test api_tests theory_tests cuda_gpu_tests throughput theory end_to_end)
+programs=(ncollapse demo_test api_tests theory_tests cuda_gpu_tests theory end_to_end)
 cuda_filter='*cuda*:*Cuda*:*CUDA*'  # of the tests that run on every backend, those on this one
+small_filter='*/tiny'                # of the backend's tests, those in small chunks: the sanitizers slow everything down
+total_seconds=${GPU_SECONDS:-450}    # for all steps together
 
 program() {  # where a program lies: bin/ in a bundle, somewhere in the build folder otherwise
   if [[ -f BUNDLE ]]; then echo "bin/$1"; else find "$build" -type f -executable -name "$1" -print -quit; fi
@@ -71,7 +73,7 @@ set_library_path() {
 }
 
 gpu() {
-  local name driver commit archs='' results stem
+  local name driver commit archs='' results stem tool
   command -v nvidia-smi >/dev/null || die 'no nvidia-smi: no NVIDIA driver, so no GPU to use'
   IFS=, read -r name driver < <(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader) || true
   [[ -n ${driver-} ]] || die 'nvidia-smi sees no GPU'
@@ -87,60 +89,65 @@ gpu() {
   stem=$(tr -cs 'a-zA-Z0-9' - <<<"${name#NVIDIA }" | sed 's/-*$//')-$commit
   results=bench/results
   mkdir -p "$results" out/gpu
-  entries=() rows=() verdict=passed
+  entries=() verdict=passed deadline=$((SECONDS + total_seconds))
 
-  step demo 60 "$(program ncollapse)" analyze --device cuda --features data/demo/features.npy \
+  step demo 30 "$(program ncollapse)" analyze --device cuda --features data/demo/features.npy \
     --labels data/demo/labels.npy --weights data/demo/W1.npy --bias data/demo/b.npy --json out/gpu/demo.json
-  step demo_test 60 env NCOLLAPSE_DEMO_DATA=data/demo "$(program demo_test)"
-  step cuda_gpu_tests 120 "$(program cuda_gpu_tests)"
-  step api_tests 120 "$(program api_tests)" --gtest_filter="$cuda_filter"
-  step theory_tests 120 "$(program theory_tests)" --gtest_filter="$cuda_filter"
-  if command -v compute-sanitizer >/dev/null || [[ -x /usr/local/cuda/bin/compute-sanitizer ]]; then
-    PATH=$PATH:/usr/local/cuda/bin step memcheck 150 compute-sanitizer --error-exitcode 9 "$(program cuda_gpu_tests)"
-  else
-    record memcheck 'not run: no compute-sanitizer here' 0 '' ''
-  fi
-  step throughput 90 "$(program throughput)" --benchmark_filter=cuda --benchmark_out_format=json \
-    --benchmark_out="$results/$stem-throughput.json"
-  [[ ! -e $results/$stem-throughput.json ]] || sed -i '/"host_name"/d; /"executable"/d' "$results/$stem-throughput.json"
-  step theory 90 "$(program theory)" spectrum distance --classes 1024,2048 --device cuda --commit "$commit" \
-    --json "$results/$stem-theory.json"
+  step demo_test 30 env NCOLLAPSE_DEMO_DATA=data/demo "$(program demo_test)"
+  step cuda_gpu_tests 90 "$(program cuda_gpu_tests)"
+  step api_tests 90 "$(program api_tests)" --gtest_filter="$cuda_filter"
+  step theory_tests 60 "$(program theory_tests)" --gtest_filter="$cuda_filter"
+  rm -f out/gpu/bench.json out/gpu/theory.json
+  step bench 170 "$(program ncollapse)" bench --device cuda --plain --limit 130 --commit "$commit" --quiet \
+    --json out/gpu/bench.json
+  [[ ! -x $(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer) ]] || PATH=$PATH:/usr/local/cuda/bin
+  for tool in memcheck racecheck synccheck initcheck; do
+    if command -v compute-sanitizer >/dev/null; then
+      step "$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 "$(program cuda_gpu_tests)" \
+        --gtest_filter="$small_filter"
+    else
+      record "$tool" 'not run: no compute-sanitizer here' 0 '' ''
+    fi
+  done
+  step theory 60 "$(program theory)" spectrum distance --classes 1024,2048 --device cuda --commit "$commit" \
+    --json out/gpu/theory.json
 
   {
-    printf '{"gpu": "%s", "driver": "%s", "commit": "%s", "architectures": "%s", "date": "%s", "verdict": "%s",\n "steps": [\n' \
-      "$name" "${driver# }" "$commit" "$archs" "$(date +%F)" "$verdict"
+    printf '{"schema": "ncollapse.gpu/1", "gpu": "%s", "driver": "%s", "commit": "%s", "architectures": "%s", ' \
+      "$name" "${driver# }" "$commit" "$archs"
+    printf '"date": "%s", "verdict": "%s",\n "steps": [\n' "$(date +%F)" "$verdict"
     printf '  %s,\n' "${entries[@]}" | sed '$s/,$//'
-    printf ' ]}\n'
+    printf ' ],\n "bench": %s,\n "theory": %s}\n' "$(json_or_null out/gpu/bench.json)" "$(json_or_null out/gpu/theory.json)"
   } >"$results/$stem.json"
-  {
-    printf '# %s, commit %s, %s: %s\n\n' "$name" "$commit" "$(date +%F)" "$verdict"
-    printf 'Driver %s, code for sm_%s.\n\n' "${driver# }" "$archs"
-    printf '| step | outcome | tests passed | skipped | seconds |\n|---|---|---|---|---|\n'
-    printf '%s\n' "${rows[@]}"
-  } >"$results/$stem.md"
-  cat "$results/$stem.md"
+  "$(program ncollapse)" bench --from "$results/$stem.json" --markdown "$results/$stem.md"
   say "written: $results/$stem.md, $results/$stem.json (logs in out/gpu/)"
   [[ $verdict == passed ]] || die 'something failed on this GPU, see above'
 }
+
+json_or_null() { if [[ -s $1 ]]; then cat "$1"; else echo null; fi; }
 
 # step NAME LIMIT_SECONDS COMMAND..: runs it, keeps its output in out/gpu/, and remembers how it went. Google tests must
 # have run: where all are skipped, nobody looked.
 step() {
   local name=$1 limit=$2 outcome=passed status=0 start=$SECONDS passed='' skipped=''
   shift 2
+  [[ $limit -le $((deadline - SECONDS)) ]] || limit=$((deadline - SECONDS))
+  if [[ $limit -lt 5 ]]; then
+    record "$name" 'not run: no time was left' 0 '' ''
+    return
+  fi
   say "$name: $*"
-  timeout "$limit" "$@" >"out/gpu/$name.txt" 2>&1 || status=$?
+  timeout --kill-after=5 "$limit" "$@" >"out/gpu/$name.txt" 2>&1 || status=$?
   if grep -q '^\[==========\]' "out/gpu/$name.txt"; then
     passed=$(sed -nE 's/^\[  PASSED  \] ([0-9]+) tests?.*/\1/p' "out/gpu/$name.txt")
     skipped=$(grep -c '^\[  SKIPPED \] .*)$' "out/gpu/$name.txt" || true)
     [[ ${passed:-0} -gt 0 ]] || outcome='failed: no test ran'
   fi
-  if [[ $status -eq 124 ]]; then outcome="failed: not done after $limit s"; elif [[ $status -ne 0 ]]; then outcome="failed: exit $status"; fi
+  if [[ $status -eq 124 || $status -eq 137 ]]; then outcome="failed: not done after $limit s"; elif [[ $status -ne 0 ]]; then outcome="failed: exit $status"; fi
   [[ $outcome == passed ]] || { verdict=failed; tail -n 25 "out/gpu/$name.txt"; }
   record "$name" "$outcome" $((SECONDS - start)) "$passed" "$skipped"
 }
 
 record() {  # record NAME OUTCOME SECONDS PASSED SKIPPED
   entries+=("{\"step\": \"$1\", \"outcome\": \"$2\", \"seconds\": $3, \"passed\": ${4:-null}, \"skipped\": ${5:-null}}")
-  rows+=("| $1 | $2 | $4 | $5 | $3 |")
 }

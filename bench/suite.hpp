@@ -24,6 +24,7 @@ struct Options {
   double sigma = 0;                     ///< instead of the case's own; 0: that
   int repeats = 0;                      ///< 0: 7 on the CPU, 20 on a GPU
   double seconds = 0.8;                 ///< of timing for a row
+  double limit = 0;                     ///< seconds after which no further row is begun; 0: none
   bool baseline = false;                ///< also time the plain way
 };
 
@@ -70,6 +71,7 @@ struct Results {
   std::vector<Measurement> rows;
   std::vector<Skipped> skipped;
   double seconds = 0;  ///< that all of it took
+  double others = 0;   ///< share of the host's processor that other processes took meanwhile
 };
 
 /// Throws UsageError for unknown cases and operations, DeviceError without the device.

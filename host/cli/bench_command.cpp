@@ -110,6 +110,7 @@ Json to_json(const bench::Results& results, const BenchOptions& options) {
               {"sgemm_flop_per_s", results.rates.sgemm},
               {"hgemm_flop_per_s", rate_or_null(results.rates.hgemm)}}},
             {"seconds", results.seconds},
+            {"others", results.others},
             {"rows", Json::array()},
             {"skipped", Json::array()}};
   for (const auto& row : results.rows) json["rows"].push_back(to_json(row));
@@ -179,6 +180,9 @@ std::string heading(const Json& document) {
                       document.at("date").get<std::string>(), rate("copy_bytes_per_s", 1e9),
                       rate("dgemm_flop_per_s", 1e9), rate("sgemm_flop_per_s", 1e9));
   if (floors.at("hgemm_flop_per_s").is_number()) text += ", hgemm " + rate("hgemm_flop_per_s", 1e9);
+  constexpr double kQuiet = 0.05;
+  if (const double others = document.at("others"); others > kQuiet)
+    text += fmt::format("\nother processes took {:.0f}% of the processor meanwhile: times are too long", 100 * others);
   return text + "\n";
 }
 
@@ -352,6 +356,9 @@ void add_bench(CLI::App& app, Common& common) {
   command->add_option("--repeats", suite.repeats, "Timed repetitions, at most; default: 7, on a GPU 20")
       ->check(kAtLeastOne)
       ->type_name("R");
+  command->add_option("--limit", suite.limit, "Begin no further row after so many seconds")
+      ->check(CLI::PositiveNumber)
+      ->type_name("S");
   command->add_flag("--plain", suite.baseline,
                     "Beside end_to_end: one-hot products and separate passes, by BLAS alone");
   command->add_option("--device", options->device, "auto, cpu, cuda or cuda:N")

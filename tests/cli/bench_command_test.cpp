@@ -1,4 +1,5 @@
-// `bench` from outside: what it measures, what it writes, what it refuses. Nothing here looks at how long anything took.
+// `bench` from outside: what it measures, what it writes, what it refuses. Nothing here looks at how long anything
+// took.
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
@@ -14,8 +15,8 @@ constexpr int kUsage = 2, kBadInput = 3, kDevice = 4;
 
 /// As few samples as there may be, on one thread, in hardly any time.
 std::vector<std::string> tiny(const std::vector<std::string>& more) {
-  std::vector<std::string> arguments{"bench",       "--case",    "C1",   "--scale",   "1e-9", "--seconds", "0.001",
-                                     "--repeats", "1", "--threads", "1", "--device", "cpu"};
+  std::vector<std::string> arguments{"bench",     "--case", "C1",        "--scale", "1e-9",     "--seconds", "0.001",
+                                     "--repeats", "1",      "--threads", "1",       "--device", "cpu"};
   arguments.insert(arguments.end(), more.begin(), more.end());
   return arguments;
 }
@@ -23,7 +24,8 @@ std::vector<std::string> tiny(const std::vector<std::string>& more) {
 TEST(BenchCommand, EveryRowHasAnErrorAFloorAndBits) {
   TemporaryDirectory folder;
   const std::string file = folder.path("bench.json");
-  const Outcome run = run_command(tiny({"--op", "sums", "scatter", "decisions", "measure", "--commit", "abc", "--json", file}));
+  const Outcome run =
+      run_command(tiny({"--op", "sums", "scatter", "decisions", "measure", "--commit", "abc", "--json", file}));
   ASSERT_EQ(run.exit_code, 0) << run.err;
   const Json document = Json::parse(read_file(file));
   EXPECT_EQ(document.at("schema"), "ncollapse.bench/1");
@@ -87,10 +89,17 @@ TEST(BenchCommand, AResultBecomesAPage) {
   EXPECT_NE(read_file(page).find("| C1 | sums | 64 | 10 | 512 |"), std::string::npos) << read_file(page);
 
   // What ./dev gpu writes has the suite's document inside.
-  Json gpu{{"schema", "ncollapse.gpu/1"}, {"gpu", "Some GPU"},   {"driver", "1.2"},
-           {"commit", "abc"},             {"date", "2026-01-01"}, {"architectures", "90"},
-           {"verdict", "failed"},         {"bench", Json::parse(read_file(json))},
-           {"steps", {{{"step", "memcheck"}, {"outcome", "failed: exit 9"}, {"seconds", 3}, {"passed", 7}, {"skipped", nullptr}}}}};
+  Json gpu{
+      {"schema", "ncollapse.gpu/1"},
+      {"gpu", "Some GPU"},
+      {"driver", "1.2"},
+      {"commit", "abc"},
+      {"date", "2026-01-01"},
+      {"architectures", "90"},
+      {"verdict", "failed"},
+      {"bench", Json::parse(read_file(json))},
+      {"steps",
+       {{{"step", "memcheck"}, {"outcome", "failed: exit 9"}, {"seconds", 3}, {"passed", 7}, {"skipped", nullptr}}}}};
   const std::string whole = folder.write("gpu.json", gpu.dump());
   const Outcome both = run_command({"bench", "--from", whole, "--markdown", "-"});
   ASSERT_EQ(both.exit_code, 0) << both.err;
@@ -131,7 +140,8 @@ TEST(BenchCommand, WrongArgumentsAreRefused) {
   refused({"--from", folder.path("missing.json")}, kBadInput, "missing.json");
   refused({"--from", folder.write("list.json", "[1]")}, kBadInput, "list.json");
   refused({"--from", folder.write("other.json", R"({"schema": "ncollapse.plan/1"})")}, kBadInput, "ncollapse.plan/1");
-  refused({"--from", folder.write("cut.json", R"({"schema": "ncollapse.bench/1", "rows": [{}]})")}, kBadInput, "cut.json");
+  refused({"--from", folder.write("cut.json", R"({"schema": "ncollapse.bench/1", "rows": [{}]})")}, kBadInput,
+          "cut.json");
 }
 
 }  // namespace
