@@ -14,17 +14,19 @@ stray() {  # stray RULE LINES
 
 # only_in HEADERS ROOMS: regular expressions of vendors' header names, and of the paths that may include them
 only_in() {
-  # Examples are users' programs, and bench/ sets the vendors themselves beside the library.
-  stray "outside its home ($2)" "$(grep -nE "^ *# *include *[<\"]($1)" "${all[@]}" | grep -vE "^($2|examples/|bench/)")"
+  stray "outside its home ($2)" "$(grep -nE "^ *# *include *[<\"]($1)" "${all[@]}" | grep -vE "^($2|examples/)")"  # users' programs
 }
-only_in 'cuda_|cuda\.h|cuda/std|cublas|cusolver|nccl|thrust/|cub/|cooperative_groups' 'cuda/|bench/vendor_cuda\.cu:|tests/[^:]*\.cu:'
-only_in 'cblas|lapack|openblas' 'host/cpu/|bench/vendor_cpu\.cpp:|tests/shim/'
+only_in 'cuda_|cuda\.h|cuda/std|cublas|cusolver|thrust/|cub/|cooperative_groups' \
+  'cuda/|bench/vendor_cuda\.cu:|tests/[^:]*\.cu:|tests/ranks/nccl|include/ncollapse/nccl\.hpp:'
+only_in 'nccl\.h' 'include/ncollapse/nccl\.hpp:'
+only_in 'mpi\.h' 'include/ncollapse/mpi\.hpp:'
+only_in 'cblas|lapack|openblas' 'host/cpu/|bench/vendor_cpu\.cpp:|bench/large_classes\.cpp:|tests/shim/'
 only_in 'omp\.h' 'host/cpu/'
 only_in 'lbfgs\.h' 'host/ufm/lbfgs\.cpp:'
 only_in 'nlohmann/' 'host/io/|host/cli/|tests/'
 only_in 'zip\.h|zlib' 'host/io/|tests/'
 only_in 'CLI/|fmt/' 'host/cli/'
-only_in 'gtest/|gmock/|expat\.h' 'tests/'
+only_in 'gtest/|gmock/|expat\.h|png\.h' 'tests/'
 
 # sees ROOM HEADERS: of our own headers ("..."), all that the files of a room may include
 sees() {
