@@ -8,13 +8,13 @@
 
 namespace train_mlp {
 
-void write_npy(const std::string& path, const torch::Tensor& tensor) {
-  const torch::Tensor array = tensor.detach().cpu().contiguous();
-  TORCH_CHECK(array.scalar_type() == torch::kFloat || array.scalar_type() == torch::kLong, "write_npy: type");
+void write_npy(const std::string& path, const at::Tensor& tensor) {
+  const at::Tensor array = tensor.detach().cpu().contiguous();
+  TORCH_CHECK(array.scalar_type() == at::kFloat || array.scalar_type() == at::kLong, "write_npy: type");
   std::string shape;
   for (const auto size : array.sizes()) shape += std::to_string(size) + (array.dim() == 1 ? "," : ", ");
   if (array.dim() == 2) shape.resize(shape.size() - 2);
-  std::string header = "{'descr': '" + std::string(array.scalar_type() == torch::kFloat ? "<f4" : "<i8") +
+  std::string header = "{'descr': '" + std::string(array.scalar_type() == at::kFloat ? "<f4" : "<i8") +
                        "', 'fortran_order': False, 'shape': (" + shape + "), }";
   constexpr std::size_t kPrefix = 10, kAlignment = 64;  // the array begins at a multiple of 64 bytes
   header.append((kAlignment - (kPrefix + header.size() + 1) % kAlignment) % kAlignment, ' ');

@@ -1,6 +1,6 @@
 // Trains a network until its features collapse and measures it on the way. Exit codes as of the ncollapse command: 0
 // ok, 1 internal, 2 usage, 3 bad input, 4 device or memory, 130 interrupted.
-#include <dlfcn.h>
+#include <c10/util/Exception.h>
 #include <fmt/core.h>
 
 #include <CLI/CLI.hpp>
@@ -31,12 +31,6 @@ void catch_interrupts() {
   action.sa_handler = [](int) { signalled = 1; };
   action.sa_flags = static_cast<int>(SA_RESETHAND);
   for (const int signal : {SIGINT, SIGTERM}) sigaction(signal, &action, nullptr);
-}
-
-void use_threads(int threads) {
-  torch::set_num_threads(threads);
-  // Some LibTorch, Debian's for one, multiplies by OpenBLAS, whose own threads the call above does not reach.
-  if (void* const set = dlsym(RTLD_DEFAULT, "openblas_set_num_threads")) reinterpret_cast<void (*)(int)>(set)(threads);
 }
 
 void add_options(CLI::App& app, Options& options, std::string& counts) {
@@ -169,7 +163,7 @@ int fail(int code, const std::string& message, const std::string& hint = {}) {
   return code;
 }
 
-int train(int argc, char** argv) {
+int run(int argc, char** argv) {
   Options options;
   std::string counts;
   CLI::App app{
@@ -184,13 +178,8 @@ int train(int argc, char** argv) {
     throw ncollapse::UsageError(error.what(), "see: train_mlp --help");
   }
   complete(options, counts);
-  use_threads(options.threads);
   catch_interrupts();
-  train_mlp::Training training(options);
-  const bool complete = training.run(interrupted);
-  if (!options.dump.empty() && !options.quiet)
-    fmt::print("measure the dump again:\n  {}\n", training.analyze_command());
-  if (complete) return 0;
+  if (train_mlp::train(options, interrupted)) return 0;
   return fail(130, "interrupted", options.checkpoint.empty() ? "" : "go on with --resume");
 }
 
@@ -198,7 +187,7 @@ int train(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   try {
-    return train(argc, argv);
+    return run(argc, argv);
   } catch (const ncollapse::Error& error) {
     return fail(static_cast<int>(error.kind()), error.what(), error.hint());
   } catch (const c10::Error& error) {

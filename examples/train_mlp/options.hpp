@@ -29,7 +29,7 @@ struct Options {
 
   // Training
   Index epochs = 1500;
-  double lr = 1e-3;
+  double lr = 3e-4;
   double decay_at = 0.5;  ///< share of the epochs after which lr is multiplied by decay_factor
   double decay_factor = 0.1;
   std::uint64_t seed = 1;

@@ -21,15 +21,17 @@ std::string duration(double seconds) {
 Progress::Progress(bool quiet, Index first, Index epochs)
     : quiet_(quiet), terminal_(isatty(STDERR_FILENO) == 1), first_(first), epochs_(epochs), start_(Clock::now()) {}
 
-void Progress::update(Index epoch, const State& state) {
+void Progress::update(Index epoch, const std::optional<State>& state) {
   const auto now = Clock::now();
   const auto pause = terminal_ ? std::chrono::milliseconds(100) : std::chrono::milliseconds(10000);
   if (quiet_ || (now - last_ < pause && epoch != epochs_)) return;
   last_ = now;
   const double done = static_cast<double>(epoch - first_), left = static_cast<double>(epochs_ - epoch);
   const double seconds = std::chrono::duration<double>(now - start_).count();
-  std::string text = fmt::format("epoch {} of {}  loss {:.6g}, {:.3g} above the minimum, accuracy {:.4g}", epoch,
-                                 epochs_, state.loss, state.gap, state.accuracy);
+  std::string text = fmt::format("epoch {} of {}", epoch, epochs_);
+  if (state)
+    text += fmt::format("  loss {:.6g}, {:.3g} above the minimum, accuracy {:.4g}", state->loss, state->gap,
+                        state->accuracy);
   if (done > 0) text += fmt::format(", {} left", duration(seconds * left / done));
   if (!terminal_) {
     fmt::print(stderr, "{}\n", text);

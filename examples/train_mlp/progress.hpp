@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <optional>
 
 #include "options.hpp"
 
@@ -16,9 +17,9 @@ class Progress {
   Progress& operator=(const Progress&) = delete;
 
   struct State {
-    double loss, gap, accuracy;  ///< at the last measured epoch
+    double loss, gap, accuracy;  ///< at the last measured epoch, once there is one
   };
-  void update(Index epoch, const State& state);
+  void update(Index epoch, const std::optional<State>& state);
   void clear();  ///< takes the bar away
 
  private:

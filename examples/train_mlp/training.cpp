@@ -1,14 +1,25 @@
 #include "training.hpp"
 
+#include <dlfcn.h>
 #include <fmt/core.h>
+#include <torch/torch.h>
 
+#include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
 #include <system_error>
 
+#include <ncollapse/ncollapse.hpp>
 #include <ncollapse/torch.hpp>
 
+#include "datasets.hpp"
 #include "dump.hpp"
+#include "network.hpp"
+#include "progress.hpp"
+#include "run_log.hpp"
 
 namespace train_mlp {
 
@@ -51,7 +62,42 @@ void replace_file(const std::string& path, const Write& write) {
   if (status) throw ncollapse::DataError(path + ": cannot be replaced: " + status.message());
 }
 
-}  // namespace
+void use_threads(int threads) {
+  torch::set_num_threads(threads);
+  // Some LibTorch, Debian's for one, multiplies by OpenBLAS, whose own threads the call above does not reach.
+  if (void* const set = dlsym(RTLD_DEFAULT, "openblas_set_num_threads")) reinterpret_cast<void (*)(int)>(set)(threads);
+}
+
+class Training {
+ public:
+  /// Reads data and checkpoint, and begins the log.
+  explicit Training(const Options& options);
+
+  bool run(bool (*interrupted)());
+
+  /// The command that measures the dump once more.
+  std::string analyze_command() const;
+
+ private:
+  Json header() const;
+  void measure(const torch::Tensor& features, double loss);
+  void set_learning_rate();
+  bool load_checkpoint();
+  void save_checkpoint() const;
+  void dump(const torch::Tensor& features);
+
+  Options options_;
+  torch::Device device_;
+  torch::Tensor inputs_, labels_, targets_, test_inputs_, test_labels_;
+  std::shared_ptr<Network> network_;
+  std::unique_ptr<torch::optim::Adam> adam_;
+  std::optional<ncollapse::Context> context_;
+  ncollapse::UfmPrediction prediction_;
+  std::optional<RunLog> log_;
+  std::optional<Progress::State> last_;  ///< measured by this process
+  Index epoch_ = 0, rank_ = 0;
+  double train_seconds_ = 0, measure_seconds_ = 0;
+};
 
 Training::Training(const Options& options) : options_(options), device_(parse_device(options.device)) {
   Dataset data = load_dataset(options_);
@@ -138,16 +184,12 @@ void Training::measure(const torch::Tensor& features, double loss) {
                                                                 .lambda_w = options_.lambda_w,
                                                                 .lambda_h = options_.lambda_h});
   Json json = Json::parse(ncollapse::to_json(report));
-  last_ = {loss, loss - prediction_.minimum, report.find("acc_top1_train").value_or(std::nan(""))};
-  log_->write({{"type", "step"},
-               {"epoch", epoch_},
-               {"loss", loss},
-               {"minimum", prediction_.minimum},
-               {"gap", last_.gap},
-               {"metrics", std::move(json["metrics"])},
-               {"status", std::move(json["status"])},
-               {"per_class", std::move(json["per_class"])},
-               {"spectrum", std::move(json["spectrum"])}});
+  last_ = Progress::State{loss, loss - prediction_.minimum, report.find("acc_top1_train").value()};
+  Json line = {
+      {"type", "step"}, {"epoch", epoch_}, {"loss", loss}, {"minimum", prediction_.minimum}, {"gap", last_->gap}};
+  for (const auto* part : {"metrics", "status", "per_class", "spectrum", "block_cos_h", "block_cos_w"})
+    if (json.contains(part)) line[part] = std::move(json[part]);
+  log_->write(line);
 }
 
 bool Training::run(bool (*interrupted)()) {
@@ -180,15 +222,15 @@ bool Training::run(bool (*interrupted)()) {
       log_->write({{"type", "end"},
                    {"reason", stop ? "interrupted" : "epochs"},
                    {"epoch", epoch_},
-                   {"loss", last_.loss},
-                   {"gap", last_.gap},
+                   {"loss", last_->loss},
+                   {"gap", last_->gap},
                    {"train_seconds", train_seconds_},
                    {"measure_seconds", measure_seconds_}});
       if (!options_.quiet)
         fmt::print(
             "{} epochs, loss {:.8g}, predicted minimum {:.8g}, training accuracy {:.4f}\n"
             "{:.1f} s training, {:.1f} s measuring ({:.1f} %)\nlog written to {}\n",
-            epoch_, last_.loss, prediction_.minimum, last_.accuracy, train_seconds_, measure_seconds_,
+            epoch_, last_->loss, prediction_.minimum, last_->accuracy, train_seconds_, measure_seconds_,
             100 * measure_seconds_ / train_seconds_, options_.log);
       return !stop;
     }
@@ -290,6 +332,17 @@ std::string Training::analyze_command() const {
   for (const double lambda : options_.lambda_w) text += fmt::format(" {}", lambda);
   return text + fmt::format(" --lambda-h {} --device {}", options_.lambda_h,
                             device_.is_cuda() ? "cuda:" + std::to_string(device_.index()) : "cpu");
+}
+
+}  // namespace
+
+bool train(const Options& options, bool (*interrupted)()) {
+  use_threads(options.threads);
+  Training training(options);
+  const bool complete = training.run(interrupted);
+  if (!options.dump.empty() && !options.quiet)
+    fmt::print("measure the dump again:\n  {}\n", training.analyze_command());
+  return complete;
 }
 
 }  // namespace train_mlp

@@ -10,6 +10,7 @@ for header in include/ncollapse/*.hpp; do
       [[ $# -gt 2 ]] || { echo 'mpi.hpp: not compiled, there is no MPI here'; continue; }
       others=("${@:3}")
       ;;
+    */torch.hpp) continue ;;  # needs LibTorch; house.train_mlp compiles it
     */nccl.hpp) others=(tests/shim) ;;
   esac
   echo "#include \"${header#include/}\"" |
