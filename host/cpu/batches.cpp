@@ -20,6 +20,8 @@ namespace ncollapse::cpu {
 
 namespace {
 
+constexpr Index kDirectRows = 8;
+
 template <class T>
 NCOLLAPSE_VECTORISED Index count_nonfinite(const T* row, Index dim) {
   Index bad = 0;
@@ -178,8 +180,10 @@ void CpuBackend::add_rows(MomentState& state, const T* data, Index stride, Index
         const bool starts_before = begin == run_begin && begin > 0 && labels[order[begin - 1]] == k;
         const bool goes_on = end == run_end && end < rows && labels[order[end]] == k;
         const bool whole = !starts_before && !goes_on;
-        double* target = whole ? sum : carry_sums + slot * dim;
-        std::fill(target, target + dim, 0.0);
+        // A few rows go to their class at once, more by way of an accumulator that stays in the cache.
+        const bool direct = whole && end - begin <= kDirectRows;
+        double* target = direct ? sums + k * dim : whole ? sum : carry_sums + slot * dim;
+        if (!direct) std::fill(target, target + dim, 0.0);
         const double scale = scales != nullptr ? scales[k] : 1.0;
         const double* shift = shifts + k * dim;
         double squares = 0;
@@ -193,7 +197,7 @@ void CpuBackend::add_rows(MomentState& state, const T* data, Index stride, Index
           squares += centre_one(data + order[i] * stride, shift, scale, full ? centred + (i - chunk) * dim : nullptr,
                                 dim, target);
         if (whole) {
-          add_to(sums + k * dim, target, dim);
+          if (!direct) add_to(sums + k * dim, target, dim);
           if (square_sums != nullptr) square_sums[k] += squares;
         } else {
           carry[slot++] = {k, squares};

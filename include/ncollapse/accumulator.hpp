@@ -94,7 +94,7 @@ class NCOLLAPSE_EXPORT Accumulator {
   /// Adds what the other ranks have seen; collective. Afterwards every rank holds the same state, that of all ranks,
   /// bit for bit; with one rank nothing happens. Ranks may have no samples, other classes, batches of other sizes, and
   /// lie on devices of other kinds. Two sums over ranks: counts (exact) and means, then variances and scatter about the
-  /// common means, 8 (K (d + 2) + d (d + 1)/2) bytes in all; takes as much memory as a merge. Deterministic for the
+  /// common means, 8 (K (d + 2) + d (d + 1)/2) bytes in all; takes no more memory than a merge. Deterministic for the
   /// same parts on the same number of ranks, where the communicator's sums are.
   /// Every rank throws, none waits for ever: UsageError when classes, dim, statistics or weights differ or the
   /// accumulator was reduced before; where one rank fails (memory), it its error and the others one that names it.
