@@ -1,19 +1,23 @@
 #!/usr/bin/env python3
-"""Times ncollapse against the PyTorch package rhubarbwu/neural-collapse on the same arrays, on the CPU.
+"""Times ncollapse against the PyTorch package rhubarbwu/neural-collapse on the same arrays, on the CPU or on a GPU.
 
 Needs torch and numpy. Each measurement is a process of its own, the contestants take turns (A B C A B C ...), and the
 median counts. What is timed:
 
   peer       its accumulators as its README shows them (means; then variances and covariance; then decisions), in
              batches of features that lie in memory, plus nc1 (pinv), cdnv, etf error, duality error, agreement
+  plain      bench/end_to_end.cpp --plain: one-hot products and separate passes by BLAS alone, without torch
   in memory  bench/end_to_end.cpp: the same batches of features in memory, all metrics of the catalogue
-  command    `ncollapse analyze` on .npy files in the page cache: the whole process, from exec to exit
+  command    `ncollapse analyze` on the files in the page cache: the whole process, from exec to exit
+
+On a GPU the features of the first three lie in its memory, and each has done the job once before it is timed.
 
 The bias is zero, since the peer's agreement knows none. Peak memory is the whole process's, arrays and interpreter
 included (ru_maxrss, which is VmHWM; mapped file pages count); "in memory" counts from the first call of the library on,
 the arrays included, but not the reading of the files before it.
 
-  bench/compare_peer.py --peer DIR_WITH_neural_collapse [--build build] [--repeats 5] [--cases 50000x512x10 ...]
+  bench/compare_peer.py --peer DIR_WITH_neural_collapse [--build build] [--device cpu|cuda] [--repeats 5]
+                        [--cases 50000x512x10 1281167x2048x1000:bf16 ...]
 """
 import argparse
 import json
@@ -28,20 +32,56 @@ from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CASES = ["50000x512x10", "50000x512x100", "50000x512x1000", "20000x2048x1000"]
+CASES = {"cpu": ["50000x512x10", "50000x512x100", "50000x512x1000", "20000x2048x1000"],
+         "cuda": ["50000x512x10", "1281167x2048x1000:bf16", "1000000x768x50257:bf16"]}
+CONTESTANTS = ("peer", "plain", "in_memory", "command")
 # Our key -> how far the peer's fp32 sums, fp32 pseudo-inverse and fp32 distances may be from it, relative.
 AGREE_WITHIN = {"nc1_pinv": 1e-3, "nc1_cdnv": 1e-4, "nc2_etf_h": 1e-4, "nc3_wh_etf": 1e-4, "nc4_agree_train": 1e-4}
 
 QUIET = 0.05  # a run in which others took more of the processor than this is repeated
 
-QUIET = 0.05  # a run in which others took more of the processor than this is repeated
+
+def parse(case):
+    shape, _, dtype = case.partition(":")
+    return *map(int, shape.split("x")), dtype or "f32"
+
+
+def file_name(name, dtype):
+    return f"{name}.safetensors" if name == "features" and dtype == "bf16" else f"{name}.npy"
+
+
+def save_bf16(path, array):
+    """A safetensors file of one tensor: the length of its header, the header, the elements rounded to nearest even."""
+    import numpy as np
+
+    size = array.size * 2
+    header = json.dumps({"features": {"dtype": "BF16", "shape": array.shape, "data_offsets": [0, size]}}).encode()
+    header += b" " * (-len(header) % 8)
+    with open(path, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for at in range(0, len(array), 10000):
+            bits = array[at : at + 10000].view(np.uint32)
+            file.write(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16).tobytes())
+
+
+def load(folder, name):
+    import numpy as np
+    import torch
+
+    path = folder / f"{name}.npy"
+    if path.exists():
+        return torch.from_numpy(np.load(path))
+    raw = np.fromfile(path.with_suffix(".safetensors"), np.uint8)
+    begin = 8 + int.from_bytes(raw[:8].tobytes(), "little")
+    shape = json.loads(raw[8:begin].tobytes())[name]["shape"]
+    return torch.from_numpy(raw[begin:].view(np.int16)).view(torch.bfloat16).reshape(shape)
 
 
 def generate(case, folder):
     """Gaussian class means of unit-variance entries, within-class noise of 0.3, head = means + noise; labels uniform."""
     import numpy as np
 
-    n, d, k = map(int, case.split("x"))
+    n, d, k, dtype = parse(case)
     random = np.random.default_rng(20)
     means = random.standard_normal((k, d), dtype=np.float32)
     labels = random.integers(0, k, n)
@@ -52,11 +92,13 @@ def generate(case, folder):
         block += np.float32(0.3) * random.standard_normal(block.shape, dtype=np.float32)
     weights = (means + random.standard_normal((k, d), dtype=np.float32)) / np.float32(d)
     for name, array in (("features", features), ("labels", labels), ("W", weights), ("b", np.zeros(k, np.float32))):
-        np.save(folder / f"{name}.npy", array)
+        if file_name(name, dtype).endswith(".npy"):
+            np.save(folder / f"{name}.npy", array)
+        else:
+            save_bf16(folder / file_name(name, dtype), array)
 
 
-def run_peer(folder, package, batch):
-    import numpy as np
+def run_peer(folder, package, batch, device):
     import torch
 
     if package:
@@ -66,32 +108,38 @@ def run_peer(folder, package, batch):
                                          variability_cdnv)
 
     torch.set_num_threads(os.cpu_count())
-    features, labels, weights = (torch.from_numpy(np.load(folder / f"{name}.npy")) for name in ("features", "labels", "W"))
+    features, labels, weights = (load(folder, name).to(device) for name in ("features", "labels", "W"))
     (n, d), k = features.shape, len(weights)
-    torch.mm(features[:1000].T, features[:1000])  # starts the thread pool
+    first = features[:1000].float()
+    torch.mm(first.T, first)  # starts the thread pool
+
+    def now():
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
     def batches():
-        return ((features[at : at + batch], labels[at : at + batch]) for at in range(0, n, batch))
+        return ((features[at : at + batch].float(), labels[at : at + batch]) for at in range(0, n, batch))
 
-    start = time.perf_counter()
-    with torch.no_grad():
-        mean_accum = MeanAccumulator(k, d, "cpu")
+    def job():
+        start = now()
+        mean_accum = MeanAccumulator(k, d, device)
         for x, y in batches():
             mean_accum.accumulate(x, y)
         means, centre = mean_accum.compute()
 
-        var_accum, covar_accum = VarNormAccumulator(k, d, "cpu", M=means), CovarAccumulator(k, d, "cpu", M=means)
+        var_accum, covar_accum = VarNormAccumulator(k, d, device, M=means), CovarAccumulator(k, d, device, M=means)
         for x, y in batches():
             var_accum.accumulate(x, y, means)
             covar_accum.accumulate(x, y, means)
         variances, _ = var_accum.compute()
         covariance = covar_accum.compute()
 
-        dec_accum = DecAccumulator(k, d, "cpu", M=means, W=weights)
+        dec_accum = DecAccumulator(k, d, device, M=means, W=weights)
         dec_accum.create_index(means)
         for x, y in batches():
             dec_accum.accumulate(x, y, weights, means if dec_accum.index is None else None)
-        accumulated = time.perf_counter()
+        accumulated = now()
         metrics = {
             "nc1_pinv": covariance_ratio(covariance, means, centre),
             "nc1_cdnv": variability_cdnv(variances, means, tile_size=64),
@@ -99,16 +147,14 @@ def run_peer(folder, package, batch):
             "nc3_wh_etf": self_duality_error(weights, means, centre),
             "nc4_agree_train": clf_ncc_agreement(dec_accum),
         }
-    end = time.perf_counter()
-    print(json.dumps({"seconds": end - start, "accumulate_seconds": accumulated - start,
-                      "measure_seconds": end - accumulated, "metrics": metrics, "threads": torch.get_num_threads(),
-                      "faiss": dec_accum.index is not None}))
+        end = now()
+        return {"seconds": end - start, "accumulate_seconds": accumulated - start, "measure_seconds": end - accumulated,
+                "metrics": metrics, "threads": torch.get_num_threads(), "faiss": dec_accum.index is not None}
 
-
-def busy_seconds():
-    """Processor time that anybody has used, from /proc/stat (user, nice, system, interrupts, stolen; not idle)."""
-    fields = [int(field) for field in open("/proc/stat").readline().split()[1:9]]
-    return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+    with torch.no_grad():
+        if device == "cuda":
+            job()
+        print(json.dumps(job()))
 
 
 def busy_seconds():
@@ -152,16 +198,19 @@ def measured_alone(command):
     return result
 
 
-def contestants(folder, options):
-    files = {name: folder / f"{name}.npy" for name in ("features", "labels", "W", "b")}
+def contestants(folder, case, options):
+    files = {name: folder / file_name(name, parse(case)[3]) for name in ("features", "labels", "W", "b")}
     this = [sys.executable, Path(__file__).resolve()]
-    result = {"peer": this + ["--as-peer", folder, "--peer", options.peer, "--batch", options.batch]}
+    result = {"peer": this + ["--as-peer", folder, "--peer", options.peer, "--batch", options.batch, "--device",
+                              options.device]}
     if not options.peer_only:
-        result["in_memory"] = [options.build / "bench/end_to_end", files["features"], files["labels"], files["W"],
-                               files["b"], "--batch", options.batch]
+        arrays = [files["features"], files["labels"], files["W"], files["b"], "--batch", options.batch, "--device",
+                  options.device]
+        result["plain"] = [options.build / "bench/end_to_end", *arrays, "--plain"]
+        result["in_memory"] = [options.build / "bench/end_to_end", *arrays]
         result["command"] = [options.command or find_command(options.build), "analyze", "--features",
                              files["features"], "--labels", files["labels"], "--weights", files["W"], "--bias",
-                             files["b"], "--convention", "peer", "--device", "cpu", "--json", "-"]
+                             files["b"], "--convention", "peer", "--device", options.device, "--json", "-"]
     return result
 
 
@@ -177,7 +226,7 @@ def run_case(case, options):
     with tempfile.TemporaryDirectory(prefix="ncollapse-peer-") as name:
         folder = Path(name)
         measured([sys.executable, Path(__file__).resolve(), "--generate", case, "--into", folder])
-        commands = contestants(folder, options)
+        commands = contestants(folder, case, options)
         for turn in range(options.repeats + 1):
             for who, command in commands.items():
                 output, wall, peak, others = measured_alone(command) if turn else measured(command)
@@ -189,7 +238,8 @@ def run_case(case, options):
                                                  "peak_mib": answer.get("peak_mib", peak),
                                                  "others": others, **{
                     key: answer[key] for key in ("accumulate_seconds", "measure_seconds") if key in answer}})
-                runs.setdefault("metrics", {})[who] = {key: answer["metrics"][key] for key in AGREE_WITHIN}
+                runs.setdefault("metrics", {})[who] = {key: answer["metrics"][key] for key in AGREE_WITHIN
+                                                       if key in answer["metrics"]}
     return runs
 
 
@@ -210,12 +260,11 @@ def blas():
 
 
 def differences(metrics):
-    """Largest relative difference to the peer by key, over our two contestants."""
+    """Largest relative difference to the peer by key, over the other contestants that have it."""
     table = {}
-    for key in AGREE_WITHIN:
-        peer = metrics["peer"][key]
-        table[key] = max(abs(values[key] - peer) / abs(peer) for who, values in metrics.items() if who != "peer") \
-            if len(metrics) > 1 else float("nan")
+    for key, peer in metrics["peer"].items():
+        others = [values[key] for who, values in metrics.items() if who != "peer" and key in values]
+        table[key] = max((abs(value - peer) / abs(peer) for value in others), default=float("nan"))
     return table
 
 
@@ -224,22 +273,21 @@ def median(runs, field):
 
 
 def row(case, runs):
-    n, d, k = case.split("x")
+    n, d, k, dtype = parse(case)
     peer = median(runs["peer"], "seconds")
-    cells = [n, d, k, f"{peer:.2f}"]
+    cells = [str(n), str(d), str(k), dtype, f"{peer:.3g}"]
     peaks = [f"{median(runs['peer'], 'peak_mib'):.0f}"]
-    for who in ("in_memory", "command"):
+    for who in CONTESTANTS[1:]:
         if who in runs:
-            ours = median(runs[who], "seconds")
-            cells += [f"{ours:.2f}", f"{peer / ours:.1f}x"]
+            theirs = median(runs[who], "seconds")
+            cells += [f"{theirs:.3g}", f"{peer / theirs:.1f}x"]
             peaks.append(f"{median(runs[who], 'peak_mib'):.0f}")
         else:
             cells += ["-", "-"]
-    if max(run["others"] for who in ("peer", "in_memory", "command") for run in runs.get(who, [])) > QUIET:
+            peaks.append("-")
+    if max(run["others"] for who in CONTESTANTS for run in runs.get(who, [])) > QUIET:
         cells[0] += " (disturbed)"
     worst = max(differences(runs["metrics"]).values())
-    if max(run["others"] for who in ("peer", "in_memory", "command") for run in runs.get(who, [])) > QUIET:
-        cells[0] += " (disturbed)"
     return "| " + " | ".join(cells + [" / ".join(peaks), f"{worst:.0e}"]) + " |"
 
 
@@ -248,7 +296,8 @@ def main():
     parser.add_argument("--peer", default="", help="folder that holds the package neural_collapse (else: importable)")
     parser.add_argument("--build", type=Path, default=ROOT / "build")
     parser.add_argument("--command", type=Path, help="the ncollapse command (else: the one under --build)")
-    parser.add_argument("--cases", nargs="*", default=CASES, metavar="NxDxK")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--cases", nargs="*", metavar="NxDxK[:bf16]", help="default: by device")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batch", type=int, default=1000)
     parser.add_argument("--peer-only", action="store_true")
@@ -260,38 +309,45 @@ def main():
     if options.generate:
         return generate(options.generate, options.into)
     if options.as_peer:
-        return run_peer(options.as_peer, options.peer, options.batch)
+        return run_peer(options.as_peer, options.peer, options.batch, options.device)
 
     versions = subprocess.run([sys.executable, "-c", "import torch, numpy; print(torch.__version__, numpy.__version__, "
-                               "torch.backends.mkl.is_available())"], capture_output=True, text=True)
+                               "torch.backends.mkl.is_available(), torch.cuda.is_available() and "
+                               "torch.cuda.get_device_name())"], capture_output=True, text=True)
     if versions.returncode != 0:
         sys.exit("compare_peer.py needs torch and numpy: " + versions.stderr.strip().splitlines()[-1])
-    torch_version, numpy_version, mkl = versions.stdout.split()
+    torch_version, numpy_version, mkl, gpu = versions.stdout.strip().split(maxsplit=3)
+    if options.device == "cuda" and gpu == "False":
+        sys.exit("compare_peer.py --device cuda: torch has no CUDA device here")
     commit = git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain", "-uno") else "")
     about = {"date": date.today().isoformat(), "commit": commit, "processor": processor(), "load_before": os.getloadavg()[0],
+             "device": options.device, "gpu": gpu if options.device == "cuda" else None,
              "batch": options.batch, "repeats": options.repeats, "torch": torch_version, "torch_blas": "MKL" if mkl == "True" else "other",
              "numpy": numpy_version, "openblas": blas(), "python": platform.python_version()}
     results, rows, disagree = {}, [], []
-    for case in options.cases:
+    for case in options.cases or CASES[options.device]:
         results[case] = runs = run_case(case, options)
         rows.append(row(case, runs))
         print(rows[-1], flush=True)
         disagree += [f"{case} {key}: {found:.1e} > {AGREE_WITHIN[key]:.0e}"
                      for key, found in differences(runs["metrics"]).items() if found > AGREE_WITHIN[key]]
 
+    where = gpu if options.device == "cuda" else about["processor"]
     table = "\n".join([
-        "# ncollapse and the PyTorch package rhubarbwu/neural-collapse, CPU", "",
-        f"{about['date']}, commit {commit}, {about['processor']}; torch {torch_version} ({about['torch_blas']}), "
-        f"OpenBLAS {about['openblas']}. Seconds are medians of {options.repeats} alternating runs; batches of "
-        f"{options.batch} samples, float32. A run in which other processes took more than {QUIET:.0%} of the processor was "
-        "repeated.", "",
-        "| N | d | K | peer | in memory | faster | command | faster | peak MiB: peer / in memory / command | largest difference |",
-        "|---|---|---|---|---|---|---|---|---|---|", *rows, "",
-        "peer, in memory: accumulate, decide and measure, features in memory (the peer measures 5 metrics, ncollapse "
-        "its whole catalogue, in double). command: `ncollapse analyze` on .npy files in the page cache, whole process.",
-        "largest difference: relative, over " + ", ".join(f"`{key}`" for key in AGREE_WITHIN) + "; the peer sums in float32."])
+        f"# ncollapse and the PyTorch package rhubarbwu/neural-collapse, {'GPU' if options.device == 'cuda' else 'CPU'}", "",
+        f"{about['date']}, commit {commit}, {where}; torch {torch_version} ({about['torch_blas']}), OpenBLAS "
+        f"{about['openblas']}. Seconds are medians of {options.repeats} alternating runs; batches of {options.batch} samples. "
+        f"A run in which other processes took more than {QUIET:.0%} of the processor was repeated.", "",
+        "| N | d | K | features | peer | plain | faster | in memory | faster | command | faster | "
+        "peak MiB: peer / plain / in memory / command | largest difference |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|", *rows, "",
+        "peer, plain, in memory: accumulate, decide and measure, features in the device's memory (the peer measures 5 "
+        "metrics, plain 2, both in single precision; ncollapse its whole catalogue, in double). command: `ncollapse "
+        "analyze` on files in the page cache, whole process.",
+        "largest difference to the peer: relative, over " + ", ".join(f"`{key}`" for key in AGREE_WITHIN) +
+        "; the peer sums in float32."])
     options.out.mkdir(parents=True, exist_ok=True)
-    target = options.out / f"peer-cpu-{commit}"
+    target = options.out / f"peer-{options.device}-{commit}"
     target.with_suffix(".json").write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
     target.with_suffix(".md").write_text(table + "\n")
     print(f"written: {target}.md, {target}.json")

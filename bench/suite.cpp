@@ -194,7 +194,7 @@ struct Instance {
 
 class Suite {
  public:
-  Suite(const Options& options, const std::function<void(const std::string&)>& progress)
+  Suite(const Options& options, const Progress& progress)
       : options_(options),
         progress_(progress),
         cuda_(options.device.type == DeviceType::cuda),
@@ -304,7 +304,7 @@ class Suite {
   }
 
   Options options_;
-  std::function<void(const std::string&)> progress_;
+  Progress progress_;
   bool cuda_;
   std::unique_ptr<Vendor> vendor_;
   Context context_;
@@ -726,7 +726,7 @@ Results Suite::run() {
         skip("the time limit was reached");
         continue;
       }
-      progress_(from.shape.id + " " + std::string(operation));
+      progress_(results, from.shape.id + " " + std::string(operation));
       try {
         results.rows.push_back(measure_one(from, operation));
       } catch (const DeviceError& error) {
@@ -742,7 +742,7 @@ Results Suite::run() {
 
 }  // namespace
 
-Results run(const Options& options, const std::function<void(const std::string&)>& progress) {
+Results run(const Options& options, const Progress& progress) {
   std::vector<std::string> cases, names;
   for (const Case& from : options.matrix) cases.push_back(from.shape.id);
   for (const Operation& operation : operations()) names.emplace_back(operation.name);

@@ -74,7 +74,10 @@ struct Results {
   double others = 0;   ///< share of the host's processor that other processes took meanwhile
 };
 
+/// Is told before every row what was measured so far, and which row comes.
+using Progress = std::function<void(const Results& so_far, const std::string& next)>;
+
 /// Throws UsageError for unknown cases and operations, DeviceError without the device.
-Results run(const Options& options, const std::function<void(const std::string&)>& progress);
+Results run(const Options& options, const Progress& progress);
 
 }  // namespace ncollapse::bench

@@ -90,12 +90,13 @@ Json to_json(const bench::Measurement& row) {
   return json;
 }
 
-Json to_json(const bench::Results& results, const BenchOptions& options) {
+Json to_json(const bench::Results& results, const BenchOptions& options, bool complete) {
   const DeviceInfo& device = results.device;
   Json json{{"schema", kSchema},
             {"version", version()},
             {"commit", options.commit.empty() ? Json(nullptr) : Json(options.commit)},
             {"date", today()},
+            {"complete", complete},
             {"device",
              {{"device", to_string(device.device)},
               {"name", device.name},
@@ -183,6 +184,7 @@ std::string heading(const Json& document) {
   constexpr double kQuiet = 0.05;
   if (const double others = document.at("others"); others > kQuiet)
     text += fmt::format("\nother processes took {:.0f}% of the processor meanwhile: times are too long", 100 * others);
+  if (!document.at("complete").get<bool>()) text += "\nthe run was ended before its last row";
   return text + "\n";
 }
 
@@ -321,11 +323,14 @@ void run(BenchOptions& options, const Common& common) {
   }
   options.suite.device = Device::parse(options.device);
   const bool show = isatty(STDERR_FILENO) == 1 && !common.quiet;
-  const bench::Results results = bench::run(options.suite, [&](const std::string& what) {
-    if (show) fmt::print(stderr, "\r\033[K{}", what);
+  const bench::Results results = bench::run(options.suite, [&](const bench::Results& so_far, const std::string& next) {
+    if (show) fmt::print(stderr, "\r\033[K{}", next);
+    // Who ends a long run keeps what it found.
+    if (!common.json.empty() && common.json != "-" && !so_far.rows.empty())
+      write_output(common.json, to_json(so_far, options, false).dump(1) + "\n");
   });
   if (show) fmt::print(stderr, "\r\033[K");
-  write_results(to_json(results, options), options, common);
+  write_results(to_json(results, options, true), options, common);
   const bool sound = std::all_of(results.rows.begin(), results.rows.end(), [](const bench::Measurement& row) {
     return row.same_bits && std::isfinite(row.error);
   });

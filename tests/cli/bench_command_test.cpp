@@ -30,6 +30,7 @@ TEST(BenchCommand, EveryRowHasAnErrorAFloorAndBits) {
   const Json document = Json::parse(read_file(file));
   EXPECT_EQ(document.at("schema"), "ncollapse.bench/1");
   EXPECT_EQ(document.at("commit"), "abc");
+  EXPECT_TRUE(document.at("complete").get<bool>());
   EXPECT_EQ(document.at("device").at("threads"), 1);
   EXPECT_EQ(document.at("device").at("device"), "cpu");
   for (const char* floor : {"copy_bytes_per_s", "dgemm_flop_per_s", "sgemm_flop_per_s"})

@@ -18,7 +18,7 @@ Results run_tiny(const std::vector<Case>& cases, const std::vector<std::string>&
   options.seconds = 1e-3;
   options.repeats = 1;
   options.baseline = true;
-  return run(options, [](const std::string&) {});
+  return run(options, [](const Results&, const std::string&) {});
 }
 
 void expect_sound(const Results& results, double error) {
