@@ -22,6 +22,7 @@ CudaBackend::CudaBackend(int device, const ContextOptions& options, const Limits
   }
   const DeviceGuard on(device);
   queue_ = std::make_shared<Queue>(device, static_cast<cudaStream_t>(options.cuda_stream));
+  staging_.emplace(*queue_, limits_.piece_bytes);
   launch_identity(queue_->stream(), Buffer<double>(*queue_, 1).get(), 1);  // fails here where there is no code for it
   queue_->wait();
 }

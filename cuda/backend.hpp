@@ -1,8 +1,9 @@
 // The CUDA side of the seam: every verb of host/backend.hpp, on one device, in the order of one stream.
 #pragma once
 
+#include <optional>
+
 #include "cuda/batch.hpp"
-#include "cuda/buckets.hpp"
 #include "host/backend.hpp"
 
 namespace ncollapse::cuda {
@@ -21,6 +22,7 @@ class CudaBackend final : public Backend {
   Matrix import(const MatrixView& source) override;
 
   BatchFaults add_batch(MomentState& state, const MatrixView& features, const LabelView& labels) override;
+  BatchFaults pending_faults(MomentState& state) override;
   BatchFaults decide_batch(DecisionState& state, const MatrixView& features, const LabelView& labels) override;
 
   void combine_rows(const std::vector<double>& a, const Matrix& A, const std::vector<double>& b, const Matrix& B,
@@ -41,11 +43,11 @@ class CudaBackend final : public Backend {
   ProductSums product_sums(const Matrix& A, const Matrix& B, const ProductQuery& query) override;
 
  private:
+  struct Workspace;
   struct Prepared;
-  struct SumBuffers;
   struct DecideBuffers;
-  void accumulate(MomentState& state, const FeatureBlock& features, const LabelBlock& labels, BucketSorter& sorter,
-                  const SumBuffers& buffers);
+  Workspace& workspace(MomentState& state);
+  void add_block(MomentState& state, const Batch& batch, Index first_row, bool watch, Workspace& space);
   std::shared_ptr<Prepared> prepare(const DecisionState& state);
   void decide(DecisionState& state, const Prepared& prepared, const FeatureBlock& features, const LabelBlock& labels,
               const DecideBuffers& buffers);
@@ -53,6 +55,7 @@ class CudaBackend final : public Backend {
   std::shared_ptr<Queue> queue_;  ///< shared with every array, so that memory may outlive the backend
   DeviceInfo info_;
   Limits limits_;
+  std::optional<Staging> staging_;  ///< of host batches
 };
 
 /// What there is, without opening it.

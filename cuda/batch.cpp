@@ -44,68 +44,72 @@ void upload_rows(Queue& queue, void* to, const MatrixView& from, Index first, In
                           queue.stream()));
 }
 
-Batch::Batch(Queue& queue, const Limits& limits, const MatrixView& features, const LabelView& labels)
+Batch::Batch(Queue& queue, Staging& staging, const Limits& limits, const MatrixView& features, const LabelView& labels)
     : queue_(queue),
+      staging_(staging),
       features_(features),
       labels_(labels),
       block_rows_(limits.rows_per_block(features.cols * size_of(features.dtype), features.rows)) {
   if (features.rows == 0) return;
-  if (features.space == MemorySpace::host)
-    feature_stage_ = Buffer<unsigned char>(queue, block_rows_ * features.cols * size_of(features.dtype));
-  else
-    require_device_memory(features.data, "the features");
-  if (labels.space == MemorySpace::host)
-    label_stage_ = Buffer<unsigned char>(queue, block_rows_ * size_of(labels.type));
-  else
-    require_device_memory(labels.data, "the labels");
+  if (features.space == MemorySpace::device) require_device_memory(features.data, "the features");
+  if (labels.space == MemorySpace::device) require_device_memory(labels.data, "the labels");
+  const bool from_host = features.space == MemorySpace::host || labels.space == MemorySpace::host;
+  if (from_host && queue.capturing())
+    throw UsageError("a batch in host memory cannot be captured in a CUDA graph: it would be read now, not at replay",
+                     "copy it to the device within the graph and pass MemorySpace::device");
 }
 
-Index Batch::blocks() const { return (features_.rows + block_rows_ - 1) / block_rows_; }
-
-void Batch::load(Index number) {
-  if (number == loaded_) return;
+void Batch::load(Index number, bool with_features) {
+  if (number == loaded_ && (features_loaded_ || !with_features)) return;
   const Index first = first_row(number), rows = std::min(block_rows_, features_.rows - first);
-  const Index pitch = features_.row_stride() * size_of(features_.dtype), label_bytes = size_of(labels_.type);
-  if (features_.space == MemorySpace::host) {
-    upload_rows(queue_, feature_stage_.get(), features_, first, rows);
-    feature_block_ = {feature_stage_.get(), features_.dtype, rows, features_.cols, features_.cols};
-  } else {
-    feature_block_ = {at_row(features_.data, first, pitch), features_.dtype, rows, features_.cols,
-                      features_.row_stride()};
-  }
-  const char* labels = at_row(labels_.data, first, label_bytes);
-  if (labels_.space == MemorySpace::host) {
-    queue_.upload(label_stage_.get(), labels, rows * label_bytes);
-    label_block_ = {label_stage_.get(), labels_.type, rows};
-  } else {
-    label_block_ = {labels, labels_.type, rows};
-  }
+  const Index size = size_of(features_.dtype), pitch = features_.row_stride() * size, width = features_.cols * size;
+  const Index label_size = size_of(labels_.type);
+  const char *features = at_row(features_.data, first, pitch), *labels = at_row(labels_.data, first, label_size);
+  feature_block_ = {features, features_.dtype, rows, features_.cols, features_.row_stride()};
+  label_block_ = {labels, labels_.type, rows};
   loaded_ = number;
+  features_loaded_ = with_features;
+  const bool stage_features = with_features && features_.space == MemorySpace::host;
+  if (!stage_features && labels_.space == MemorySpace::device) return;
+
+  const Index labels_at = stage_features ? (rows * width + 255) / 256 * 256 : 0;
+  unsigned char* stage = staging_.begin(labels_at + rows * label_size);
+  if (stage_features) {
+    staging_.copy(stage, features, width, pitch, rows);
+    feature_block_.data = stage;
+    feature_block_.stride = features_.cols;
+  }
+  if (labels_.space == MemorySpace::host) {
+    staging_.copy(stage + labels_at, labels, label_size, label_size, rows);
+    label_block_.data = stage + labels_at;
+  }
+  staging_.end();
 }
 
-BatchFaults Batch::find_faults(Index classes) {
-  constexpr auto kNone = ~0ULL;
-  const Buffer<FaultWords> words(queue_, std::vector<FaultWords>{{0, 0, kNone, kNone}});
+void Batch::check(Index classes, bool features_too, BatchRecord* record) {
   for (Index b = 0; b < blocks(); ++b) {
-    load(b);
-    launch_find_bad_labels(queue_.stream(), label_block_, first_row(b), classes, words.get());
-    launch_find_nonfinite(queue_.stream(), feature_block_, first_row(b), words.get());
+    load(b, features_too || blocks() == 1);
+    launch_find_bad_labels(queue_.stream(), label_block_, first_row(b), classes, record);
+    if (features_too) launch_find_nonfinite(queue_.stream(), feature_block_, first_row(b), record);
+    launch_settle(queue_.stream(), label_block_, first_row(b), b + 1 == blocks() ? features_.rows : 0, features_too,
+                  record);
   }
-  const FaultWords found = words.to_host().front();
+}
 
+BatchFaults faults_of(const BatchRecord& record, Index cols) {
   BatchFaults faults;
-  faults.bad_labels = static_cast<Index>(found.bad_labels);
-  faults.nonfinite = static_cast<Index>(found.nonfinite);
+  faults.bad_labels = static_cast<Index>(record.bad_labels);
+  faults.nonfinite = static_cast<Index>(record.nonfinite);
+  if (!faults.any()) return faults;
+  faults.rows = record.rows;
+  faults.batch = record.batch;
   if (faults.nonfinite > 0) {
-    faults.nonfinite_row = static_cast<Index>(found.first_nonfinite) / features_.cols;
-    faults.nonfinite_col = static_cast<Index>(found.first_nonfinite) % features_.cols;
+    faults.nonfinite_row = static_cast<Index>(record.first_nonfinite) / cols;
+    faults.nonfinite_col = static_cast<Index>(record.first_nonfinite) % cols;
   }
   if (faults.bad_labels > 0) {
-    const auto row = faults.bad_label_row = static_cast<Index>(found.first_bad_label);
-    load(row / block_rows_);
-    const Buffer<Index> value(queue_, 1);
-    launch_read_label(queue_.stream(), label_block_, row % block_rows_, value.get());
-    faults.bad_label = value.to_host().front();
+    faults.bad_label_row = static_cast<Index>(record.first_bad_label);
+    faults.bad_label = record.bad_label;
   }
   return faults;
 }

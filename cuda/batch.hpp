@@ -1,11 +1,13 @@
-// A batch on its way to the device, in blocks of rows. Device memory is used in place. Host memory is copied block by
-// block into one staging buffer of the device, so a host batch may be larger than the device: it is then copied twice,
-// once to be checked and once to be used, because nothing may change before all of it was checked. The blocks depend on
-// the shape only, so host and device batches give the same bits.
+// A batch on its way to the device, in blocks of rows. Device memory is used in place. Host memory comes through the
+// staging buffers, block by block, so a host batch may be larger than the device: a batch of several blocks is then
+// copied twice where it has to be looked at as a whole before it is used. The blocks depend on the shape only, so host
+// and device batches give the same bits.
 #pragma once
 
 #include "cuda/element.hpp"
 #include "cuda/queue.hpp"
+#include "cuda/staging.hpp"
+#include "cuda/validate.hpp"
 #include "host/backend.hpp"
 
 namespace ncollapse::cuda {
@@ -13,9 +15,12 @@ namespace ncollapse::cuda {
 /// Sizes of what is processed at a time. Results may differ in their last bits between different limits; tests set them
 /// low to have many blocks and tiles in small cases.
 struct Limits {
-  Index block_bytes = Index{512} << 20;  ///< features of a block; bounds the staging buffer
+  Index block_bytes = Index{512} << 20;  ///< features of a block; bounds the staging buffers
   Index block_rows = Index{1} << 22;
-  Index centred_bytes = Index{128} << 20;        ///< Z, and the shifted rows of decisions
+  Index piece_bytes = Index{8} << 20;            ///< of pinned memory, of which there are two
+  Index centred_bytes = Index{512} << 20;        ///< Z of a chunk
+  Index shifted_bytes = Index{128} << 20;        ///< shifted rows of decisions
+  Index slice_rows = 4096;                       ///< of a product whose partial results are added up by us
   Index row_tile = 2048, candidate_tile = 2048;  ///< scores of decisions: 32 MB
   Index pair_tile = 1024;                        ///< side of a Gram tile: 8 MB
 
@@ -25,32 +30,35 @@ struct Limits {
 
 class Batch {
  public:
-  /// Throws UsageError when a view that should lie in device memory does not.
-  Batch(Queue& queue, const Limits& limits, const MatrixView& features, const LabelView& labels);
+  /// Throws UsageError when a view that should lie in device memory does not, or when host memory is given while the
+  /// stream is being captured.
+  Batch(Queue& queue, Staging& staging, const Limits& limits, const MatrixView& features, const LabelView& labels);
 
-  /// Looks at every label and feature; waits.
-  BatchFaults find_faults(Index classes);
-
-  Index blocks() const;
+  Index blocks() const { return (features_.rows + block_rows_ - 1) / block_rows_; }
   Index block_rows() const { return block_rows_; }  ///< of the largest block
-  /// Makes block `number` available on the device; the one before is gone.
-  void load(Index number);
+  Index first_row(Index number) const { return number * block_rows_; }
+  /// Makes block `number` available on the device, or its labels only; the one before is gone.
+  void load(Index number, bool with_features = true);
   const FeatureBlock& features() const { return feature_block_; }
   const LabelBlock& labels() const { return label_block_; }
-  bool from_host() const { return features_.space == MemorySpace::host || labels_.space == MemorySpace::host; }
+  /// Looks for faults in all labels and, where asked, in all features, and settles the record: with a fault the gate is
+  /// shut (validate.hpp). Does not wait.
+  void check(Index classes, bool features_too, BatchRecord* record);
 
  private:
-  Index first_row(Index number) const { return number * block_rows_; }
-
   Queue& queue_;
+  Staging& staging_;
   MatrixView features_;
   LabelView labels_;
   Index block_rows_;
   Index loaded_ = -1;
-  Buffer<unsigned char> feature_stage_, label_stage_;
+  bool features_loaded_ = false;
   FeatureBlock feature_block_;
   LabelBlock label_block_;
 };
+
+/// The record as the seam reports it.
+BatchFaults faults_of(const BatchRecord& record, Index cols);
 
 /// Rows of a host matrix to the device, closely packed; does not wait.
 void upload_rows(Queue& queue, void* to, const MatrixView& from, Index first, Index rows);

@@ -44,8 +44,8 @@ BucketSorter::BucketSorter(Queue& queue, Index max_rows, Index classes)
   sort_space_ = Buffer<unsigned char>(queue, static_cast<Index>(bytes));
 }
 
-Buckets BucketSorter::sort(const LabelBlock& labels) {
-  launch_number_labels(queue_.stream(), labels, keys_in_.get(), rows_in_.get());
+Buckets BucketSorter::sort(const LabelBlock& labels, const BatchRecord* record) {
+  launch_number_labels(queue_.stream(), labels, record, keys_in_.get(), rows_in_.get());
   sort_pairs(queue_, sort_space_.get(), static_cast<std::size_t>(sort_space_.size()), keys_in_.get(), keys_.get(),
              rows_in_.get(), rows_.get(), labels.rows, key_bits_);
   launch(queue_.stream(), {blocks_for(labels.rows)}, mark_ends, keys_.get(), labels.rows, begin_.get(), end_.get());

@@ -6,6 +6,7 @@
 
 #include "cuda/element.hpp"
 #include "cuda/queue.hpp"
+#include "cuda/validate.hpp"
 
 namespace ncollapse::cuda {
 
@@ -17,12 +18,12 @@ struct Buckets {
   Index size;
 };
 
-/// Owns the arrays of Buckets; made once per verb for its largest block.
+/// Owns the arrays of Buckets; made for the largest block.
 class BucketSorter {
  public:
   BucketSorter(Queue& queue, Index max_rows, Index classes);
-  /// Valid until the next call.
-  Buckets sort(const LabelBlock& labels);
+  /// Valid until the next call. The labels were checked; where the record's gate is shut, all count as class 0.
+  Buckets sort(const LabelBlock& labels, const BatchRecord* record);
 
  private:
   Queue& queue_;

@@ -65,7 +65,7 @@ std::shared_ptr<CudaBackend::Prepared> CudaBackend::prepare(const DecisionState&
 /// Scratch for tiles of a block, made before any counter changes.
 struct CudaBackend::DecideBuffers {
   DecideBuffers(Queue& queue, const Limits& limits, const DecisionState& state, Index block_rows)
-      : tile(std::min(std::clamp<Index>(limits.centred_bytes / (state.dim * static_cast<Index>(sizeof(double))), 1,
+      : tile(std::min(std::clamp<Index>(limits.shifted_bytes / (state.dim * static_cast<Index>(sizeof(double))), 1,
                                         limits.row_tile),
                       block_rows)),
         shifted(queue, tile * state.dim),
@@ -124,8 +124,12 @@ void CudaBackend::decide(DecisionState& state, const Prepared& prepared, const F
 BatchFaults CudaBackend::decide_batch(DecisionState& state, const MatrixView& features, const LabelView& labels) {
   if (features.rows == 0) return {};
   const DeviceGuard on(queue_->device());
-  Batch batch(*queue_, limits_, features, labels);
-  if (const BatchFaults faults = batch.find_faults(state.classes); faults.any()) return faults;
+  Batch batch(*queue_, *staging_, limits_, features, labels);
+  const Buffer<BatchRecord> record(*queue_, std::vector<BatchRecord>(1));
+  batch.check(state.classes, true, record.get());
+  BatchFaults faults = faults_of(record.to_host().front(), state.dim);
+  faults.batch = -1;
+  if (faults.any()) return faults;
   if (!state.prepared) state.prepared = prepare(state);
   const auto& prepared = *static_cast<const Prepared*>(state.prepared.get());
   const DecideBuffers buffers(*queue_, limits_, state, batch.block_rows());
@@ -133,7 +137,6 @@ BatchFaults CudaBackend::decide_batch(DecisionState& state, const MatrixView& fe
     batch.load(b);
     decide(state, prepared, batch.features(), batch.labels(), buffers);
   }
-  if (batch.from_host() && batch.blocks() > 1) queue_->wait();  // copies after the check may still be reading
   return {};
 }
 

@@ -1,5 +1,6 @@
 #include "cuda/dense.hpp"
 
+#include <algorithm>
 #include <string>
 
 #include "ncollapse/error.hpp"
@@ -40,6 +41,53 @@ void add_gram(Queue& queue, double alpha, const double* A, Index rows, Index d, 
   if (rows == 0 || d == 0) return;
   const double one = 1;
   check(cublasDsyrk_64(queue.blas(), CUBLAS_FILL_MODE_UPPER, CUBLAS_OP_N, d, rows, &alpha, A, d, &one, T, d));
+}
+
+void gram_slices(Queue& queue, const double* Z, Index rows, Index d, Index slice, double* partial) {
+  const double one = 1, zero = 0;
+  const auto multiply = [&](Index first, Index depth, Index count) {
+    if (count == 0 || depth == 0) return;
+    const double* z = Z + first * slice * d;
+    check(cublasDgemmStridedBatched_64(queue.blas(), CUBLAS_OP_N, CUBLAS_OP_T, d, d, depth, &one, z, d, slice * d, z, d,
+                                       slice * d, &zero, partial + first * d * d, d, d * d, count));
+  };
+  multiply(0, slice, rows / slice);
+  multiply(rows / slice, rows % slice, 1);
+}
+
+void gram_slices(Queue& queue, const Half* Z, Index rows, Index d, Index slice, float* partial) {
+  const float one = 1, zero = 0;
+  // Panels of columns, each from its own diagonal block downwards: less to do than the full product, wide enough to run
+  // at its speed.
+  constexpr Index kPanel = 1024, kMostPanels = 4;
+  const Index panels = std::clamp<Index>(d / kPanel, 1, kMostPanels), width = (d / panels + 7) / 8 * 8;
+  const auto multiply = [&](Index first, Index depth, Index count) {
+    if (count == 0 || depth == 0) return;
+    for (Index col = 0; col < d; col += width) {
+      const Half* z = Z + first * slice * d + col;
+      check(cublasGemmStridedBatchedEx_64(queue.blas(), CUBLAS_OP_N, CUBLAS_OP_T, std::min(width, d - col), d - col,
+                                          depth, &one, z, CUDA_R_16F, d, slice * d, z, CUDA_R_16F, d, slice * d, &zero,
+                                          partial + first * d * d + col * d + col, CUDA_R_32F, d, d * d, count,
+                                          CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+    }
+  };
+  multiply(0, slice, rows / slice);
+  multiply(rows / slice, rows % slice, 1);
+}
+
+bool half_products_are_exact(Queue& queue) {
+  // (1 + 2^-10)^2 = 1 + 2^-9 + 2^-20 takes 21 bits and 2048 + 1 takes 12: neither survives fp16 or TF32 on the way.
+  constexpr Index kSide = 8;
+  std::vector<Half> rows(2 * kSide * kSide);
+  const auto fill = [&](Index row, float value) { std::fill_n(rows.begin() + row * kSide, kSide, to_half(value)); };
+  fill(0, 1 + 0x1p-10f);
+  fill(kSide, 0x1p5f + 0x1p-5f);  // its square: 1024 + 2 + 2^-10
+  fill(kSide + 1, 0x1p5f);        // and 1024
+  const Buffer<Half> z(queue, rows);
+  const Buffer<float> partial(queue, 2 * kSide * kSide);
+  gram_slices(queue, z.get(), 2 * kSide, kSide, kSide, partial.get());
+  const auto products = partial.to_host();
+  return products.front() == 1 + 0x1p-9f + 0x1p-20f && products.back() == 2050 + 0x1p-10f;
 }
 
 void symmetric_eigen(Queue& queue, double* A, Index n, double* values) {

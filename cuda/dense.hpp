@@ -5,6 +5,7 @@
 //   A^T A of row-major A [R x d]  is  Z Z^T of the column-major Z [d x R], no transposition asked.
 #pragma once
 
+#include "cuda/element.hpp"
 #include "cuda/queue.hpp"
 #include "host/backend.hpp"
 
@@ -16,6 +17,15 @@ void gemm(Queue& queue, Transpose transpose_a, Transpose transpose_b, Index m, I
 
 /// Lower triangle of T [d x d] += alpha A^T A, A [rows x d].
 void add_gram(Queue& queue, double alpha, const double* A, Index rows, Index d, double* T);
+
+/// Z^T Z of every `slice` rows (the last one may be shorter) of Z [rows x d] to partial [slices x d x d], both
+/// triangles.
+void gram_slices(Queue& queue, const double* Z, Index rows, Index d, Index slice, double* partial);
+/// The same for fp16 rows, products accumulated in fp32; d is a multiple of 8. Entries far above the diagonal may be
+/// left as they are.
+void gram_slices(Queue& queue, const Half* Z, Index rows, Index d, Index slice, float* partial);
+/// Whether cuBLAS does with fp16 operands what gram_slices needs: exact products, accumulated in fp32.
+bool half_products_are_exact(Queue& queue);
 
 /// Eigenvalues, ascending, to `values` [n]; row i of A [n x n] (lower triangle read) becomes eigenvector i. Throws
 /// Error(internal) when the solver reports a failure. n >= 1.

@@ -40,6 +40,33 @@ __host__ __device__ inline double to_double(Half x) {
   return sign ? -value : value;
 }
 
+/// 2^e for |e| <= 1022.
+__host__ __device__ inline double power_of_two(int e) {
+  const std::uint64_t bits = static_cast<std::uint64_t>(1023 + e) << 52;
+  double value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+/// The nearest half, ties to even. What is too large for a half becomes infinite.
+__host__ __device__ inline Half to_half(float x) {
+  std::uint32_t bits = 0;
+  memcpy(&bits, &x, sizeof bits);
+  const std::uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+  std::uint32_t half = 0;
+  if (magnitude > 0x7f800000u) {
+    half = 0x7e00u;                       // NaN
+  } else if (magnitude >= 0x38800000u) {  // at least 2^-14, the smallest normal half
+    half = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;  // exponent bias 127 -> 15
+    if (half > 0x7c00u) half = 0x7c00u;
+  } else {  // the float's own addition rounds to multiples of 2^-24
+    const float sum = float_of_bits(magnitude) + 0.5f;
+    memcpy(&half, &sum, sizeof half);
+    half -= 0x3f000000u;
+  }
+  return {static_cast<std::uint16_t>(sign | half)};
+}
+
 /// Calls f with a value of the element type.
 template <class F>
 decltype(auto) with_element(Dtype dtype, F&& f) {

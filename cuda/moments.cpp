@@ -1,79 +1,247 @@
-// add_batch: check everything, then per block of rows: put the rows together by class, give new classes their shift,
-// centre and sum (class_sums.hpp), and add Z^T Z to the scatter chunk by chunk. Z is bounded; its
-// chunks are whole runs, so the sums do not depend on them.
+// add_batch: per block of rows, put the rows together by class, give new classes their shift, centre and sum
+// (class_sums.hpp), and add Z^T Z to the scatter chunk by chunk (scatter.hpp). Chunks are whole runs, so the sums do
+// not depend on them.
+//
+// Nothing here waits for the device, and after the first batch of a shape nothing is allocated: the scratch stays with
+// the state, as does the record of what is wrong (validate.hpp), whose copy to the host is looked at by later calls. So
+// a batch in device memory can be captured in a CUDA graph.
+//
+// A batch must be in the state as a whole or not at all, yet should be read once only. Labels are always checked first.
+// Features are checked in a reading of their own where a snapshot of the state would cost more than that; else the
+// state is saved, the sums watch for what is not finite, and in the end the state is restored if there was any. Which
+// way depends on the shape alone and does not change a bit of the result.
 #include <algorithm>
+#include <cmath>
 
 #include "cuda/backend.hpp"
 #include "cuda/class_sums.hpp"
 #include "cuda/dense.hpp"
+#include "cuda/scatter.hpp"
+#include "ncollapse/error.hpp"
 
 namespace ncollapse::cuda {
 namespace {
 
-/// Runs whose centred rows fit `bytes`, one at least.
-Index runs_in(Index bytes, const SumPlan& plan) {
-  const Index rows = bytes / (plan.dim * static_cast<Index>(sizeof(double)));
-  return std::clamp<Index>(rows / plan.run, 1, plan.runs);
+ScatterPlan plan_scatter(const SumPlan& sums, Precision precision, const Limits& limits) {
+  constexpr Index kPartialBytes = Index{256} << 20, kMostSlices = 16, kMostRows = Index{1} << 18;
+  ScatterPlan plan{};
+  plan.fast = precision == Precision::fast;
+  plan.dim = sums.dim;
+  plan.padded = plan.fast ? (sums.dim + kHalfPadding - 1) / kHalfPadding * kHalfPadding : sums.dim;
+  Index rows = limits.centred_bytes / (plan.padded * (plan.fast ? 2 : 8));
+  if (plan.fast || sums.dim <= kWideDim) {
+    plan.slice_rows = limits.slice_rows;
+    const Index square = plan.padded * plan.padded * (plan.fast ? 4 : 8);
+    const Index slices = std::clamp<Index>(kPartialBytes / square, 1, kMostSlices);
+    rows = std::clamp<Index>(rows, 1, slices * plan.slice_rows);
+  }
+  plan.runs_per_chunk = std::clamp<Index>(std::min(rows, kMostRows) / sums.run, 1, sums.runs);
+  if (plan.slice_rows > 0) plan.slices = (plan.chunk_rows(sums) + plan.slice_rows - 1) / plan.slice_rows;
+  return plan;
+}
+
+/// Elements of every scratch array for batches like this one.
+struct ScratchSizes {
+  Index rows = 0, classes = 0, carry = 0, squares = 0, columns = 0, z_bytes = 0, partial_bytes = 0, dim = 0;
+  Index snapshot_rows = 0, snapshot_scatter = 0;  ///< 0: no snapshot
+
+  void take(const ScratchSizes& other) {
+    for (const auto size : {&ScratchSizes::rows, &ScratchSizes::classes, &ScratchSizes::carry, &ScratchSizes::squares,
+                            &ScratchSizes::columns, &ScratchSizes::z_bytes, &ScratchSizes::partial_bytes,
+                            &ScratchSizes::dim, &ScratchSizes::snapshot_rows, &ScratchSizes::snapshot_scatter})
+      this->*size = std::max(this->*size, other.*size);
+  }
+  bool operator==(const ScratchSizes&) const = default;
+};
+
+struct Scratch {
+  Scratch(Queue& queue, const ScratchSizes& wanted)
+      : sizes(wanted),
+        sorter(queue, wanted.rows, wanted.classes),
+        carry(queue, wanted.carry),
+        piece_squares(queue, wanted.squares),
+        column_squares(queue, wanted.columns),
+        chunk_squares(queue, wanted.dim),
+        exponents(queue, wanted.dim),
+        z(queue, wanted.z_bytes),
+        partial(queue, wanted.partial_bytes),
+        counts(queue, wanted.snapshot_rows),
+        sums(queue, wanted.snapshot_rows * wanted.dim),
+        square_sums(queue, wanted.snapshot_rows),
+        scatter(queue, wanted.snapshot_scatter) {}
+
+  ScratchSizes sizes;
+  BucketSorter sorter;
+  Buffer<double> carry, piece_squares, column_squares, chunk_squares;
+  Buffer<int> exponents;
+  Buffer<unsigned char> z, partial;
+  Buffer<Index> counts;  // of the snapshot, as the next three
+  Buffer<double> sums, square_sums, scatter;
+};
+
+StateArrays arrays_of(const MomentState& state) {
+  return {state.counts.data(), state.sums.data(), state.square_sums.data(), state.scatter.data()};
 }
 
 }  // namespace
 
-/// Scratch for any of the plans. Made before the state is touched: where memory runs out, the state is as it was.
-struct CudaBackend::SumBuffers {
-  SumBuffers(Queue& queue, std::initializer_list<SumPlan> plans, Index centred_bytes, bool wants_centred) {
-    Index carries = 0, pieces = 0, rows = 0, dim = 0;
-    for (const SumPlan& plan : plans) {
-      dim = plan.dim;
-      carries = std::max(carries, plan.runs * 2 * dim);
-      pieces = std::max(pieces, plan.slabs * plan.rows);
-      rows = std::max(rows, std::min(runs_in(centred_bytes, plan) * plan.run, plan.rows));
-    }
-    carry = Buffer<double>(queue, carries);
-    piece_squares = Buffer<double>(queue, pieces);
-    if (wants_centred) centred = Buffer<double>(queue, rows * dim);
+/// What a state has beside its arrays.
+struct CudaBackend::Workspace {
+  explicit Workspace(std::shared_ptr<Queue> on) : queue(std::move(on)), record(*queue, 1), seen(1) { reset(0); }
+
+  /// The record is open again after `batches` good ones.
+  void reset(Index batches) {
+    BatchRecord fresh;
+    fresh.batch = batches;
+    queue->upload(record.get(), &fresh, record.bytes());
+    queue->wait();
+    on_its_way = false;
   }
-  Buffer<double> carry, piece_squares, centred;
+
+  std::shared_ptr<Queue> queue;  // first: what follows frees its memory there
+  Buffer<BatchRecord> record;
+  Pinned<BatchRecord> seen;  ///< the last copy of the record
+  Event arrived;             ///< of that copy
+  bool on_its_way = false;
+  std::shared_ptr<Scratch> scratch;
+  /// A captured graph goes on using the scratch that it was captured with.
+  std::vector<std::shared_ptr<Scratch>> captured;
 };
 
-void CudaBackend::accumulate(MomentState& state, const FeatureBlock& features, const LabelBlock& labels,
-                             BucketSorter& sorter, const SumBuffers& buffers) {
+CudaBackend::Workspace& CudaBackend::workspace(MomentState& state) {
+  if (!state.workspace) {
+    if (queue_->capturing())
+      throw UsageError("the first batch of an accumulator cannot be captured in a CUDA graph",
+                       "add a batch of the same shape once before");
+    if (state.precision == Precision::fast && !half_products_are_exact(*queue_))
+      throw DeviceError("cuBLAS does not accumulate products of fp16 numbers in fp32 on this device",
+                        "use the exact precision");
+    state.workspace = std::make_shared<Workspace>(queue_);
+  }
+  return *static_cast<Workspace*>(state.workspace.get());
+}
+
+void CudaBackend::add_block(MomentState& state, const Batch& batch, Index first_row, bool watch, Workspace& space) {
   const cudaStream_t stream = queue_->stream();
+  const FeatureBlock& features = batch.features();
+  Scratch& scratch = *space.scratch;
+  BatchRecord* record = space.record.get();
   const Index d = state.dim;
   const SumPlan plan = plan_sums(features.rows, d, features.dtype);
-  const SumScratch scratch{buffers.carry.get(), buffers.piece_squares.get()};
-  const Index runs_per_chunk = state.scatter ? runs_in(limits_.centred_bytes, plan) : plan.runs;
-  double* centred = buffers.centred.get();
+  const bool full = static_cast<bool>(state.scatter);
+  const ScatterPlan scatter =
+      full ? plan_scatter(plan, state.precision, limits_) : ScatterPlan{false, d, d, 0, 0, plan.runs};
+  const SumScratch sums{scratch.carry.get(), scratch.piece_squares.get(),
+                        scatter.fast ? scratch.column_squares.get() : nullptr};
+  const SumTarget target{state.shifts.data(),
+                         state.scatter_scale.data(),
+                         state.sums.data(),
+                         full && !scatter.fast ? reinterpret_cast<double*>(scratch.z.get()) : nullptr,
+                         record,
+                         first_row,
+                         watch};
 
-  const Buckets buckets = sorter.sort(labels);
-  launch_take_shifts(stream, features, buckets, state.counts.data(), state.shifts.data());
-  for (Index run = 0; run < plan.runs; run += runs_per_chunk) {
-    const Index last = std::min(run + runs_per_chunk, plan.runs);
-    launch_centre_and_sum(stream, features, buckets, plan, run, last, state.shifts.data(), state.scatter_scale.data(),
-                          scratch, state.sums.data(), centred);
-    const Index rows = std::min(last * plan.run, plan.rows) - run * plan.run;
-    if (state.scatter) cuda::add_gram(*queue_, 1.0, centred, rows, d, state.scatter.data());
+  const Buckets buckets = scratch.sorter.sort(batch.labels(), record);
+  launch_take_shifts(stream, features, buckets, state.counts.data(), record, state.shifts.data());
+  for (Index run = 0; run < plan.runs; run += scatter.runs_per_chunk) {
+    const Index last = std::min(run + scatter.runs_per_chunk, plan.runs), first = run * plan.run;
+    const Index rows = std::min(last * plan.run, plan.rows) - first;
+    launch_centre_and_sum(stream, features, buckets, plan, run, last, sums, target);
+    if (!full) continue;
+    if (scatter.fast) {
+      auto* z = reinterpret_cast<Half*>(scratch.z.get());
+      auto* partial = reinterpret_cast<float*>(scratch.partial.get());
+      launch_fold_columns(stream, sums.column_squares, last - run, d, rows, scratch.chunk_squares.get(),
+                          scratch.exponents.get());
+      launch_write_half(stream, features, buckets, first, rows, state.shifts.data(), state.scatter_scale.data(),
+                        scratch.exponents.get(), scatter.padded, z);
+      gram_slices(*queue_, z, rows, scatter.padded, scatter.slice_rows, partial);
+      launch_promote(stream, partial, (rows + scatter.slice_rows - 1) / scatter.slice_rows, d, scatter.padded,
+                     scratch.exponents.get(), scratch.chunk_squares.get(), record, state.scatter.data());
+    } else if (scatter.slices > 0) {
+      auto* partial = reinterpret_cast<double*>(scratch.partial.get());
+      gram_slices(*queue_, target.z, rows, d, scatter.slice_rows, partial);
+      launch_promote(stream, partial, (rows + scatter.slice_rows - 1) / scatter.slice_rows, d, d, nullptr, nullptr,
+                     record, state.scatter.data());
+    } else {
+      cuda::add_gram(*queue_, 1.0, target.z, rows, d, state.scatter.data());  // Z is 0 where the gate is shut
+    }
   }
-  launch_add_carries(stream, buckets, plan, scratch, state.sums.data(), state.square_sums.data());
-  launch_close_classes(stream, buckets, plan, scratch, state.counts.data(), state.square_sums.data());
+  launch_add_carries(stream, buckets, plan, sums, record, state.sums.data(), state.square_sums.data());
+  launch_close_classes(stream, buckets, plan, sums, record, state.counts.data(), state.square_sums.data());
 }
 
 BatchFaults CudaBackend::add_batch(MomentState& state, const MatrixView& features, const LabelView& labels) {
   if (features.rows == 0) return {};
   const DeviceGuard on(queue_->device());
-  Batch batch(*queue_, limits_, features, labels);
-  if (const BatchFaults faults = batch.find_faults(state.classes); faults.any()) return faults;
-  BucketSorter sorter(*queue_, batch.block_rows(), state.classes);
-  const Index last_rows = features.rows - (batch.blocks() - 1) * batch.block_rows();
-  const SumBuffers buffers(
-      *queue_,
-      {plan_sums(batch.block_rows(), state.dim, features.dtype), plan_sums(last_rows, state.dim, features.dtype)},
-      limits_.centred_bytes, static_cast<bool>(state.scatter));
+  const bool capturing = queue_->capturing();
+  Workspace& space = workspace(state);
+  if (!capturing && space.on_its_way && space.arrived.happened()) {
+    space.on_its_way = false;
+    if (space.seen.get()->shut) return pending_faults(state);
+  }
+
+  Batch batch(*queue_, *staging_, limits_, features, labels);
+  const Index K = state.classes, d = state.dim, full = state.scatter ? 1 : 0;
+  const bool watch = 16 * (K * d + full * d * d) <= features.rows * d * size_of(features.dtype);
+  ScratchSizes sizes;
+  for (const Index rows : {batch.block_rows(), features.rows - (batch.blocks() - 1) * batch.block_rows()}) {
+    const SumPlan plan = plan_sums(rows, d, features.dtype);
+    ScratchSizes wanted{rows, K, plan.runs * 2 * d, plan.slabs * rows,       0, 0,
+                        0,    d, watch ? K : 0,     watch ? full * d * d : 0};
+    if (full) {
+      const ScatterPlan scatter = plan_scatter(plan, state.precision, limits_);
+      wanted.columns = scatter.fast ? scatter.runs_per_chunk * d : 0;
+      wanted.z_bytes = scatter.z_bytes(plan);
+      wanted.partial_bytes = scatter.partial_bytes();
+    }
+    sizes.take(wanted);
+  }
+  if (space.scratch) sizes.take(space.scratch->sizes);
+  if (!space.scratch || sizes != space.scratch->sizes) {
+    if (capturing)
+      throw UsageError("a batch of " + std::to_string(features.rows) +
+                           " rows needs more scratch memory than the ones "
+                           "before, which cannot be had while a CUDA graph is captured",
+                       "add a batch of the same shape once before");
+    space.scratch.reset();  // before the new one, or both would be held
+    space.scratch = std::make_shared<Scratch>(*queue_, sizes);
+  }
+  Scratch& scratch = *space.scratch;
+  if (capturing && (space.captured.empty() || space.captured.back() != space.scratch))
+    space.captured.push_back(space.scratch);
+
+  BatchRecord* record = space.record.get();
+  const StateArrays arrays = arrays_of(state);
+  const StateArrays snapshot{scratch.counts.get(), scratch.sums.get(),
+                             arrays.square_sums ? scratch.square_sums.get() : nullptr,
+                             full ? scratch.scatter.get() : nullptr};
+  batch.check(K, !watch, record);
+  if (watch) launch_copy_state(queue_->stream(), arrays, K, d, snapshot);
   for (Index b = 0; b < batch.blocks(); ++b) {
     batch.load(b);
-    accumulate(state, batch.features(), batch.labels(), sorter, buffers);
+    add_block(state, batch, batch.first_row(b), watch, space);
   }
-  if (batch.from_host() && batch.blocks() > 1) queue_->wait();  // copies after the check may still be reading
+  if (watch) {
+    launch_settle(queue_->stream(), batch.labels(), batch.first_row(batch.blocks() - 1), features.rows, true, record);
+    launch_restore_state(queue_->stream(), snapshot, K, d, record, arrays, state.shifts.data());
+  }
+  if (!capturing && !space.on_its_way) {
+    check(cudaMemcpyAsync(space.seen.get(), record, sizeof(BatchRecord), cudaMemcpyDeviceToHost, queue_->stream()));
+    space.arrived.record(queue_->stream());
+    space.on_its_way = true;
+  }
   return {};
+}
+
+BatchFaults CudaBackend::pending_faults(MomentState& state) {
+  if (!state.workspace) return {};
+  const DeviceGuard on(queue_->device());
+  Workspace& space = workspace(state);
+  BatchRecord record;
+  queue_->download(&record, space.record.get(), space.record.bytes());
+  if (record.shut) space.reset(record.batch);
+  return record.shut ? faults_of(record, state.dim) : BatchFaults{};
 }
 
 }  // namespace ncollapse::cuda

@@ -37,6 +37,22 @@ Stream::Stream(cudaStream_t borrowed) : raw_(borrowed) {
   own_.reset(raw_);
 }
 
+Event::Event() {
+  cudaEvent_t raw = nullptr;
+  check(cudaEventCreateWithFlags(&raw, cudaEventDisableTiming));
+  event_.reset(raw);
+}
+
+bool Event::happened() const {
+  const cudaError_t status = cudaEventQuery(event_.get());
+  if (status == cudaErrorNotReady) {
+    cudaGetLastError();
+    return false;
+  }
+  check(status);
+  return true;
+}
+
 Queue::Queue(int device, cudaStream_t borrowed) : device_(device) {
   const DeviceGuard on(device);
   stream_ = std::make_unique<Stream>(borrowed);
@@ -121,5 +137,11 @@ void Queue::copy(void* to, const void* from, Index bytes) {
 }
 
 void Queue::wait() { check(cudaStreamSynchronize(stream())); }
+
+bool Queue::capturing() const {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(stream(), &status));
+  return status != cudaStreamCaptureStatusNone;
+}
 
 }  // namespace ncollapse::cuda

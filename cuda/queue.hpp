@@ -55,6 +55,35 @@ class Stream {
   cudaStream_t raw_ = nullptr;
 };
 
+/// A point in a stream's work, for other streams and for the host to wait for.
+class Event {
+ public:
+  Event();
+  void record(cudaStream_t stream) { check(cudaEventRecord(event_.get(), stream)); }
+  /// `stream` goes on only after the recorded point (at once when none was recorded).
+  void hold(cudaStream_t stream) const { check(cudaStreamWaitEvent(stream, event_.get(), 0)); }
+  bool happened() const;  ///< does not wait
+  void wait() const { check(cudaEventSynchronize(event_.get())); }
+
+ private:
+  Owned<cudaEvent_t, cudaEventDestroy> event_;
+};
+
+/// Pinned host memory, which copies reach without the driver's detour and without a wait.
+template <class T>
+class Pinned {
+ public:
+  explicit Pinned(Index count) {
+    void* raw = nullptr;
+    check(cudaHostAlloc(&raw, static_cast<std::size_t>(count) * sizeof(T), cudaHostAllocDefault));
+    memory_.reset(static_cast<T*>(raw));
+  }
+  T* get() const { return memory_.get(); }
+
+ private:
+  std::unique_ptr<T, Destroy<cudaFreeHost>> memory_;
+};
+
 class Queue {
  public:
   /// `borrowed` null: an own stream.
@@ -77,6 +106,8 @@ class Queue {
   void download(void* host, const void* from, Index bytes);  ///< waits
   void copy(void* to, const void* from, Index bytes);
   void wait();
+  /// Whether the stream is being captured into a CUDA graph: then nothing may wait or allocate.
+  bool capturing() const;
 
  private:
   int device_;

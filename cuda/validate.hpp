@@ -1,5 +1,10 @@
-// Counting what is wrong with a batch before anything is changed: labels outside 0 .. K-1, NaN and infinite features,
-// and the first of each. Counts and minima are integers, so atomics may come in any order.
+// What is wrong with a batch: labels outside 0 .. K-1, NaN and infinite features, and the first of each. Counts and
+// minima are integers, so atomics may come in any order.
+//
+// The host does not wait for the answer. A BatchRecord stays on the device with the state that batches are added to;
+// from the first batch with a fault until the host takes the record over, `shut` is set, and every kernel that would
+// change the state does nothing. So the state is always that of all batches before the bad one, the record always that
+// of the bad one, however many batches were queued after it.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,22 +13,28 @@
 
 namespace ncollapse::cuda {
 
-/// On the device. Before the first block: counts 0, firsts all ones (as unsigned numbers: none).
-struct FaultWords {
-  unsigned long long bad_labels, nonfinite;
-  unsigned long long first_bad_label;  ///< row in the batch
-  unsigned long long first_nonfinite;  ///< row in the batch * cols + column
+/// On the device. The start: counts 0, firsts all ones (as unsigned numbers: none), open.
+struct BatchRecord {
+  unsigned long long bad_labels = 0, nonfinite = 0;
+  unsigned long long first_bad_label = ~0ULL;  ///< row in the batch
+  unsigned long long first_nonfinite = ~0ULL;  ///< row in the batch * cols + column
+  Index bad_label = 0;                         ///< the first bad label itself
+  Index rows = 0;                              ///< of the batch with the fault
+  Index batch = 0;                             ///< batches that were good; so the number of the one that is not
+  Index shut = 0;                              ///< 1: nothing may change any more
 };
 
-/// `first_row`: the block's first row in the batch.
+/// `first_row`: the block's first row in the batch. They do nothing when the gate is shut.
 void launch_find_bad_labels(cudaStream_t stream, const LabelBlock& labels, Index first_row, Index classes,
-                            FaultWords* faults);
-void launch_find_nonfinite(cudaStream_t stream, const FeatureBlock& features, Index first_row, FaultWords* faults);
+                            BatchRecord* record);
+void launch_find_nonfinite(cudaStream_t stream, const FeatureBlock& features, Index first_row, BatchRecord* record);
+/// After the above for a block. `batch_rows` > 0, the rows of the whole batch: the last block was looked at, and the
+/// gate is shut if anything was found; else, if the batch is `done`, one more was good.
+void launch_settle(cudaStream_t stream, const LabelBlock& labels, Index first_row, Index batch_rows, bool done,
+                   BatchRecord* record);
 
-/// keys[i] = label i, rows[i] = i; labels were checked.
-void launch_number_labels(cudaStream_t stream, const LabelBlock& labels, std::uint32_t* keys, std::uint32_t* rows);
-
-/// *value = label `row`.
-void launch_read_label(cudaStream_t stream, const LabelBlock& labels, Index row, Index* value);
+/// keys[i] = label i, rows[i] = i; 0 for every key when the gate is shut, since labels may then be anything.
+void launch_number_labels(cudaStream_t stream, const LabelBlock& labels, const BatchRecord* record, std::uint32_t* keys,
+                          std::uint32_t* rows);
 
 }  // namespace ncollapse::cuda

@@ -31,6 +31,7 @@ namespace ncollapse {
 namespace {
 
 constexpr std::array<std::string_view, 3> kStatisticsNames = {"means", "traces", "full"};
+constexpr std::array<std::string_view, 2> kPrecisionNames = {"exact", "fast"};
 
 std::string times(Index a, Index b) { return std::to_string(a) + " x " + std::to_string(b); }
 
@@ -73,6 +74,13 @@ std::vector<double> unpack_lower(const std::vector<double>& packed, Index dim) {
   return square;
 }
 
+// sum_k a_k squares_k: the trace of a pooled scatter, of the traces of the classes.
+double trace_of(const std::vector<double>& squares, const std::vector<double>& weights) {
+  double trace = 0;
+  for (std::size_t k = 0; k < squares.size(); ++k) trace += squares[k] * (weights.empty() ? 1.0 : weights[k]);
+  return trace;
+}
+
 // The same in the backend's memory, and back.
 Matrix pack_lower(Backend& backend, const Matrix& square) {
   const Index dim = square.rows;
@@ -107,6 +115,14 @@ Statistics parse_statistics(std::string_view name) {
   throw UsageError("unknown statistics '" + std::string(name) + "'", "statistics are means, traces and full");
 }
 
+std::string_view to_string(Precision precision) { return kPrecisionNames[static_cast<std::size_t>(precision)]; }
+
+Precision parse_precision(std::string_view name) {
+  for (std::size_t i = 0; i < kPrecisionNames.size(); ++i)
+    if (name == kPrecisionNames[i]) return static_cast<Precision>(i);
+  throw UsageError("unknown precision '" + std::string(name) + "'", "precisions are exact and fast");
+}
+
 void check_batch(const Backend& backend, Index dim, const MatrixView& features, const LabelView& labels) {
   if (features.rows < 0 || labels.size < 0)
     throw UsageError("a batch of " + std::to_string(std::min(features.rows, labels.size)) + " rows");
@@ -125,17 +141,23 @@ void check_batch(const Backend& backend, Index dim, const MatrixView& features, 
   check_memory(backend, labels.space, "labels");
 }
 
-void throw_faults(const BatchFaults& faults, Index first_row, Index rows, Index classes) {
-  const std::string where = "rows " + std::to_string(first_row) + " to " + std::to_string(first_row + rows - 1);
+void throw_faults(const BatchFaults& faults, Index first_row, Index classes) {
+  std::string where = "rows " + std::to_string(first_row) + " to " + std::to_string(first_row + faults.rows - 1), late;
+  if (faults.batch >= 0) {
+    where += " (batch " + std::to_string(faults.batch) + ", counted from 0)";
+    late = "; found while later batches were given: that batch and all after it were left out";
+  }
   if (faults.bad_labels > 0)
     throw DataError(std::to_string(faults.bad_labels) + " label(s) in " + where + " are outside 0.." +
                         std::to_string(classes - 1) + "; the first is " + std::to_string(faults.bad_label) +
-                        " at row " + std::to_string(first_row + faults.bad_label_row),
-                    "labels are class numbers from 0 to K-1; give the right number of classes");
+                        " at row " + std::to_string(first_row + faults.bad_label_row) + late,
+                    "labels are class numbers from 0 to K-1; give the right number of classes",
+                    first_row + faults.bad_label_row);
   throw DataError(std::to_string(faults.nonfinite) + " feature value(s) in " + where +
                       " are NaN or infinite; the first is at row " + std::to_string(first_row + faults.nonfinite_row) +
-                      ", column " + std::to_string(faults.nonfinite_col),
-                  "features must be finite; look for overflow in the network or a broken dump");
+                      ", column " + std::to_string(faults.nonfinite_col) + late,
+                  "features must be finite; look for overflow in the network or a broken dump",
+                  first_row + faults.nonfinite_row);
 }
 
 MomentState make_state(Backend& backend, const AccumulatorOptions& options) {
@@ -144,6 +166,7 @@ MomentState make_state(Backend& backend, const AccumulatorOptions& options) {
   state.classes = classes;
   state.dim = dim;
   state.statistics = options.statistics;
+  state.precision = options.precision;
   state.counts = backend.index_array(classes, 1);
   state.shifts = backend.matrix(classes, dim);
   state.sums = backend.matrix(classes, dim);
@@ -179,9 +202,17 @@ MomentData read_out(const Context& context, const AccumulatorOptions& options, c
 
   if (options.statistics >= Statistics::traces) {
     out.variances = backend.to_host(state.square_sums);
+    const double trace = trace_of(out.variances, options.scatter_weights);  // of T
     const auto sums_squared = backend.row_dots(state.sums, state.sums);
     for (std::size_t k = 0; k < classes; ++k)
       out.variances[k] = std::max(0.0, (out.variances[k] - sums_squared[k] * inverse[k]) * inverse[k]);
+    if (options.statistics >= Statistics::full) {
+      std::vector<double> squares = out.variances;
+      for (std::size_t k = 0; k < classes; ++k) squares[k] *= static_cast<double>(out.counts[k]);
+      out.scatter_trace = trace_of(squares, options.scatter_weights);
+      if (options.precision == Precision::fast)
+        out.scatter_error = std::max(0.0, kFastError * trace + state.error_carried);
+    }
   }
   if (options.statistics >= Statistics::full) {
     out.scatter = backend.clone(state.scatter);
@@ -202,6 +233,9 @@ Index ClassMoments::samples() const { return data_->samples; }
 Index ClassMoments::classes_seen() const { return data_->seen; }
 Statistics ClassMoments::statistics() const { return data_->options.statistics; }
 const std::vector<Index>& ClassMoments::counts() const { return data_->counts; }
+double ClassMoments::scatter_error() const {
+  return data_->scatter_trace > 0 ? data_->scatter_error / data_->scatter_trace : 0.0;
+}
 const Context& ClassMoments::context() const { return data_->context; }
 
 const std::vector<double>& ClassMoments::within_variances() const {
@@ -224,10 +258,17 @@ struct Accumulator::Impl {
   Context context;
   AccumulatorOptions options;
   MomentState state;
-  Index samples = 0;
   bool reduced = false;  // holds what other ranks have seen
 
   Backend& backend() const { return *context.backend(); }
+  Index samples() const {
+    const auto counts = backend().to_host(state.counts);
+    return std::accumulate(counts.begin(), counts.end(), Index{0});
+  }
+  /// The state holds just the batches before the one with the fault.
+  void throw_if_any(const BatchFaults& faults) const {
+    if (faults.any()) throw_faults(faults, samples(), options.classes);
+  }
 };
 
 Accumulator::Accumulator(Context context, AccumulatorOptions options) {
@@ -240,19 +281,20 @@ Accumulator::~Accumulator() = default;
 Accumulator::Accumulator(Accumulator&&) noexcept = default;
 Accumulator& Accumulator::operator=(Accumulator&&) noexcept = default;
 
-Index Accumulator::samples() const { return impl_->samples; }
+Index Accumulator::samples() const { return impl_->samples(); }
 const AccumulatorOptions& Accumulator::options() const { return impl_->options; }
 const Context& Accumulator::context() const { return impl_->context; }
 
 void Accumulator::add(const MatrixView& features, const LabelView& labels) {
   check_batch(impl_->backend(), impl_->options.dim, features, labels);
   if (features.rows == 0) return;
-  const BatchFaults faults = impl_->backend().add_batch(impl_->state, features, labels);
-  if (faults.any()) throw_faults(faults, impl_->samples, features.rows, impl_->options.classes);
-  impl_->samples += features.rows;
+  impl_->throw_if_any(impl_->backend().add_batch(impl_->state, features, labels));
 }
 
+void Accumulator::check() const { impl_->throw_if_any(impl_->backend().pending_faults(impl_->state)); }
+
 ClassMoments Accumulator::finish() const {
+  check();
   return ClassMoments(std::make_shared<const MomentData>(read_out(impl_->context, impl_->options, impl_->state)));
 }
 
@@ -265,6 +307,8 @@ void Accumulator::merge(const Accumulator& other) {
   if (mine.statistics != theirs.statistics || mine.scatter_weights != theirs.scatter_weights)
     throw UsageError("cannot merge states of different statistics or scatter weights",
                      "accumulate all parts with the same options");
+  check();
+  other.check();
   if (other.samples() == 0) return;
 
   Backend& backend = impl_->backend();
@@ -297,7 +341,9 @@ void Accumulator::merge(const Accumulator& other) {
   backend.combine_rows(keep, means, minus, out.means, difference);
   backend.combine_rows(keep, out.means, take, difference, out.means);
 
-  MomentState merged = make_state(backend, mine);
+  AccumulatorOptions options = mine;
+  options.precision = std::max(mine.precision, theirs.precision);
+  MomentState merged = make_state(backend, options);
   backend.from_host(merged.counts, counts);
   merged.shifts = out.means;
   if (mine.statistics >= Statistics::traces) {
@@ -315,9 +361,13 @@ void Accumulator::merge(const Accumulator& other) {
     backend.combine_rows(gap_weighted, difference, {}, {}, difference);
     backend.add_gram(1.0, difference, out.scatter);
     merged.scatter = out.scatter;
+    if (options.precision == Precision::fast) {
+      merged.error_carried = out.scatter_error + theirs_out.scatter_error -
+                             kFastError * trace_of(backend.to_host(merged.square_sums), mine.scatter_weights);
+    }
   }
+  impl_->options = std::move(options);
   impl_->state = std::move(merged);
-  impl_->samples += other.samples();
 }
 
 void Accumulator::reduce(const Communicator& ranks) {
@@ -326,13 +376,15 @@ void Accumulator::reduce(const Communicator& ranks) {
   const Exchange exchange(backend, ranks);
   const auto& options = impl_->options;
   const auto& weights = options.scatter_weights;
-  exchange.agree({options.classes, options.dim, static_cast<Index>(options.statistics),
-                  fingerprint(weights.data(), weights.size() * sizeof(double)), impl_->reduced ? 1 : 0},
-                 "give every rank the same options, and reduce each accumulator once", [](const Index* values) {
-                   return "K x d = " + times(values[0], values[1]) + ", statistics " +
-                          std::string(to_string(static_cast<Statistics>(values[2]))) + ", scatter weights #" +
-                          std::to_string(values[3] % 10000) + (values[4] != 0 ? ", reduced before" : "");
-                 });
+  exchange.agree(
+      {options.classes, options.dim, static_cast<Index>(options.statistics), static_cast<Index>(options.precision),
+       fingerprint(weights.data(), weights.size() * sizeof(double)), impl_->reduced ? 1 : 0},
+      "give every rank the same options, and reduce each accumulator once", [](const Index* values) {
+        return "K x d = " + times(values[0], values[1]) + ", statistics " +
+               std::string(to_string(static_cast<Statistics>(values[2]))) + ", precision " +
+               std::string(to_string(static_cast<Precision>(values[3]))) + ", scatter weights #" +
+               std::to_string(values[4] % 10000) + (values[5] != 0 ? ", reduced before" : "");
+      });
   if (impl_->reduced)
     throw UsageError("this accumulator was reduced before: what all ranks have seen would count once for every rank",
                      "make a new accumulator");
@@ -341,6 +393,7 @@ void Accumulator::reduce(const Communicator& ranks) {
   std::optional<MomentData> own;
   Matrix means;
   exchange.together("reading out its moments", [&] {
+    check();
     own.emplace(read_out(impl_->context, options, impl_->state));
     means = backend.matrix(options.classes, options.dim);
   });
@@ -355,6 +408,7 @@ void Accumulator::reduce(const Communicator& ranks) {
   exchange.sum(means);
 
   MomentState total = impl_->state;
+  total.workspace = nullptr;
   std::vector<double> square_sums;
   Matrix packed;
   exchange.together("moving its moments to the common means", [&] {
@@ -394,18 +448,24 @@ void Accumulator::reduce(const Communicator& ranks) {
   if (total.scatter) {
     exchange.sum(packed);
     unpack_lower(backend, packed, total.scatter);
+    if (options.precision == Precision::fast) {
+      std::vector<double> error{own->scatter_error};
+      exchange.sum(error);
+      total.error_carried = error[0] - kFastError * trace_of(square_sums, weights);
+    }
   }
   impl_->state = std::move(total);
-  impl_->samples = std::accumulate(counts.begin(), counts.end(), Index{0});
   impl_->reduced = true;
 }
 
 void Accumulator::save(const std::filesystem::path& file, const std::string& note) const {
+  check();
   Backend& backend = impl_->backend();
   const MomentState& state = impl_->state;
   StateImage image;
   image.options = impl_->options;
-  image.samples = impl_->samples;
+  image.samples = impl_->samples();
+  image.error_carried = state.error_carried;
   image.note = note;
   image.counts = backend.to_host(state.counts);
   image.shifts = backend.to_host(state.shifts);
@@ -424,8 +484,8 @@ Accumulator Accumulator::load(Context context, const std::filesystem::path& file
   backend.from_host(state.shifts, image.shifts);
   backend.from_host(state.sums, image.sums);
   if (state.square_sums) backend.from_host(state.square_sums, image.square_sums);
+  state.error_carried = image.error_carried;
   if (state.scatter) backend.from_host(state.scatter, unpack_lower(image.scatter, state.dim));
-  result.impl_->samples = image.samples;
   if (note != nullptr) *note = std::move(image.note);
   return result;
 }

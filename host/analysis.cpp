@@ -146,7 +146,7 @@ std::optional<Report> Analysis::run() {
   timing_.emplace_back("open_s", seconds_since(start));
   const Classifier* classifier = head_->classifier();
 
-  AccumulatorOptions options{classes_, train_->dim(), Statistics::full, {}};
+  AccumulatorOptions options{classes_, train_->dim(), Statistics::full, {}, request_.precision};
   if (request_.convention == Convention::classavg)
     for (const Index count : counts_)
       options.scatter_weights.push_back(count > 0 ? 1 / static_cast<double>(count) : 1.0);
@@ -154,6 +154,13 @@ std::optional<Report> Analysis::run() {
     std::optional<Accumulator> accumulator;
     exchange_.together("preparing moments", [&] { accumulator.emplace(context_, what); });
     pass(data, name, [&](const MatrixView& features, const LabelView& y) { accumulator->add(features, y); });
+    exchange_.together("checking " + data.name(), [&] {
+      try {
+        accumulator->check();  // a GPU may learn of a bad row only now
+      } catch (const DataError& error) {
+        throw data.named(error);
+      }
+    });
     const auto reduction = Clock::now();
     accumulator->reduce(ranks_);
     if (ranks_.size() > 1) timing_.emplace_back(name + "_reduce_s", seconds_since(reduction));
@@ -164,7 +171,7 @@ std::optional<Report> Analysis::run() {
   std::optional<DecisionCounts> test_counts;
   if (test_) test_counts = count_decisions(moments, classifier, *test_, "test_decisions");
   std::vector<double> ood_mean;
-  if (ood_) ood_mean = moments_of(*ood_, {1, train_->dim(), Statistics::means, {}}, "out_of_distribution").means();
+  if (ood_) ood_mean = moments_of(*ood_, {1, train_->dim(), Statistics::means, {}, {}}, "out_of_distribution").means();
   if (ranks_.rank() != 0) return std::nullopt;
 
   Evidence evidence;

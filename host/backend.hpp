@@ -44,10 +44,15 @@ struct MomentState {
   Matrix square_sums;    ///< [K x 1]; null for Statistics::means
   Matrix scatter;        ///< [d x d], only the lower triangle (column <= row) is kept; null below Statistics::full
   Matrix scatter_scale;  ///< [K x 1] sqrt(a_k); null when every a_k is 1
+  Precision precision = Precision::exact;
+  double error_carried = 0;         ///< c of host/moments.hpp
+  std::shared_ptr<void> workspace;  ///< the backend's own, kept from batch to batch; made on first use
 };
 
-/// What is wrong with a batch. A verb that reports any fault has changed nothing.
+/// What is wrong with a batch. The batch has changed nothing.
 struct BatchFaults {
+  Index rows = 0;            ///< rows of that batch
+  Index batch = -1;          ///< how many batches the state took before it; -1: it is the batch of this very call
   Index bad_labels = 0;      ///< labels outside 0 .. K-1
   Index bad_label_row = -1;  ///< the first of them: its row in the batch
   Index bad_label = 0;       ///< and its value
@@ -137,10 +142,15 @@ class Backend {
   /// As import, but shares the caller's memory where that already is what a Matrix is. Never written to.
   virtual Matrix borrow(const MatrixView& source) { return import(source); }
 
-  // --- batches. Features and labels in host or device memory (device only for CUDA). Both check every label and every
-  // feature first; with a fault they change nothing. Shapes were checked by the caller. 0 rows are allowed.
+  // --- batches. Features and labels in host or device memory (device only for CUDA). Every label and every feature is
+  // checked; a batch with a fault changes nothing. Shapes were checked by the caller. 0 rows are allowed.
   /// Updates the state by one batch. A class that had no sample takes its first row in stream order as its shift.
+  /// A backend that works while the caller goes on finds faults later: it then leaves out the batch with the fault and
+  /// all after it, and reports that fault from a later call or from pending_faults. From then on batches are taken
+  /// again. A call that reports a fault has not taken its own batch.
   virtual BatchFaults add_batch(MomentState& state, const MatrixView& features, const LabelView& labels) = 0;
+  /// The fault that was not reported yet, if there is one. Waits.
+  virtual BatchFaults pending_faults(MomentState&) { return {}; }
   /// Counts decisions: centre decision argmin_k sum_j (h_j - m_kj)^2, classifier decision argmax_k (w_k . h + b_k),
   /// as direct double-precision evaluation of these formulas gives them, ties to the lowest class. Scores of lower
   /// precision may only decide rows whose margin exceeds a rigorous error bound.

@@ -183,6 +183,18 @@ void LabelSurvey::check(Index classes) const {
                   "labels are class numbers from 0 to K-1; give --classes or the classifier that fits");
 }
 
+DataError Dataset::named(const DataError& error) const {
+  for (const Shard& shard : shards_) {
+    if (error.row() < shard.start || error.row() >= shard.start + shard.count) continue;
+    // The library counts rows over the whole stream; say how they lie in this file.
+    const std::string shift = shard.first == shard.start ? ""
+                                                         : " (its row " + std::to_string(shard.first) +
+                                                               " counts as row " + std::to_string(shard.start) + ")";
+    return DataError(shard.name + shift + ": " + error.what(), error.hint());
+  }
+  return error;
+}
+
 void Dataset::stream(Index begin, Index batch_rows, const std::function<void(const MatrixView&, const LabelView&)>& add,
                      const std::function<void(Index)>& done) {
   for (const Shard& shard : shards_) {
@@ -193,15 +205,10 @@ void Dataset::stream(Index begin, Index batch_rows, const std::function<void(con
       const MatrixView features = features_->read_matrix(shard.first + offset, count);
       try {
         add(features, labels);
+        done(shard.start + offset + count);
       } catch (const DataError& error) {
-        // The library counts rows over the whole stream; say how they lie in this file.
-        const std::string shift =
-            shard.first == shard.start
-                ? ""
-                : " (its row " + std::to_string(shard.first) + " counts as row " + std::to_string(shard.start) + ")";
-        throw DataError(shard.name + shift + ": " + error.what(), error.hint());
+        throw named(error);
       }
-      done(shard.start + offset + count);
     }
   }
 }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ncollapse/array_file.hpp"
+#include "ncollapse/error.hpp"
 #include "ncollapse/file_list.hpp"
 
 namespace ncollapse {
@@ -53,10 +54,14 @@ class Dataset {
   LabelSurvey survey_labels();
 
   /// Hands the rows to `add` batch by batch, calling `done(rows so far)` after each, from row `begin` on: 0, or what
-  /// `done` was told. Batches end where a shard ends, so they are the same wherever a pass begins. What `add` throws
-  /// of the data gets the shard's name.
+  /// `done` was told. Batches end where a shard ends, so they are the same wherever a pass begins. What `add` or
+  /// `done` throws of the data gets the name of the shard that it is about.
   void stream(Index begin, Index batch_rows, const std::function<void(const MatrixView&, const LabelView&)>& add,
               const std::function<void(Index)>& done);
+
+  /// The error with the file's name in front, where it is about one row of the stream (DataError::row) and has none
+  /// yet.
+  DataError named(const DataError& error) const;
 
   /// `wanted`, or for 0 default_batch_rows.
   Index batch_rows(Index wanted) const;

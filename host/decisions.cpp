@@ -47,7 +47,7 @@ void DecisionCounter::add(const MatrixView& features, const LabelView& labels) {
   check_batch(backend, impl_->state.dim, features, labels);
   if (features.rows == 0) return;
   const BatchFaults faults = backend.decide_batch(impl_->state, features, labels);
-  if (faults.any()) throw_faults(faults, impl_->rows, features.rows, impl_->state.classes);
+  if (faults.any()) throw_faults(faults, impl_->rows, impl_->state.classes);
   impl_->rows += features.rows;
 }
 

@@ -210,6 +210,8 @@ void Measurement::centre() {
     throw DataError("only " + std::to_string(report_.classes_seen) + " of " + std::to_string(moments_.classes()) +
                         " classes has samples",
                     "the geometry of class means needs at least two classes");
+  report_.precision = data.options.precision;
+  report_.scatter_error = moments_.scatter_error();
   if (const Index absent = moments_.classes() - report_.classes_seen; absent > 0)
     report_.notes.push_back(std::to_string(absent) + " of " + std::to_string(moments_.classes()) +
                             " classes have no samples and are left out");
@@ -336,6 +338,9 @@ void Measurement::collapse_index() {
   if (moments_.statistics() < Statistics::full) return;
   if (!moments_.data().options.scatter_weights.empty())
     return skip("nc1_vci", "the scatter was accumulated with class weights, the index needs weights 1");
+  // The index inverts Sigma_T, and the smallest of its eigenvalues are Sigma_W's.
+  if (moments_.data().scatter_error > 0)
+    return skip("nc1_vci", "precision fast does not resolve the small eigenvalues that the index depends on");
   const auto& scatter = moments_.data().scatter;
   Matrix between = backend_.clone(means_);
   backend_.centre_rows(between, sample_mean_);

@@ -4,6 +4,10 @@
 // S = T - sum_k a_k s_k s_k^T / n_k.  r_k is a sample of the class (after a merge: its mean), so |s_k|^2/n_k is of the
 // size of the class's own spread and the subtractions lose at most a factor n_k + 1 (an extreme first sample),
 // typically 2.
+//
+// Precision::fast. E is the error of the scatter. |E_ij| <= kFastError sqrt(T_ii T_jj), so |E|_F <= kFastError tr T,
+// and what lies on the diagonal is exact. A merge adds up the errors of both sides and starts a new T; so the bound of
+// a state is kFastError tr T + c, where c makes up for what is in T without error, or in E without being in T any more.
 #pragma once
 
 #include <vector>
@@ -11,6 +15,10 @@
 #include "host/backend.hpp"
 
 namespace ncollapse {
+
+/// Of a product of columns in fp16, relative to their norms: two roundings of 2^-11 to half precision, 2^-13 for sums
+/// of 4096 terms in single precision, truncated. Single precision throughout (CPU) stays below a quarter of it.
+inline constexpr double kFastError = 0x1p-10 + 0x1p-13;
 
 struct MomentData {
   Context context;
@@ -20,6 +28,8 @@ struct MomentData {
   std::vector<double> variances;  ///< [K] v_k; empty for Statistics::means
   Matrix means;                   ///< [K x d]; zero rows for absent classes
   Matrix scatter;                 ///< [d x d] symmetric, sum_k a_k sum_i (h - m_k)(h - m_k)^T; null below full
+  double scatter_trace = 0;       ///< tr S; 0 below full
+  double scatter_error = 0;       ///< bound on |E|_F; 0 for Precision::exact
 };
 
 /// Zeroed state for these options.
@@ -31,7 +41,7 @@ MomentData read_out(const Context& context, const AccumulatorOptions& options, c
 /// Throws UsageError unless a batch fits: d columns, as many labels as rows, a stride >= d, memory the backend can see.
 void check_batch(const Backend& backend, Index dim, const MatrixView& features, const LabelView& labels);
 
-/// Throws the DataError that describes the faults; rows are counted from `first_row` of the stream.
-[[noreturn]] void throw_faults(const BatchFaults& faults, Index first_row, Index rows, Index classes);
+/// Throws the DataError that describes the faults; `first_row` of the stream is the first of their batch.
+[[noreturn]] void throw_faults(const BatchFaults& faults, Index first_row, Index classes);
 
 }  // namespace ncollapse

@@ -162,15 +162,33 @@ DryRun dry_run(const PlanRequest& request, Statistics statistics) {
   return bytes;
 }
 
-Index cuda_add_bytes(Index classes, Index dim, Index rows, Index element_bytes, bool full) {
-  // cuda/batch.hpp Limits, class_sums.cu plan_sums, buckets.hpp.
-  const Index block = std::clamp<Index>((Index{512} << 20) / (dim * element_bytes), 1, Index{1} << 22);
-  const Index n = std::min(rows, block), slabs = (dim * element_bytes + 511) / 512;
+// What CUDA keeps beside a state, and for all states: cuda/batch.hpp Limits, moments.cpp, class_sums.cu plan_sums,
+// buckets.hpp, staging.hpp.
+Index cuda_block_rows(Index dim, Index rows, Index element_bytes) {
+  return std::min(rows, std::clamp<Index>((Index{512} << 20) / (dim * element_bytes), 1, Index{1} << 22));
+}
+Index cuda_stage_bytes(Index dim, Index rows, Index element_bytes) {
+  return 2 * cuda_block_rows(dim, rows, element_bytes) * (dim * element_bytes + 8);
+}
+Index cuda_scratch_bytes(Index classes, Index dim, Index rows, Index element_bytes, bool full) {
+  constexpr Index kSliceRows = 4096;
+  const Index n = cuda_block_rows(dim, rows, element_bytes), slabs = (dim * element_bytes + 511) / 512;
   const Index run =
-      std::clamp<Index>(static_cast<Index>(std::bit_floor(static_cast<std::uint64_t>(n * slabs / 16384))), 32, 512);
-  const Index stage = n * (dim * element_bytes + 8), sort = 8 * 4 * n + 2 * 4 * classes;
+      std::clamp<Index>(static_cast<Index>(std::bit_floor(static_cast<std::uint64_t>(n / 4096))), 32, 512);
+  const Index sort = 8 * 4 * n + 2 * 4 * classes;
   const Index carries = 8 * 2 * dim * ((n + run - 1) / run), squares = 8 * slabs * n;
-  return stage + sort + carries + squares + (full ? std::min<Index>(Index{128} << 20, 8 * n * dim) : 0);
+  Index scatter = 0;
+  if (full) {
+    Index chunk = std::min(n, (Index{512} << 20) / (8 * dim));
+    if (dim <= 1024) {
+      chunk = std::min(chunk, kSliceRows * std::clamp<Index>((Index{256} << 20) / (8 * dim * dim), 1, 16));
+      scatter += (chunk + kSliceRows - 1) / kSliceRows * 8 * dim * dim;
+    }
+    scatter += 8 * chunk * dim;
+  }
+  const Index state = 8 * (classes * (dim + 2) + (full ? dim * dim : 0));
+  const bool snapshot = 2 * state <= rows * dim * element_bytes;
+  return sort + carries + squares + scatter + (snapshot ? state : 0);
 }
 
 constexpr Index kWeightBytes = 4;  // of the classifier's file, held while it is used: f32
@@ -204,13 +222,14 @@ class Planner {
   MemoryPlan with_batch(Index rows) const {
     const Index K = request_.classes, d = request_.dim, packed = d * (d + 1) / 2;
     const bool full = statistics_ >= Statistics::full, traces = statistics_ >= Statistics::traces;
+    const Index stage = cpu() ? 0 : cuda_stage_bytes(d, rows, size_of(request_.dtype));
     MemoryPlan plan;
     plan.statistics = statistics_;
     plan.batch_rows = rows;
     plan.state_bytes = dry_.state;
     plan.batch_bytes = rows * (row_bytes() + 8);
     plan.add_bytes = cpu() ? cpu::add_workspace_bytes(K, d, rows, threads(), full)
-                           : cuda_add_bytes(K, d, rows, size_of(request_.dtype), full);
+                           : cuda_scratch_bytes(K, d, rows, size_of(request_.dtype), full) + stage;
     plan.finish_bytes = dry_.finish;
     plan.measure_bytes = dry_.measure;
     plan.state_file_bytes = state_file_bytes(K, d, statistics_);
@@ -225,8 +244,9 @@ class Planner {
       add_phase(plan, "merge", 0, dry_.state + std::max(dry_.merge, dry_.state + image));
     else
       add_phase(plan, "merge", image, dry_.state + dry_.merge);
-    add_phase(plan, "finish", 0, dry_.state + dry_.finish);
-    add_phase(plan, "measure", kWeightBytes * K * d, dry_.moments + dry_.measure);
+    add_phase(plan, "finish", 0,
+              dry_.state + dry_.finish + (cpu() ? 0 : plan.add_bytes));  // CUDA's stays with the state
+    add_phase(plan, "measure", kWeightBytes * K * d, dry_.moments + dry_.measure + stage);
     plan.fits =
         request_.memory_bytes == 0 || (cpu() ? plan.host_peak_bytes : plan.device_peak_bytes) <= request_.memory_bytes;
     return plan;

@@ -65,8 +65,11 @@ class Accumulation {
   Accumulation(const Context& context, const AccumulationRequest& request)
       : context_(context), request_(request), data_(request.features, request.labels, request.rows) {
     batch_rows_ = data_.batch_rows(request.batch_rows);
-    origin_ = "classes " + std::to_string(request.classes) + "\nstatistics " +
-              std::string(to_string(request.statistics)) + "\nbatch_rows " + std::to_string(batch_rows_) + "\n";
+    origin_ =
+        "classes " + std::to_string(request.classes) + "\nstatistics " + std::string(to_string(request.statistics)) +
+        "\n" +
+        (request.precision == Precision::exact ? "" : "precision " + std::string(to_string(request.precision)) + "\n") +
+        "batch_rows " + std::to_string(batch_rows_) + "\n";
     for (const auto& line : data_.inventory()) origin_ += line + "\n";
   }
 
@@ -74,7 +77,8 @@ class Accumulation {
     data_.survey_labels().check(request_.classes);
     const bool resumed = request_.resume && exists(request_.state);
     Accumulator moments =
-        resumed ? load() : Accumulator(context_, {request_.classes, data_.dim(), request_.statistics, {}});
+        resumed ? load()
+                : Accumulator(context_, {request_.classes, data_.dim(), request_.statistics, {}, request_.precision});
     lock.remove_leftovers();
     const Index rows = data_.rows(), row_bytes = data_.row_bytes(), resumed_at = done_;
     try {
@@ -87,18 +91,24 @@ class Accumulation {
               request_.on_progress({"moments", done - resumed_at, rows - resumed_at, (done - resumed_at) * row_bytes,
                                     (rows - resumed_at) * row_bytes});
           });
+      if (done_ > saved_) save(moments);
     } catch (const DeviceError&) {  // a part of the batch may be in the state: what was saved last is what counts
       throw;
     } catch (...) {
       const auto reason = std::current_exception();
       try {
-        if (done_ > saved_) save(moments);  // a bad shard must not cost the good ones before it
+        // A bad shard must not cost the good ones before it. A GPU may find it while later batches are being given.
+        done_ = moments.samples();
+        if (done_ > saved_) save(moments);
       } catch (const Error&) {
         // The first reason is the one to tell.
       }
-      std::rethrow_exception(reason);
+      try {
+        std::rethrow_exception(reason);
+      } catch (const DataError& error) {
+        throw data_.named(error);
+      }
     }
-    if (done_ > saved_) save(moments);
     return moments;
   }
 

@@ -12,7 +12,8 @@ namespace ncollapse {
 struct StateImage {
   AccumulatorOptions options;
   Index samples = 0;
-  std::string note;  ///< the writer's own text
+  double error_carried = 0;  ///< of MomentState; kept for Precision::fast only
+  std::string note;          ///< the writer's own text
   std::vector<Index> counts;
   std::vector<double> shifts, sums, square_sums, scatter;  ///< scatter: rows of the lower triangle, packed
 };

@@ -45,6 +45,7 @@ void DumpOptions::add_to(CLI::App& command) {
   command.add_option("--classes", request.classes, "K; default: rows of the classifier, else largest label + 1")
       ->check(kAtLeastOne)
       ->type_name("K");
+  add_precision_option(command, precision);
   report.add_to(command, request);
   device.add_to(command);
   command.add_option("--batch-rows", request.batch_rows, "Rows read at a time; default: about 64 MiB of features")
@@ -56,6 +57,7 @@ std::optional<Report> DumpOptions::measure(const Common& common) {
   Ranks& ranks = *common.ranks;
   report.check(request, common);
   request.rows = parse_rows(rows);
+  request.precision = parse_precision(precision);
   const Context context = open(device, ranks);
 
   catch_interrupts();

@@ -24,6 +24,17 @@ struct DeviceOptions {
   Context open() const { return Context(Device::parse(device), {.threads = threads}); }
 };
 
+/// --precision, of the commands that accumulate.
+inline void add_precision_option(CLI::App& command, std::string& name) {
+  command
+      .add_option(
+          "--precision", name,
+          "Of the within-class scatter: exact (double), or fast (half on a GPU, single on a CPU; the report tells "
+          "its error)")
+      ->capture_default_str()
+      ->type_name("NAME");
+}
+
 /// The head, the convention, the weight decays, and where the report goes.
 struct ReportOptions {
   std::string convention = "zhu", csv;
@@ -65,7 +76,7 @@ struct DumpOptions {
   AnalysisRequest request;
   ReportOptions report;
   DeviceOptions device;
-  std::string rows;
+  std::string rows, precision = "exact";
 
   bool given() const { return !request.features.specs.empty(); }
   void add_to(CLI::App& command);

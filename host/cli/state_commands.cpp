@@ -39,13 +39,14 @@ void parse_interval(const std::string& text, AccumulationRequest& request) {
 struct AccumulateOptions {
   AccumulationRequest request;
   DeviceOptions device;
-  std::string statistics = "full", rows, save_every;
+  std::string statistics = "full", precision = "exact", rows, save_every;
 };
 
 void run(AccumulateOptions& options, const Common& common) {
   auto& request = options.request;
   check_output(request.state);
   request.statistics = parse_statistics(options.statistics);
+  request.precision = parse_precision(options.precision);
   request.rows = parse_rows(options.rows);
   if (!options.save_every.empty()) parse_interval(options.save_every, request);
   const Context context = options.device.open();
@@ -130,6 +131,7 @@ void add_accumulate(CLI::App& app, Common& common) {
                    "means, traces (and variances of classes) or full (and their pooled scatter)")
       ->capture_default_str()
       ->type_name("NAME");
+  add_precision_option(*command, options->precision);
   add_rows_option(*command, options->rows);
   command->add_option("--save-every", options->save_every, "Rows, or seconds with an s; default: 300s")
       ->type_name("ROWS|SECONDSs");

@@ -9,6 +9,7 @@ namespace ncollapse::cpu {
 
 constexpr Index kRunRows = 128;
 constexpr Index kChunkBytes = Index{16} << 20;  // of Z: a share of the last-level cache, long enough for dsyrk
+constexpr Index kSingleRows = 4096;  // of Z in single precision: products of so many terms are added in double
 
 struct BatchShape {
   Index chunk_rows;    ///< of the largest chunk
@@ -16,15 +17,15 @@ struct BatchShape {
   bool counting_sort;  ///< else a comparison sort: there are far more classes than rows
 };
 
-inline BatchShape batch_shape(Index classes, Index dim, Index rows) {
-  const Index chunk_rows =
-      std::min(rows, std::clamp(kChunkBytes / (8 * dim) / kRunRows, Index{2}, Index{64}) * kRunRows);
+inline BatchShape batch_shape(Index classes, Index dim, Index rows, bool fast) {
+  const Index most = (fast ? kSingleRows : 8192) / kRunRows, row_bytes = (fast ? 4 : 8) * dim;
+  const Index chunk_rows = std::min(rows, std::clamp(kChunkBytes / row_bytes / kRunRows, Index{2}, most) * kRunRows);
   return {chunk_rows, (chunk_rows + kRunRows - 1) / kRunRows, classes <= 8 * rows};
 }
 
 /// Labels and order, the sort's own space, Z, an accumulator for every thread, two carries a run.
 inline Index add_workspace_bytes(Index classes, Index dim, Index rows, int threads, bool full) {
-  const BatchShape shape = batch_shape(classes, dim, rows);
+  const BatchShape shape = batch_shape(classes, dim, rows, false);
   const Index sort = shape.counting_sort ? classes + 1 : rows / 2;
   return 8 * (2 * rows + sort + (full ? shape.chunk_rows * dim : 0) + threads * dim + 2 * shape.runs * dim);
 }

@@ -75,7 +75,8 @@ class CpuBackend final : public Backend {
   DeviceInfo info_;
   int threads_;
   Scratch<Index> labels_, order_, offsets_;
-  Scratch<double> centred_, carries_, accumulators_;
+  Scratch<double> centred_, carries_, accumulators_, columns_, scales_;
+  Scratch<float> single_, tiles_;
   Scratch<Index> decisions_;
 };
 

@@ -1,6 +1,7 @@
 #include "host/cpu/parallel_blas.hpp"
 
 #include <cblas.h>
+#include <omp.h>
 
 #include <algorithm>
 #include <cmath>
@@ -18,16 +19,6 @@ namespace {
 
 constexpr Index kParallelFlops = Index{1} << 20;  // below that, waking threads costs more than the product
 
-// The side of square tiles over `size`: as large as lets every thread have one (a triangle of c x c tiles is c^2/2 of
-// them), since BLAS spends on copying its operands what a larger tile saves; above kLargestTile that no longer counts,
-// and more tiles share the work more evenly.
-Index tile_of(Index size, int threads) {
-  constexpr Index kLargestTile = 512, kGranule = 16;
-  const auto count = static_cast<Index>(std::ceil(std::sqrt(2.0 * threads)));
-  const Index side = ((size + count - 1) / count + kGranule - 1) / kGranule * kGranule;
-  return std::clamp(side, kGranule, kLargestTile);
-}
-
 const double* at(const Operand& A, Index row, Index col) {
   return A.transposed ? A.data + col * A.stride + row : A.data + row * A.stride + col;
 }
@@ -42,6 +33,16 @@ void tile_product(double alpha, const Operand& A, const Operand& B, Index i, Ind
 }
 
 }  // namespace
+
+// The side of square tiles over `size`: as large as lets every thread have one (a triangle of c x c tiles is c^2/2 of
+// them), since BLAS spends on copying its operands what a larger tile saves; above kLargestTile that no longer counts,
+// and more tiles share the work more evenly.
+Index tile_of(Index size, int threads) {
+  constexpr Index kLargestTile = 512, kGranule = 16;
+  const auto count = static_cast<Index>(std::ceil(std::sqrt(2.0 * threads)));
+  const Index side = ((size + count - 1) / count + kGranule - 1) / kGranule * kGranule;
+  return std::clamp(side, kGranule, kLargestTile);
+}
 
 int blas_int(Index size, const char* what) {
   if (size < 0 || size > std::numeric_limits<int>::max())
@@ -79,6 +80,33 @@ void add_gram_lower(int threads, double alpha, const Operand& A, Index n, Index 
                   alpha, at(A, i, 0), static_cast<int>(A.stride), beta, C + i * n + i, static_cast<int>(n));
     else
       tile_product(alpha, A, B, i, j, height, width, depth, beta, C, n);
+  }
+}
+
+void add_single_gram_lower(int threads, const float* A, Index n, Index depth, const double* scale, float* tiles,
+                           double* C) {
+  const int stride = blas_int(n, "a matrix's side"), terms = blas_int(depth, "a matrix's side");
+  const Index side = tile_of(n, threads), count = (n + side - 1) / side;
+  const int team = n * n * depth < kParallelFlops ? 1 : threads;
+  const BlasThreads guard(1);
+#pragma omp parallel for num_threads(team) schedule(dynamic)
+  for (Index tile = 0; tile < count * count; ++tile) {
+    const Index i = tile / count * side, j = tile % count * side;
+    if (j > i) continue;
+    const Index height = std::min(side, n - i), width = std::min(side, n - j);
+    float* product = tiles + omp_get_thread_num() * side * side;
+    if (i == j)
+      cblas_ssyrk(CblasRowMajor, CblasLower, CblasTrans, static_cast<int>(height), terms, 1.0f, A + i, stride, 0.0f,
+                  product, static_cast<int>(width));
+    else
+      cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, static_cast<int>(height), static_cast<int>(width), terms,
+                  1.0f, A + i, stride, A + j, stride, 0.0f, product, static_cast<int>(width));
+    for (Index r = 0; r < height; ++r) {
+      double* row = C + (i + r) * n + j;
+      const Index columns = i == j ? r : width;
+      for (Index c = 0; c < columns; ++c)
+        row[c] += static_cast<double>(product[r * width + c]) * (scale[i + r] * scale[j + c]);
+    }
   }
 }
 

@@ -22,6 +22,15 @@ void multiply(int threads, const Operand& A, const Operand& B, Index rows, Index
 /// Lower triangle of C [n x n] = alpha A A^T + beta C, A [n x depth] after transposition.
 void add_gram_lower(int threads, double alpha, const Operand& A, Index n, Index depth, double beta, double* C);
 
+/// Side of the tiles into which the two functions above cut a square of side n.
+Index tile_of(Index n, int threads);
+
+/// Lower triangle of C [n x n], but for its diagonal, += diag(scale) A^T A diag(scale), A [depth x n] in single
+/// precision. Each tile is one product in single precision, added to C in double. tiles: scratch of threads *
+/// tile_of(n)^2 floats.
+void add_single_gram_lower(int threads, const float* A, Index n, Index depth, const double* scale, float* tiles,
+                           double* C);
+
 /// The threads of BLAS and LAPACK themselves, while this lives: one around products that OpenMP spreads.
 class BlasThreads {
  public:

@@ -95,6 +95,12 @@ std::string to_table(const Report& report, bool colour) {
          convention.centre + ", Sigma_B weights " + convention.sigma_b + "\n";
   out += "rank        " + std::to_string(convention.rank_used) + " of at most " +
          std::to_string(convention.rank_limit) + " directions of Sigma_B\n";
+  if (report.precision != Precision::exact) {
+    char bound[32];
+    std::snprintf(bound, sizeof bound, "%.1e", report.scatter_error);
+    out += "precision   " + std::string(to_string(report.precision)) + ": |error of the scatter| <= " + bound +
+           " of its trace; its diagonal and everything else are exact\n";
+  }
   for (const auto& note : report.notes) out += "note        " + note + "\n";
 
   for (const auto& group : kMetricGroups) {

@@ -1,6 +1,7 @@
 // State files. Layout, little-endian, every array contiguous:
-//   "NCOLSTAT" | u32 version | u32 statistics | i64 K | i64 d | i64 samples | u64 has_weights | i64 note_bytes
-//   note | counts i64[K] | weights f64[K] (if any) | shifts f64[K d] | sums f64[K d]
+//   "NCOLSTAT" | u32 version | u32 statistics | i64 K | i64 d | i64 samples | u64 flags | i64 note_bytes
+//   flags: 1 weights, 2 fast precision
+//   note | counts i64[K] | weights f64[K] (if any) | error_carried f64 (fast) | shifts f64[K d] | sums f64[K d]
 //   square_sums f64[K] (traces and full) | scatter f64[d(d+1)/2], rows of the lower triangle (full)
 //   u32 crc32 of everything before it
 // Written to a neighbour file, flushed to disk, then renamed over the old one: a killed process leaves the old or the
@@ -30,13 +31,14 @@ static_assert(std::endian::native == std::endian::little, "state files are writt
 
 constexpr std::array<char, 8> kMagic = {'N', 'C', 'O', 'L', 'S', 'T', 'A', 'T'};
 constexpr std::uint32_t kVersion = 2;
+constexpr std::uint64_t kHasWeights = 1, kFast = 2;
 
 struct Header {
   std::array<char, 8> magic = kMagic;
   std::uint32_t version = kVersion;
   std::uint32_t statistics = 0;
   std::int64_t classes = 0, dim = 0, samples = 0;
-  std::uint64_t has_weights = 0;
+  std::uint64_t flags = 0;
   std::int64_t note_bytes = 0;
 };
 static_assert(sizeof(Header) == 56);
@@ -119,9 +121,10 @@ const std::string kTemporary = ".tmp";  // and the writer's process number
 constexpr Index kMaxSide = Index{1} << 28, kMaxNote = Index{1} << 32;
 
 Index promised_bytes(const Header& header) {
-  const Index vectors = 1 + (header.has_weights != 0 ? 1 : 0) + (header.statistics >= 1 ? 1 : 0);
+  const Index fast = (header.flags & kFast) != 0 ? 1 : 0;
+  const Index vectors = 1 + ((header.flags & kHasWeights) != 0 ? 1 : 0) + (header.statistics >= 1 ? 1 : 0);
   const Index triangle = header.statistics >= 2 ? header.dim * (header.dim + 1) / 2 : 0;
-  const Index numbers = header.classes * vectors + 2 * header.classes * header.dim + triangle;
+  const Index numbers = header.classes * vectors + fast + 2 * header.classes * header.dim + triangle;
   return 8 * numbers + header.note_bytes + static_cast<Index>(sizeof(Header) + sizeof(std::uint32_t));
 }
 
@@ -150,12 +153,14 @@ void write_state(const std::filesystem::path& path, const StateImage& image) {
     header.classes = image.options.classes;
     header.dim = image.options.dim;
     header.samples = image.samples;
-    header.has_weights = image.options.scatter_weights.empty() ? 0 : 1;
+    header.flags = (image.options.scatter_weights.empty() ? 0 : kHasWeights) |
+                   (image.options.precision == Precision::fast ? kFast : 0);
     header.note_bytes = static_cast<Index>(image.note.size());
     stream.write(&header, sizeof header);
     stream.write(image.note.data(), image.note.size());
     stream.write(image.counts);
     stream.write(image.options.scatter_weights);
+    if ((header.flags & kFast) != 0) stream.write(&image.error_carried, sizeof image.error_carried);
     stream.write(image.shifts);
     stream.write(image.sums);
     stream.write(image.square_sums);
@@ -237,7 +242,7 @@ StateImage read_state(const std::filesystem::path& file) {
                     std::to_string(kVersion));
   const auto size = static_cast<Index>(std::filesystem::file_size(file, status));
   if (header.classes < 1 || header.dim < 1 || header.classes > kMaxSide || header.dim > kMaxSide ||
-      header.samples < 0 || header.statistics > 2 || header.has_weights > 1 || header.note_bytes < 0 ||
+      header.samples < 0 || header.statistics > 2 || header.flags > (kHasWeights | kFast) || header.note_bytes < 0 ||
       header.note_bytes > kMaxNote)
     throw DataError(name + ": the header of the state file is damaged");
   const Index promised = promised_bytes(header);
@@ -250,11 +255,13 @@ StateImage read_state(const std::filesystem::path& file) {
   image.options.classes = header.classes;
   image.options.dim = header.dim;
   image.options.statistics = static_cast<Statistics>(header.statistics);
+  image.options.precision = (header.flags & kFast) != 0 ? Precision::fast : Precision::exact;
   image.samples = header.samples;
   image.note.resize(static_cast<std::size_t>(header.note_bytes));
   stream.read(image.note.data(), image.note.size());
   stream.read(image.counts, header.classes);
-  if (header.has_weights != 0) stream.read(image.options.scatter_weights, header.classes);
+  if ((header.flags & kHasWeights) != 0) stream.read(image.options.scatter_weights, header.classes);
+  if ((header.flags & kFast) != 0) stream.read(&image.error_carried, sizeof image.error_carried);
   stream.read(image.shifts, header.classes * header.dim);
   stream.read(image.sums, header.classes * header.dim);
   if (header.statistics >= 1) stream.read(image.square_sums, header.classes);

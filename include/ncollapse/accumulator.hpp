@@ -24,10 +24,23 @@ enum class Statistics {
   full,    ///< and the pooled within-class scatter; state + d^2 doubles
 };
 
+/// How the pooled scatter is multiplied. Everything else is double in either.
+enum class Precision {
+  exact,  ///< in double
+  /// In half (CUDA) or single (CPU) precision: every chunk of rows is centred and scaled first, products are added up
+  /// over at most 4096 rows and the rest in double, and the diagonal is as exact as ever. Several times faster; how
+  /// large the error of the other entries can be is told by ClassMoments::scatter_error.
+  fast,
+};
+
 /// "means", "traces", "full".
 NCOLLAPSE_EXPORT std::string_view to_string(Statistics statistics);
 /// Throws UsageError for an unknown name.
 NCOLLAPSE_EXPORT Statistics parse_statistics(std::string_view name);
+/// "exact", "fast".
+NCOLLAPSE_EXPORT std::string_view to_string(Precision precision);
+/// Throws UsageError for an unknown name.
+NCOLLAPSE_EXPORT Precision parse_precision(std::string_view name);
 
 struct AccumulatorOptions {
   Index classes = 0;  ///< K; labels are 0 .. K-1
@@ -37,6 +50,7 @@ struct AccumulatorOptions {
   /// averages covariances over classes and so needs a_k = 1/n_k, which must be known before the pass (count the
   /// labels first). Every other convention needs weights 1.
   std::vector<double> scatter_weights = {};
+  Precision precision = Precision::exact;  ///< matters to Statistics::full only
 };
 
 /// The finished moments of a data set, in the memory of the device that made them. Immutable; copies share memory.
@@ -56,6 +70,10 @@ class NCOLLAPSE_EXPORT ClassMoments {
   /// Pooled scatter sum_k a_k sum_i (h_i - m_k)(h_i - m_k)^T [d x d], copied to the host. Waits for the device.
   /// Throws UsageError below Statistics::full.
   std::vector<double> within_scatter() const;
+  /// Bound on |E|_F / tr S, where S is the pooled scatter and E its error by Precision::fast; so every eigenvalue of S
+  /// is off by at most scatter_error() tr S, and those below that are not resolved. A worst case: errors that do not
+  /// conspire are some hundred times smaller. 0 for Precision::exact (whose rounding is that of double).
+  double scatter_error() const;
 
   const Context& context() const;
   const MomentData& data() const { return *data_; }  ///< for code inside the library
@@ -80,15 +98,25 @@ class NCOLLAPSE_EXPORT Accumulator {
   Accumulator& operator=(Accumulator&&) noexcept;
 
   /// Adds features.rows samples; 0 rows are allowed. The views may lie in host or device memory. On CUDA the work is
-  /// ordered on the context's stream; the call waits until the batch was checked, so the views may be reused once work
-  /// queued on that stream afterwards has run (host views: at return).
-  /// Throws UsageError when the shapes do not fit, DataError when a label is outside 0 .. K-1 or a feature is NaN or
-  /// infinite (the message counts them and names the first row, counted over the whole stream). After a throw the state
-  /// is as before the call.
+  /// only queued on the context's stream: device views may be reused once work queued there afterwards has run, host
+  /// views at return. The call does not wait for that work and, after the first batch of a size, allocates nothing;
+  /// with device views it may be captured in a CUDA graph (add one batch of the size before; the graph is good until
+  /// merge or the end of the accumulator). Throws UsageError when the shapes do not fit, DataError when a label is
+  /// outside 0 .. K-1 or a feature is NaN or infinite (the message counts them and names the first row, counted over
+  /// the whole stream). A batch with such a fault is not added, not even in part. On the CPU the call itself throws. On
+  /// CUDA the fault shows when the device comes to that batch: it and all batches after it are left out, and the next
+  /// of add, check, finish, save, merge that learns of it throws, naming the batch and the row; an add that throws has
+  /// not added its own batch either. The state then is that of all batches before the bad one (`samples` tells how
+  /// far), and more may be added.
   void add(const MatrixView& features, const LabelView& labels);
 
+  /// Waits until every batch was looked at, and throws the DataError that add on a GPU has not thrown yet, if there is
+  /// one.
+  void check() const;
+
   /// Adds everything that `other` has seen, by the same algebra: parts may be merged in any order.
-  /// Throws UsageError when classes, dim, statistics or weights differ. `other` may live on another device.
+  /// Of two precisions the merged state has the lower one. `other` may live on another device.
+  /// Throws UsageError when classes, dim, statistics or weights differ; DataError as check.
   void merge(const Accumulator& other);
 
   /// Adds what the other ranks have seen; collective. Afterwards every rank holds the same state, that of all ranks,
@@ -96,21 +124,21 @@ class NCOLLAPSE_EXPORT Accumulator {
   /// lie on devices of other kinds. Two sums over ranks: counts (exact) and means, then variances and scatter about the
   /// common means, 8 (K (d + 2) + d (d + 1)/2) bytes in all; takes no more memory than a merge. Deterministic for the
   /// same parts on the same number of ranks, where the communicator's sums are.
-  /// Every rank throws, none waits for ever: UsageError when classes, dim, statistics or weights differ or the
-  /// accumulator was reduced before; where one rank fails (memory), it its error and the others one that names it.
+  /// Every rank throws, none waits for ever: UsageError when classes, dim, statistics, precision or weights differ or
+  /// the accumulator was reduced before; where one rank fails (memory), it its error and the others one that names it.
   /// After a throw the state is as before the call. Waits for the device.
   void reduce(const Communicator& ranks);
 
-  Index samples() const;  ///< rows added so far
+  Index samples() const;  ///< rows in the state; waits for the device
   const AccumulatorOptions& options() const;
   const Context& context() const;
 
-  /// The moments of what was added so far; more may be added afterwards.
+  /// The moments of what was added so far; more may be added afterwards. Throws DataError as check.
   ClassMoments finish() const;
 
   /// Writes the state to a versioned, checksummed file; the old file is replaced only when the new one is complete.
   /// Loading it gives the same bits. `note` is kept with it, under the same checksum: what the state has seen, say, so
-  /// that a program knows where to go on. Throws DataError when it cannot be written.
+  /// that a program knows where to go on. Throws DataError when it cannot be written, and as check.
   void save(const std::filesystem::path& file, const std::string& note = {}) const;
   /// Throws DataError when the file is missing, truncated, damaged, foreign or of another version.
   static Accumulator load(Context context, const std::filesystem::path& file, std::string* note = nullptr);

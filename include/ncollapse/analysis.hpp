@@ -31,7 +31,8 @@ struct AnalysisRequest {
   std::string bias = {};
   FileList test_features = {}, test_labels = {};
   FileList ood_features = {};
-  Index classes = 0;  ///< K; 0: from the classifier's rows, else the largest label + 1
+  Precision precision = Precision::exact;  ///< of the within-class scatter
+  Index classes = 0;                       ///< K; 0: from the classifier's rows, else the largest label + 1
   Convention convention = Convention::zhu;
   std::vector<double> lambda_w = {};  ///< as in Evidence
   double lambda_h = 0;

@@ -1,6 +1,7 @@
 // Errors. Every failure of the library is one of these; the kind is also the exit code of the command.
 #pragma once
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
@@ -36,8 +37,13 @@ class NCOLLAPSE_EXPORT UsageError : public Error {
 
 class NCOLLAPSE_EXPORT DataError : public Error {
  public:
-  explicit DataError(const std::string& message, std::string hint = {});
+  explicit DataError(const std::string& message, std::string hint = {}, std::int64_t row = -1);
   ~DataError() override;
+  /// The first bad row, counted over the whole stream of batches; -1 where the error is not about one.
+  std::int64_t row() const noexcept { return row_; }
+
+ private:
+  std::int64_t row_;
 };
 
 class NCOLLAPSE_EXPORT DeviceError : public Error {

@@ -82,7 +82,9 @@ struct Report {
   std::string dtype;  ///< of the features; empty when unknown
   DeviceInfo device;
   ConventionBlock convention;
-  std::vector<Metric> metrics;  ///< in catalogue order
+  Precision precision = Precision::exact;  ///< of the within-class scatter
+  double scatter_error = 0;                ///< ClassMoments::scatter_error
+  std::vector<Metric> metrics;             ///< in catalogue order
   std::map<std::string, MetricStatus> status;
   std::vector<Index> counts;  ///< n_k, [K]
   std::vector<PerClassMetric> per_class;

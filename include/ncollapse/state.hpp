@@ -20,6 +20,7 @@ struct AccumulationRequest {
   RowRange rows = {};                   ///< of all files together
   Index classes = 0;                    ///< K, the same for all parts
   Statistics statistics = Statistics::full;
+  Precision precision = Precision::exact;
   std::string state = {};           ///< the state file to write
   bool resume = false;              ///< go on where `state` ends; from the start without that file
   Index save_every_rows = 0;        ///< save after the batch that completes so many; 0: do not

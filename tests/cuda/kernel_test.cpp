@@ -46,6 +46,27 @@ TEST(ElementTest, EveryHalfAndBfloat16IsConvertedExactly) {
   }
 }
 
+TEST(ElementTest, FloatsAreRoundedToTheNearestHalf) {
+  const auto expect_half = [](float value) {
+    const auto want = static_cast<_Float16>(value);
+    std::uint16_t bits = 0;
+    std::memcpy(&bits, &want, 2);
+    ASSERT_EQ(to_half(value).bits, bits) << value;
+  };
+  for (unsigned bits = 0; bits < 0x10000; ++bits) {  // every half, the ties between neighbours, and next to them
+    const auto half = static_cast<std::uint16_t>(bits);
+    const auto value = static_cast<float>(to_double(Half{half}));
+    if (std::isnan(value)) continue;
+    const auto next = static_cast<float>(to_double(Half{static_cast<std::uint16_t>(half + 1)}));
+    const float tie = (value + next) / 2;
+    for (const float x : {value, tie, std::nextafterf(tie, 0.0f), std::nextafterf(tie, 1e9f)})
+      if (!std::isnan(x)) expect_half(x);
+  }
+  for (const float x : {65519.0f, 65520.0f, 1e30f, -1e30f, 1e-30f, std::numeric_limits<float>::infinity()})
+    expect_half(x);
+  EXPECT_TRUE(std::isnan(to_double(to_half(std::numeric_limits<float>::quiet_NaN()))));
+}
+
 TEST(ElementTest, LanesCoverARow) {
   EXPECT_EQ(lanes_log2<float>(0), 0);
   EXPECT_EQ(lanes_log2<float>(1), 0);
@@ -82,7 +103,8 @@ TEST_F(KernelTest, BucketsKeepStreamOrder) {
     const auto labels = test::make_labels(test::Classes::uniform, rows, classes, 3);
     const Buffer<Index> on_device(queue_, labels);
     BucketSorter sorter(queue_, rows + 5, classes);
-    const Buckets buckets = sorter.sort({on_device.get(), LabelType::i64, rows});
+    const Buffer<BatchRecord> record(queue_, std::vector<BatchRecord>(1));
+    const Buckets buckets = sorter.sort({on_device.get(), LabelType::i64, rows}, record.get());
     std::vector<std::uint32_t> keys(static_cast<std::size_t>(rows)), order(keys),
         begin(static_cast<std::size_t>(classes)), end(begin);
     queue_.download(keys.data(), buckets.keys, rows * 4);

@@ -26,6 +26,18 @@ cublasStatus_t cublasSetWorkspace(cublasHandle_t handle, void* workspace, std::s
 cublasStatus_t cublasDgemm_64(cublasHandle_t handle, cublasOperation_t op_a, cublasOperation_t op_b, std::int64_t m,
                               std::int64_t n, std::int64_t k, const double* alpha, const double* A, std::int64_t lda,
                               const double* B, std::int64_t ldb, const double* beta, double* C, std::int64_t ldc);
+cublasStatus_t cublasDgemmStridedBatched_64(cublasHandle_t handle, cublasOperation_t op_a, cublasOperation_t op_b,
+                                            std::int64_t m, std::int64_t n, std::int64_t k, const double* alpha,
+                                            const double* A, std::int64_t lda, long long stride_a, const double* B,
+                                            std::int64_t ldb, long long stride_b, const double* beta, double* C,
+                                            std::int64_t ldc, long long stride_c, std::int64_t count);
+cublasStatus_t cublasGemmStridedBatchedEx_64(cublasHandle_t handle, cublasOperation_t op_a, cublasOperation_t op_b,
+                                             std::int64_t m, std::int64_t n, std::int64_t k, const void* alpha,
+                                             const void* A, cudaDataType type_a, std::int64_t lda, long long stride_a,
+                                             const void* B, cudaDataType type_b, std::int64_t ldb, long long stride_b,
+                                             const void* beta, void* C, cudaDataType type_c, std::int64_t ldc,
+                                             long long stride_c, std::int64_t count, cublasComputeType_t compute,
+                                             cublasGemmAlgo_t algorithm);
 cublasStatus_t cublasDsyrk_64(cublasHandle_t handle, cublasFillMode_t fill, cublasOperation_t op, std::int64_t n,
                               std::int64_t k, const double* alpha, const double* A, std::int64_t lda,
                               const double* beta, double* C, std::int64_t ldc);

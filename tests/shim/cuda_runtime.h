@@ -28,7 +28,8 @@ enum cudaError_t {
   cudaErrorInsufficientDriver = 35,
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
-  cudaErrorNoKernelImageForDevice = 209
+  cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorNotReady = 600
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
 enum cudaDeviceAttr { cudaDevAttrL2CacheSize = 38, cudaDevAttrMemoryPoolsSupported = 115 };
@@ -36,11 +37,15 @@ enum cudaMemAllocationType { cudaMemAllocationTypePinned = 1 };
 enum cudaMemLocationType { cudaMemLocationTypeDevice = 1 };
 enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
 enum cudaMemoryType { cudaMemoryTypeUnregistered = 0, cudaMemoryTypeHost = 1, cudaMemoryTypeDevice = 2 };
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone = 0, cudaStreamCaptureStatusActive = 1 };
 constexpr unsigned cudaStreamDefault = 0, cudaStreamNonBlocking = 1;
+constexpr unsigned cudaEventDisableTiming = 2, cudaHostAllocDefault = 0;
 
 struct CUstream_st;
+struct CUevent_st;
 struct CUmemPool_st;
 using cudaStream_t = CUstream_st*;
+using cudaEvent_t = CUevent_st*;
 using cudaMemPool_t = CUmemPool_st*;
 
 struct cudaMemLocation {
@@ -90,6 +95,15 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel) {
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status);
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventQuery(cudaEvent_t event);
+cudaError_t cudaEventSynchronize(cudaEvent_t event);
+cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned flags);
+cudaError_t cudaFreeHost(void* memory);
 cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps* props);
 cudaError_t cudaMemPoolDestroy(cudaMemPool_t pool);
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribute, void* value);
@@ -151,6 +165,18 @@ void check_guards();
 /// Device memory beyond this many bytes in use cannot be had.
 void set_memory_limit(std::size_t bytes);
 
+/// What was asked of the runtime so far, as far as it costs a caller time: device and pinned allocations, waits of the
+/// host for the device, and copies between the device and ordinary host memory (which wait on a GPU).
+struct Calls {
+  std::size_t allocations = 0, waits = 0, pageable_copies = 0, launches = 0;
+};
+const Calls& calls();
+/// While capturing, every stream is in a capture: what a capture forbids (an allocation, a wait, a query, a copy from
+/// ordinary memory) ends the process. The work itself is done at once.
+void set_capturing(bool capturing);
+/// While the device is slow, no event is found to have happened; waiting for one still works.
+void set_slow(bool slow);
+
 }  // namespace cuda_shim
 
 namespace cuda_shim {
@@ -201,6 +227,13 @@ T atomicMin(T* address, T value) {
   return seen;
 }
 
+struct int4 {
+  int x, y, z, w;
+};
+template <class T>
+T __ldcs(const T* address) {
+  return *address;
+}
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline long long __double_as_longlong(double value) {

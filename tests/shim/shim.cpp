@@ -32,6 +32,9 @@ struct CUstream_st {
 struct CUmemPool_st {
   int device;
 };
+struct CUevent_st {
+  bool recorded = false;
+};
 
 // The block's dynamic shared memory: what cuda/device.hpp declares `extern __shared__`.
 namespace ncollapse::cuda {
@@ -118,6 +121,30 @@ void require_stream(cudaStream_t stream) {
 
 int opened = 0;  // nested DeviceAccess
 
+std::map<const unsigned char*, std::size_t> pinned;  // host memory that a GPU copies from and to without a wait
+cuda_shim::Calls counted;
+bool is_capturing = false, is_slow = false;
+
+void forbid_in_capture(const char* what) {
+  if (is_capturing) fail(what);
+}
+bool is_pinned(const void* at) {
+  const auto* address = static_cast<const unsigned char*>(at);
+  const auto next = pinned.upper_bound(address);
+  if (next == pinned.begin()) return false;
+  const auto& [data, bytes] = *std::prev(next);
+  return address < data + bytes;
+}
+void count_copy(const void* host) {
+  if (is_pinned(host)) return;
+  forbid_in_capture("a copy between device and ordinary host memory in a capture");
+  ++counted.pageable_copies;
+}
+void count_wait() {
+  forbid_in_capture("a wait in a capture");
+  ++counted.waits;
+}
+
 }  // namespace
 
 namespace cuda_shim {
@@ -141,6 +168,9 @@ void check_guards() {
   for (const auto& [data, allocation] : memory().live) check_guard(allocation);
 }
 void set_memory_limit(std::size_t bytes) { memory().limit = bytes; }
+const Calls& calls() { return counted; }
+void set_capturing(bool capturing) { is_capturing = capturing; }
+void set_slow(bool slow) { is_slow = slow; }
 
 }  // namespace cuda_shim
 
@@ -150,6 +180,8 @@ using cuda_shim::require_device;
 cudaError_t cudaMallocFromPoolAsync(void** result, std::size_t bytes, cudaMemPool_t pool, cudaStream_t stream) {
   require_stream(stream);
   if (pool == nullptr || bytes == 0) return cudaErrorInvalidValue;
+  forbid_in_capture("an allocation in a capture");
+  ++counted.allocations;
   auto& state = memory();
   if (bytes > state.limit - std::min(state.used, state.limit)) return cudaErrorMemoryAllocation;
   Allocation allocation{bytes, (bytes + 2 * kGuardBytes + 4095) / 4096 * 4096, nullptr};
@@ -207,6 +239,8 @@ cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, 
   require_stream(stream);
   if (width > to_pitch || width > from_pitch) return cudaErrorInvalidValue;
   if (width == 0 || height == 0) return cudaSuccess;
+  if (kind == cudaMemcpyDeviceToHost) count_copy(to);
+  if (kind == cudaMemcpyHostToDevice) count_copy(from);
   if (kind == cudaMemcpyDeviceToHost)
     require_host(to);
   else
@@ -222,7 +256,10 @@ cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, 
 }
 
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
-  *attributes = {find(pointer, 0) ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered, 0};
+  *attributes = {find(pointer, 0)     ? cudaMemoryTypeDevice
+                 : is_pinned(pointer) ? cudaMemoryTypeHost
+                                      : cudaMemoryTypeUnregistered,
+                 0};
   return cudaSuccess;
 }
 
@@ -274,6 +311,51 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   require_stream(stream);
+  count_wait();
+  return cudaSuccess;
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  require_stream(stream);
+  return event == nullptr ? cudaErrorInvalidValue : cudaSuccess;  // all work is done in the order of the calls
+}
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  require_stream(stream);
+  *status = is_capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = new CUevent_st;
+  return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  require_stream(stream);
+  event->recorded = true;
+  return cudaSuccess;
+}
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  forbid_in_capture("a query in a capture");
+  return is_slow && event->recorded ? cudaErrorNotReady : cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  if (event->recorded && is_slow) count_wait();
+  return cudaSuccess;
+}
+cudaError_t cudaHostAlloc(void** memory_at, std::size_t bytes, unsigned) {
+  forbid_in_capture("an allocation in a capture");
+  ++counted.allocations;
+  *memory_at = std::malloc(bytes);
+  if (*memory_at == nullptr) return cudaErrorMemoryAllocation;
+  std::memset(*memory_at, kPoison, std::min(bytes, kPoisonedBytes));
+  pinned[static_cast<unsigned char*>(*memory_at)] = bytes;
+  return cudaSuccess;
+}
+cudaError_t cudaFreeHost(void* at) {
+  if (pinned.erase(static_cast<unsigned char*>(at)) != 1) fail("freeing pinned memory that is none");
+  std::free(at);
   return cudaSuccess;
 }
 cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps*) {
@@ -542,6 +624,7 @@ std::uint32_t ballot(unsigned mask, bool vote) {
 
 cudaError_t run(const cudaLaunchConfig_t& config, Body body, const void* closure) {
   require_valid(config);
+  ++counted.launches;
   const DeviceAccess access;
   run_blocks(config, body, closure);
   return cudaSuccess;

@@ -27,10 +27,11 @@ bool spoil = false;
 }
 
 /// Last element of a column-major matrix exists, first one as well.
-void require_matrix(const void* A, std::int64_t rows, std::int64_t cols, std::int64_t ld) {
+void require_matrix(const void* A, std::int64_t rows, std::int64_t cols, std::int64_t ld,
+                    std::size_t element = sizeof(double)) {
   if (rows <= 0 || cols <= 0) return;
   if (ld < rows) fail("a leading dimension smaller than the column");
-  cuda_shim::require_device(A, sizeof(double) * static_cast<std::size_t>(ld * (cols - 1) + rows));
+  cuda_shim::require_device(A, element * static_cast<std::size_t>(ld * (cols - 1) + rows));
 }
 void require_ready(cublasHandle_t handle) {
   if (handle->stream == nullptr) fail("cuBLAS on the default stream");
@@ -122,6 +123,68 @@ cublasStatus_t cublasGemmEx_64(cublasHandle_t handle, cublasOperation_t op_a, cu
   cblas_sgemm(CblasColMajor, transpose(op_a), transpose(op_b), narrow(m), narrow(n), narrow(k),
               *static_cast<const float*>(alpha), a.data(), narrow(lda), b.data(), narrow(ldb),
               *static_cast<const float*>(beta), static_cast<float*>(C), narrow(ldc));
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasDgemmStridedBatched_64(cublasHandle_t handle, cublasOperation_t op_a, cublasOperation_t op_b,
+                                            std::int64_t m, std::int64_t n, std::int64_t k, const double* alpha,
+                                            const double* A, std::int64_t lda, long long stride_a, const double* B,
+                                            std::int64_t ldb, long long stride_b, const double* beta, double* C,
+                                            std::int64_t ldc, long long stride_c, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i)
+    cublasDgemm_64(handle, op_a, op_b, m, n, k, alpha, A + i * stride_a, lda, B + i * stride_b, ldb, beta,
+                   C + i * stride_c, ldc);
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+// Products of 16-bit numbers are exact in fp32; their sum is made in fp32, in the order of the rows.
+cublasStatus_t cublasGemmStridedBatchedEx_64(cublasHandle_t handle, cublasOperation_t op_a, cublasOperation_t op_b,
+                                             std::int64_t m, std::int64_t n, std::int64_t k, const void* alpha,
+                                             const void* A, cudaDataType type_a, std::int64_t lda, long long stride_a,
+                                             const void* B, cudaDataType type_b, std::int64_t ldb, long long stride_b,
+                                             const void* beta, void* C, cudaDataType type_c, std::int64_t ldc,
+                                             long long stride_c, std::int64_t count, cublasComputeType_t compute,
+                                             cublasGemmAlgo_t) {
+  require_ready(handle);
+  if ((type_a != CUDA_R_16F && type_a != CUDA_R_16BF) || type_b != type_a || type_c != CUDA_R_32F ||
+      compute != CUBLAS_COMPUTE_32F)
+    return CUBLAS_STATUS_INVALID_VALUE;
+  if (lda % 8 != 0 || ldb % 8 != 0) fail("16-bit operands whose rows do not start at multiples of 16 bytes");
+  const float scale = *static_cast<const float*>(alpha), keep = *static_cast<const float*>(beta);
+  const auto value = [&](const void* data, std::int64_t at) {
+    const std::uint16_t bits = static_cast<const std::uint16_t*>(data)[at];
+    if (type_a == CUDA_R_16BF) {
+      const std::uint32_t wide = std::uint32_t{bits} << 16;
+      float number;
+      std::memcpy(&number, &wide, sizeof number);
+      return number;
+    }
+    _Float16 half;
+    std::memcpy(&half, &bits, sizeof half);
+    return static_cast<float>(half);
+  };
+  std::vector<float> a(static_cast<std::size_t>(m * k)), b(static_cast<std::size_t>(n * k));
+  for (std::int64_t slice = 0; slice < count; ++slice) {
+    const std::int64_t a0 = slice * stride_a, b0 = slice * stride_b;
+    require_matrix(static_cast<const std::uint16_t*>(A) + a0, op_a == CUBLAS_OP_N ? m : k, op_a == CUBLAS_OP_N ? k : m,
+                   lda, 2);
+    require_matrix(static_cast<const std::uint16_t*>(B) + b0, op_b == CUBLAS_OP_N ? k : n, op_b == CUBLAS_OP_N ? n : k,
+                   ldb, 2);
+    float* c = static_cast<float*>(C) + slice * stride_c;
+    require_matrix(c, m, n, ldc, 4);
+    const cuda_shim::DeviceAccess access;
+    for (std::int64_t l = 0; l < k; ++l) {
+      for (std::int64_t i = 0; i < m; ++i)
+        a[l * m + i] = value(A, a0 + (op_a == CUBLAS_OP_N ? i + l * lda : l + i * lda));
+      for (std::int64_t j = 0; j < n; ++j)
+        b[l * n + j] = value(B, b0 + (op_b == CUBLAS_OP_N ? l + j * ldb : j + l * ldb));
+    }
+    for (std::int64_t j = 0; j < n; ++j)
+      for (std::int64_t i = 0; i < m; ++i) c[i + j * ldc] = keep == 0 ? 0 : keep * c[i + j * ldc];
+    for (std::int64_t l = 0; l < k; ++l)
+      for (std::int64_t j = 0; j < n; ++j)
+        for (std::int64_t i = 0; i < m; ++i) c[i + j * ldc] += scale * a[l * m + i] * b[l * n + j];
+  }
   return CUBLAS_STATUS_SUCCESS;
 }
 

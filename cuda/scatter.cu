@@ -1,0 +1,99 @@
+#include "cuda/device.hpp"
+#include "cuda/scatter.hpp"
+
+namespace ncollapse::cuda {
+namespace {
+
+constexpr int kLargestExponent = 1000;  // so that every power of two below is a normal number, and its inverse
+
+/// A block takes kWarp columns; its warps share the runs, then the shares are added in order.
+__global__ void fold_columns(const double* column_squares, Index runs, Index dim, Index rows, double* squares,
+                             int* exponents) {
+  double* shared = shared_memory<double>();
+  const Index col = static_cast<Index>(blockIdx.x) * kWarp + lane_id();
+  double sum = 0;
+  if (col < dim) {
+    const Index share = warp_in_block();
+    for (Index run = share * runs / kWarps; run < (share + 1) * runs / kWarps; ++run)
+      sum += column_squares[run * dim + col];
+  }
+  shared[threadIdx.x] = sum;
+  __syncthreads();
+  if (warp_in_block() != 0 || col >= dim) return;
+  double total = 0;
+  for (int share = 0; share < kWarps; ++share) total += shared[share * kWarp + lane_id()];
+  squares[col] = total;
+  const double rms = sqrt(total / static_cast<double>(rows));
+  const int exponent = rms > 0 && rms < HUGE_VAL ? ilogb(rms) : 0;
+  exponents[col] = max(-kLargestExponent, min(exponent, kLargestExponent));
+}
+
+/// 2^log2 lanes share a row.
+template <class T>
+__global__ void write_half(Rows<T> x, Buckets b, int log2, Index first, Index count, const double* shifts,
+                           const double* scale, const int* exponents, Index padded, Half* z) {
+  const Index lanes = Index{1} << log2, lane = thread_id() & (lanes - 1);
+  for (Index i = thread_id() >> log2; i < count; i += thread_count() >> log2) {
+    const Index k = b.keys[first + i];
+    const T* row = x.row(b.rows[first + i]);
+    const double factor = scale ? scale[k] : 1;
+    for (Index col = lane * kPacket<T>; col < padded; col += lanes * kPacket<T>) {
+      const Packet<T> packet = read_once(x, row, col);
+      for (int v = 0; v < kPacket<T>; ++v) {
+        if (col + v >= padded) continue;
+        double value = 0;
+        if (col + v < x.cols)
+          value =
+              factor * (to_double(packet.value[v]) - shifts[k * x.cols + col + v]) * power_of_two(-exponents[col + v]);
+        z[i * padded + col + v] = to_half(static_cast<float>(value));
+      }
+    }
+  }
+}
+
+template <class P>
+__global__ void promote(const P* partial, Index slices, Index dim, Index padded, const int* exponents,
+                        const double* squares, const BatchRecord* record, double* T) {
+  if (record->shut) return;
+  for (Index at = thread_id(); at < dim * dim; at += thread_count()) {
+    const Index i = at / dim, j = at % dim;
+    if (j > i) continue;
+    if (squares && i == j) {
+      T[at] += squares[i];
+      continue;
+    }
+    double sum = 0;
+    for (Index s = 0; s < slices; ++s) sum += static_cast<double>(partial[(s * padded + i) * padded + j]);
+    T[at] += exponents ? sum * power_of_two(exponents[i]) * power_of_two(exponents[j]) : sum;
+  }
+}
+
+}  // namespace
+
+void launch_fold_columns(cudaStream_t stream, const double* column_squares, Index runs, Index dim, Index rows,
+                         double* squares, int* exponents) {
+  launch(stream, {(dim + kWarp - 1) / kWarp, 1, kBlock * static_cast<Index>(sizeof(double))}, fold_columns,
+         column_squares, runs, dim, rows, squares, exponents);
+}
+
+void launch_write_half(cudaStream_t stream, const FeatureBlock& features, const Buckets& buckets, Index first,
+                       Index count, const double* shifts, const double* scale, const int* exponents, Index padded,
+                       Half* z) {
+  with_element(features.dtype, [&]<class T>(T) {
+    const int log2 = lanes_log2<T>(padded);
+    launch(stream, {blocks_for(count << log2)}, write_half<T>, rows_of<T>(features), buckets, log2, first, count,
+           shifts, scale, exponents, padded, z);
+  });
+}
+
+template <class P>
+void launch_promote(cudaStream_t stream, const P* partial, Index slices, Index dim, Index padded, const int* exponents,
+                    const double* squares, const BatchRecord* record, double* T) {
+  launch(stream, {blocks_for(dim * dim)}, promote<P>, partial, slices, dim, padded, exponents, squares, record, T);
+}
+template void launch_promote(cudaStream_t, const float*, Index, Index, Index, const int*, const double*,
+                             const BatchRecord*, double*);
+template void launch_promote(cudaStream_t, const double*, Index, Index, Index, const int*, const double*,
+                             const BatchRecord*, double*);
+
+}  // namespace ncollapse::cuda

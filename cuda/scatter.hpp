@@ -1,0 +1,54 @@
+// T += Z^T Z for a chunk of centred rows, two ways of precision.
+//
+// exact. Z in double. d > kWideDim: one DSYRK, half the operations of a full product. d <= kWideDim: a triangle of so
+// few output tiles leaves most of a GPU idle, so the rows are cut into slices whose full products are one batched DGEMM
+// (tiles x slices keep it busy), and `promote` adds the slices' results in order.
+//
+// fast. Z in fp16, column j scaled by 2^-e_j with e_j = floor(log2(rms of the chunk's column)). The rms is exact, it
+// comes from the column's sum of squares c_j, which is kept in double anyway. |z_ij| <= sqrt(c_j) and a chunk has at
+// most 2^18 rows, so that scaled values are at most 2 * 2^9: overflow is impossible, and values far below the rms,
+// which lose digits as subnormals (2^-25 absolute), are of no weight. Products accumulate in fp32 over slices of at
+// most 4096 rows, because tensor cores truncate: the bias grows with the length of the chain (-5e-9 a row). promote
+// adds the slices in double, in order, scaled back, and puts c_j on the diagonal, which so is exact. Only panels of
+// columns on or below the diagonal are multiplied. No TF32 is involved: operands are fp16, see Queue's self-test for
+// the accumulation. Error of T_ij, relative to sqrt(T_ii T_jj): kFastError (host/moments.hpp).
+#pragma once
+
+#include "cuda/class_sums.hpp"
+
+namespace ncollapse::cuda {
+
+inline constexpr Index kWideDim = 1024;
+inline constexpr Index kHalfPadding = 64;  ///< columns of fp16 rows are padded with zeros to a multiple of it
+
+/// How a block's rows are taken through Z. Sizes depend on the shape and the limits only.
+struct ScatterPlan {
+  bool fast;
+  Index dim;
+  Index padded;      ///< columns of Z and of partial products
+  Index slice_rows;  ///< of a product
+  Index slices;      ///< of a chunk, at most; 0: one DSYRK for the chunk
+  Index runs_per_chunk;
+
+  Index chunk_rows(const SumPlan& sums) const { return std::min(runs_per_chunk * sums.run, sums.rows); }
+  Index z_bytes(const SumPlan& sums) const { return chunk_rows(sums) * padded * (fast ? 2 : 8); }
+  Index partial_bytes() const { return slices * padded * padded * (fast ? 4 : 8); }
+};
+
+/// Column sums of squares of a chunk, from those of its runs, and e_j.
+/// column_squares [runs x d], squares [d], exponents [d].
+void launch_fold_columns(cudaStream_t stream, const double* column_squares, Index runs, Index dim, Index rows,
+                         double* squares, int* exponents);
+
+/// z [positions x padded], fp16: sqrt(a_k) (x - r_k) 2^-e_j of the sorted positions first .. first + count - 1.
+void launch_write_half(cudaStream_t stream, const FeatureBlock& features, const Buckets& buckets, Index first,
+                       Index count, const double* shifts, const double* scale, const int* exponents, Index padded,
+                       Half* z);
+
+/// T_ij += 2^(e_i + e_j) sum_s partial_s,ij for j <= i, s in order; not where the gate is shut. partial [slices x
+/// padded x padded] float or double. Exact: exponents and squares are null; else T_ii += squares_i instead.
+template <class P>
+void launch_promote(cudaStream_t stream, const P* partial, Index slices, Index dim, Index padded, const int* exponents,
+                    const double* squares, const BatchRecord* record, double* T);
+
+}  // namespace ncollapse::cuda

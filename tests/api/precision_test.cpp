@@ -1,0 +1,132 @@
+// Precision::fast: how far it is off, that it says so, and that the rest of the library knows.
+#include <cmath>
+#include <filesystem>
+
+#include "tests/api/support.hpp"
+
+namespace ncollapse_test {
+namespace {
+
+using ncollapse::Precision;
+
+class FastPrecision : public OnDevice {
+ protected:
+  Accumulator accumulator(const Samples& samples, Precision precision) const {
+    AccumulatorOptions options = options_for(samples);
+    options.precision = precision;
+    return Accumulator(context(), options);
+  }
+  Accumulator accumulate(const Samples& samples, Precision precision, Index batch_rows = 0,
+                         Dtype dtype = Dtype::f64) const {
+    Accumulator moments = accumulator(samples, precision);
+    add_samples(moments, samples, batch_rows, dtype);
+    return moments;
+  }
+};
+NCOLLAPSE_ON_EVERY_DEVICE(FastPrecision);
+
+Samples collapsed(double deviation, unsigned seed = 51) {
+  return rounded(make_samples({{2000, 976, 482, 238, 118, 58, 29, 14, 7, 1}, 24, {deviation}, 1.0, 0.0, seed}),
+                 Dtype::f32);
+}
+
+/// |S - S_exact|_F <= scatter_error tr S, and the diagonal is exact.
+void expect_within_bound(const ClassMoments& fast, const ClassMoments& exact) {
+  const auto got = fast.within_scatter(), want = exact.within_scatter();
+  const Index d = fast.dim();
+  double error = 0, trace = 0;
+  for (Index i = 0; i < d; ++i)
+    for (Index j = 0; j < d; ++j) {
+      const double gap = got[at(i * d + j)] - want[at(i * d + j)];
+      error += gap * gap;
+      if (i != j) continue;
+      trace += want[at(i * d + i)];
+      expect_close(got[at(i * d + i)], want[at(i * d + i)], 1e-11, 0);
+    }
+  EXPECT_GT(fast.scatter_error(), 0);
+  EXPECT_LT(fast.scatter_error(), 0.02);  // 2^-10 and a bit, times tr T / tr S
+  EXPECT_LE(std::sqrt(error), fast.scatter_error() * trace);
+  EXPECT_GT(error, 0);  // else it would not be the fast one
+}
+
+TEST_P(FastPrecision, AtRatio1em8NC1IsGoodToFiveDigits) {
+  Problem problem;
+  problem.train = collapsed(1e-4);
+  const Truth truth(problem);
+  for (const Index batch_rows : {0, 777}) {
+    const Report report = measure(accumulate(problem.train, Precision::fast, batch_rows, Dtype::f32).finish());
+    expect_sound(report);
+    const auto want = truth.metrics(Convention::zhu);
+    for (const std::string key : {"nc1_pinv", "nc1_pinv_sum"})
+      expect_close(report.find(key).value_or(NAN), want.at(key), 5e-5, 0, key);
+    for (const std::string key : {"nc1_trace_ratio", "nc1_within_frac", "nc1_cdnv"})
+      expect_close(report.find(key).value_or(NAN), want.at(key), kRounding, 0, key);
+    EXPECT_FALSE(report.find("nc1_vci"));
+    EXPECT_EQ(report.status.at("nc1_vci").code, "skipped");
+    EXPECT_EQ(report.precision, Precision::fast);
+    EXPECT_NE(to_json(report).find("\"scatter\": \"fast\""), std::string::npos);
+    EXPECT_NE(to_table(report).find("precision   fast"), std::string::npos);
+  }
+}
+
+TEST_P(FastPrecision, TheScatterKeepsItsBound) {
+  for (const double deviation : {1e-4, 1.0})
+    for (const Index batch_rows : {0, 100}) {
+      const Samples samples = collapsed(deviation);
+      const auto exact = accumulate(samples, Precision::exact).finish();
+      EXPECT_EQ(exact.scatter_error(), 0);
+      expect_within_bound(accumulate(samples, Precision::fast, batch_rows).finish(), exact);
+    }
+}
+
+TEST_P(FastPrecision, WhereNothingVariesThereIsNoError) {
+  const Samples samples = collapsed(0);
+  const auto moments = accumulate(samples, Precision::fast).finish();
+  EXPECT_EQ(moments.scatter_error(), 0);
+  for (const double value : moments.within_scatter()) EXPECT_EQ(value, 0);
+}
+
+TEST_P(FastPrecision, MeansAndVariancesAreThoseOfExact) {
+  const Samples samples = collapsed(1e-3);
+  const auto fast = accumulate(samples, Precision::fast).finish(),
+             exact = accumulate(samples, Precision::exact).finish();
+  EXPECT_EQ(fast.means(), exact.means());
+  EXPECT_EQ(fast.within_variances(), exact.within_variances());
+}
+
+TEST_P(FastPrecision, StateFilesRemember) {
+  const Samples samples = collapsed(1e-2);
+  const auto file = std::filesystem::path(testing::TempDir()) / ("fast-" + GetParam() + ".nc");
+  const Accumulator moments = accumulate(samples, Precision::fast);
+  moments.save(file);
+  const Accumulator loaded = Accumulator::load(context(), file);
+  EXPECT_EQ(loaded.options().precision, Precision::fast);
+  EXPECT_EQ(loaded.finish().scatter_error(), moments.finish().scatter_error());
+  expect_same_bits(loaded.finish(), moments.finish());
+  std::filesystem::remove(file);
+}
+
+TEST_P(FastPrecision, AMergedStateHasTheLowerPrecisionAndKeepsItsBound) {
+  const Samples first = collapsed(1e-2, 52), second = collapsed(1e-2, 53), third = collapsed(1e-2, 54);
+  Accumulator exact = accumulate(first, Precision::exact);
+  exact.merge(accumulate(second, Precision::exact));
+  add_samples(exact, third);
+  for (const auto& [left, right] : {std::pair{Precision::exact, Precision::fast},
+                                    {Precision::fast, Precision::exact},
+                                    {Precision::fast, Precision::fast}}) {
+    Accumulator sum = accumulate(first, left);
+    sum.merge(accumulate(second, right));
+    EXPECT_EQ(sum.options().precision, Precision::fast);
+    add_samples(sum, third);
+    expect_within_bound(sum.finish(), exact.finish());
+  }
+}
+
+TEST(Precisions, HaveNames) {
+  EXPECT_EQ(to_string(Precision::exact), "exact");
+  EXPECT_EQ(ncollapse::parse_precision("fast"), Precision::fast);
+  EXPECT_THROW(ncollapse::parse_precision("tf32"), ncollapse::UsageError);
+}
+
+}  // namespace
+}  // namespace ncollapse_test

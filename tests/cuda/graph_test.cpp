@@ -1,0 +1,101 @@
+// Accumulator::add in a captured CUDA graph, through the public API. Needs a GPU.
+#include <cuda_runtime.h>
+#include <gtest/gtest.h>
+
+#include <memory>
+
+#include "cuda/check.hpp"
+#include "ncollapse/accumulator.hpp"
+#include "ncollapse/error.hpp"
+#include "tests/cuda/samples.hpp"
+
+namespace ncollapse::test {
+namespace {
+
+using cuda::check;
+
+class GraphTest : public testing::TestWithParam<Precision> {
+ protected:
+  static constexpr Index kRows = 5000, kClasses = 10, kDim = 48;
+
+  void SetUp() override {
+    std::string reason;
+    const auto devices = cuda_devices(&reason);
+    if (devices.empty()) GTEST_SKIP() << "cuda: " << reason;
+    device_ = devices.front().device;
+    check(cudaSetDevice(device_.index));
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+    context_ = std::make_unique<Context>(device_, ContextOptions{.cuda_stream = stream_});
+    labels_ = make_labels(Classes::uniform, kRows, kClasses, 1);
+    fill(x_, labels_, 0.1, 1);
+    upload();
+  }
+  void TearDown() override {
+    if (!context_) return;
+    keep_x_.reset();
+    keep_y_.reset();
+    context_.reset();
+    check(cudaStreamDestroy(stream_));
+  }
+
+  Accumulator accumulator() const {
+    return Accumulator(*context_, {.classes = kClasses, .dim = kDim, .precision = GetParam()});
+  }
+  /// The same device memory again, so that a captured graph sees it.
+  void upload() {
+    Backend& backend = *context_->backend();
+    const Labels y(LabelType::i64, labels_);
+    if (!keep_x_) {
+      view_x_ = x_.device(backend, keep_x_);
+      view_y_ = y.device(backend, keep_y_);
+      return;
+    }
+    backend.upload(keep_x_.get(), x_.host().data, kRows * kDim * 4);
+  }
+
+  Device device_;
+  cudaStream_t stream_ = nullptr;
+  std::unique_ptr<Context> context_;
+  std::vector<Index> labels_;
+  Samples x_{Dtype::f32, kRows, kDim};
+  std::shared_ptr<void> keep_x_, keep_y_;
+  MatrixView view_x_;
+  LabelView view_y_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Precisions, GraphTest, testing::Values(Precision::exact, Precision::fast),
+                         [](const auto& name) { return std::string(to_string(name.param)); });
+
+TEST_P(GraphTest, ReplaysAddTheBatchAgainAndReportFaults) {
+  Accumulator captured = accumulator(), plain = accumulator();
+  captured.add(view_x_, view_y_);  // warm
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t replay = nullptr;
+  check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+  captured.add(view_x_, view_y_);
+  check(cudaStreamEndCapture(stream_, &graph));
+  check(cudaGraphInstantiate(&replay, graph, 0));
+  EXPECT_EQ(captured.samples(), kRows);  // a capture does nothing yet
+  for (int i = 0; i < 3; ++i) check(cudaGraphLaunch(replay, stream_));
+  for (int i = 0; i < 4; ++i) plain.add(view_x_, view_y_);
+  EXPECT_EQ(captured.samples(), 4 * kRows);
+  EXPECT_EQ(captured.finish().means(), plain.finish().means());
+  EXPECT_EQ(captured.finish().within_scatter(), plain.finish().within_scatter());
+
+  x_.set(17, 3, std::numeric_limits<double>::quiet_NaN());
+  upload();
+  check(cudaGraphLaunch(replay, stream_));
+  check(cudaGraphLaunch(replay, stream_));
+  try {
+    captured.check();
+    ADD_FAILURE() << "a NaN was not reported";
+  } catch (const DataError& error) {
+    EXPECT_EQ(error.row(), 4 * kRows + 17) << error.what();
+  }
+  EXPECT_EQ(captured.finish().within_scatter(), plain.finish().within_scatter());
+  check(cudaGraphExecDestroy(replay));
+  check(cudaGraphDestroy(graph));
+}
+
+}  // namespace
+}  // namespace ncollapse::test

@@ -1,0 +1,222 @@
+// What Accumulator::add promises on a GPU, on the host stand-in, which counts allocations and waits: nothing of either
+// per batch, batches that can be captured, and faults that are found late but lose and spoil nothing.
+#include <gtest/gtest.h>
+
+#include "cuda/backend.hpp"
+#include "ncollapse/error.hpp"
+#include "tests/cuda/samples.hpp"
+
+namespace ncollapse::test {
+namespace {
+
+constexpr Index kClasses = 5, kDim = 9;
+
+class StreamOrderTest : public testing::Test {
+ protected:
+  ~StreamOrderTest() override {
+    cuda_shim::set_capturing(false);
+    cuda_shim::set_slow(false);
+    cuda_shim::check_guards();
+  }
+
+  MomentState new_state(Precision precision = Precision::exact) {
+    MomentState state;
+    state.classes = kClasses;
+    state.dim = kDim;
+    state.precision = precision;
+    state.counts = backend_.index_array(kClasses, 1);
+    state.shifts = backend_.matrix(kClasses, kDim);
+    state.sums = backend_.matrix(kClasses, kDim);
+    state.square_sums = backend_.matrix(kClasses, 1);
+    state.scatter = backend_.matrix(kDim, kDim);
+    return state;
+  }
+  std::vector<double> image(const MomentState& state) {
+    std::vector<double> all;
+    for (const Index count : backend_.to_host(state.counts)) all.push_back(static_cast<double>(count));
+    for (const Matrix* matrix : {&state.shifts, &state.sums, &state.square_sums, &state.scatter})
+      for (const double value : backend_.to_host(*matrix)) all.push_back(value);
+    return all;
+  }
+
+  cuda::CudaBackend backend_{0, {}};
+};
+
+/// A batch in host and in device memory. Classes from `first_class` on.
+struct OneBatch {
+  OneBatch(Backend& backend, Index rows, unsigned seed, Index first_class = 0)
+      : labels(make_labels(Classes::uniform, rows, kClasses - first_class, seed)), x(Dtype::f32, rows, kDim) {
+    for (Index& label : labels) label += first_class;
+    fill(x, labels, 0.1, seed);
+    refresh(backend);
+  }
+  void refresh(Backend& backend) {
+    y = std::make_unique<Labels>(LabelType::i64, labels);
+    device_x = x.device(backend, keep_x);
+    device_y = y->device(backend, keep_y);
+  }
+
+  std::vector<Index> labels;
+  Samples x;
+  std::unique_ptr<Labels> y;
+  std::shared_ptr<void> keep_x, keep_y;
+  MatrixView device_x;
+  LabelView device_y;
+};
+
+void expect_no_calls(const cuda_shim::Calls& before) {
+  const auto& now = cuda_shim::calls();
+  EXPECT_EQ(now.allocations, before.allocations);
+  EXPECT_EQ(now.waits, before.waits);
+  EXPECT_EQ(now.pageable_copies, before.pageable_copies);
+  EXPECT_GT(now.launches, before.launches);
+}
+
+TEST_F(StreamOrderTest, AfterTheFirstBatchNothingIsAllocatedAndNothingWaits) {
+  for (const Index rows : {7, 400})  // checked in a reading of their own; watched while they are added
+    for (const auto precision : {Precision::exact, Precision::fast}) {
+      const OneBatch batch(backend_, rows, 1);
+      MomentState on_device = new_state(precision), from_host = new_state(precision);
+      for (int i = 0; i < 3; ++i) {  // host batches take two buffers in turn
+        ASSERT_FALSE(backend_.add_batch(on_device, batch.device_x, batch.device_y).any());
+        ASSERT_FALSE(backend_.add_batch(from_host, batch.x.host(), batch.y->host()).any());
+      }
+      const cuda_shim::Calls before = cuda_shim::calls();
+      for (const bool slow : {false, true}) {
+        cuda_shim::set_slow(slow);
+        for (int i = 0; i < 5; ++i) ASSERT_FALSE(backend_.add_batch(on_device, batch.device_x, batch.device_y).any());
+      }
+      cuda_shim::set_slow(false);
+      for (int i = 0; i < 10; ++i) ASSERT_FALSE(backend_.add_batch(from_host, batch.x.host(), batch.y->host()).any());
+      expect_no_calls(before);
+      EXPECT_EQ(image(on_device), image(from_host));
+      EXPECT_EQ(image(on_device)[0], 13 * std::count(batch.labels.begin(), batch.labels.end(), 0));
+    }
+}
+
+TEST_F(StreamOrderTest, AHostBatchWaitsOnlyForPiecesStillBeingCopied) {
+  const OneBatch batch(backend_, 50, 2);
+  MomentState state = new_state();
+  for (int i = 0; i < 3; ++i) backend_.add_batch(state, batch.x.host(), batch.y->host());
+  cuda_shim::set_slow(true);
+  const auto before = cuda_shim::calls().waits;
+  backend_.add_batch(state, batch.x.host(), batch.y->host());
+  EXPECT_LE(cuda_shim::calls().waits - before, 2u);  // one piece for the features, one for the labels
+}
+
+TEST_F(StreamOrderTest, PinnedCallerMemoryIsCopiedDirectly) {
+  const OneBatch batch(backend_, 50, 3);
+  const MatrixView view = batch.x.host();
+  const Index bytes = view.rows * view.row_stride() * 4;
+  const cuda::Pinned<unsigned char> pinned(bytes);
+  std::memcpy(pinned.get(), view.data, static_cast<std::size_t>(bytes));
+  MatrixView from_pinned = view;
+  from_pinned.data = pinned.get();
+  MomentState one = new_state(), other = new_state();
+  backend_.add_batch(one, view, batch.y->host());
+  backend_.add_batch(other, from_pinned, batch.y->host());
+  EXPECT_EQ(image(one), image(other));
+}
+
+TEST_F(StreamOrderTest, ABatchOfAKnownShapeCanBeCaptured) {
+  for (const auto precision : {Precision::exact, Precision::fast}) {
+    const OneBatch batch(backend_, 60, 4), larger(backend_, 90, 5);
+    MomentState state = new_state(precision), fresh = new_state(precision), plain = new_state(precision);
+    backend_.add_batch(state, batch.device_x, batch.device_y);
+    cuda_shim::set_capturing(true);
+    EXPECT_FALSE(backend_.add_batch(state, batch.device_x, batch.device_y).any());
+    EXPECT_THROW(backend_.add_batch(fresh, batch.device_x, batch.device_y), UsageError);
+    EXPECT_THROW(backend_.add_batch(state, larger.device_x, larger.device_y), UsageError);
+    EXPECT_THROW(backend_.add_batch(state, batch.x.host(), batch.device_y), UsageError);
+    EXPECT_THROW(backend_.add_batch(state, batch.device_x, batch.y->host()), UsageError);
+    cuda_shim::set_capturing(false);
+    const auto live = cuda_shim::live_allocations();
+    backend_.add_batch(state, larger.device_x, larger.device_y);
+    EXPECT_GT(cuda_shim::live_allocations(), live);  // what was captured keeps its scratch
+    for (const OneBatch* each : {&batch, &batch, &larger}) backend_.add_batch(plain, each->device_x, each->device_y);
+    EXPECT_EQ(image(state), image(plain));
+  }
+}
+
+TEST_F(StreamOrderTest, AFaultFoundLateLosesAndSpoilsNothing) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  for (const Index rows : {7, 400})
+    for (const bool bad_label : {false, true})
+      for (const bool on_device : {false, true}) {
+        SCOPED_TRACE(testing::Message() << rows << " rows, " << bad_label << on_device);
+        // Class 0 comes with the bad batch only.
+        OneBatch good(backend_, rows, 6, 1), bad(backend_, rows, 7);
+        if (bad_label)
+          bad.labels[4] = kClasses;
+        else
+          for (const Index row : {2, 5}) bad.x.set(row, 3, nan);
+        bad.labels[2] = 0;
+        bad.refresh(backend_);
+        MomentState state = new_state();
+        const auto give = [&](const OneBatch& batch) {
+          return on_device ? backend_.add_batch(state, batch.device_x, batch.device_y)
+                           : backend_.add_batch(state, batch.x.host(), batch.y->host());
+        };
+        ASSERT_FALSE(give(good).any());
+        ASSERT_FALSE(give(good).any());
+        const auto before = image(state);
+        cuda_shim::set_slow(true);
+        for (const OneBatch* batch : {&bad, &good, &bad, &good}) ASSERT_FALSE(give(*batch).any());
+        EXPECT_EQ(image(state), before);
+        cuda_shim::set_slow(false);
+        BatchFaults faults = give(good);  // at the latest the second time: one copy of the record may be older
+        if (!faults.any()) faults = give(good);
+        ASSERT_TRUE(faults.any());
+        EXPECT_EQ(faults.batch, 2);
+        EXPECT_EQ(faults.rows, rows);
+        EXPECT_EQ(faults.bad_labels, bad_label ? 1 : 0);
+        EXPECT_EQ(faults.nonfinite, bad_label ? 0 : 2);
+        EXPECT_EQ(bad_label ? faults.bad_label_row : faults.nonfinite_row, bad_label ? 4 : 2);
+        EXPECT_EQ(image(state), before);
+
+        // From here on batches are taken again, and the next fault is another one.
+        ASSERT_FALSE(give(good).any());
+        ASSERT_FALSE(backend_.pending_faults(state).any());
+        MomentState three = new_state();
+        for (int i = 0; i < 3; ++i) backend_.add_batch(three, good.device_x, good.device_y);
+        EXPECT_EQ(image(state), image(three));
+        ASSERT_FALSE(give(bad).any());
+        faults = backend_.pending_faults(state);
+        EXPECT_EQ(faults.batch, 3);
+        EXPECT_FALSE(backend_.pending_faults(state).any());
+        EXPECT_EQ(image(state), image(three));
+      }
+}
+
+// Their squares are infinite in double, but they are numbers.
+TEST_F(StreamOrderTest, HugeFeaturesAreNoFaults) {
+  Samples x(Dtype::f64, 400, kDim);
+  std::vector<Index> labels(400, 1);
+  fill(x, labels, 0.1, 8);
+  x.set(7, 2, 1e300);
+  MomentState state = new_state();
+  EXPECT_FALSE(backend_.add_batch(state, x.host(), Labels(LabelType::i64, labels).host()).any());
+  EXPECT_FALSE(backend_.pending_faults(state).any());
+  EXPECT_EQ(backend_.to_host(state.counts)[1], 400);
+}
+
+TEST_F(StreamOrderTest, AStateMayOutliveItsBackend) {
+  const auto before = cuda_shim::live_allocations();
+  {
+    MomentState state;
+    {
+      cuda::CudaBackend backend(0, {});
+      const OneBatch batch(backend, 30, 9);
+      state.classes = kClasses;
+      state.dim = kDim;
+      state.counts = backend.index_array(kClasses, 1);
+      state.shifts = backend.matrix(kClasses, kDim);
+      state.sums = backend.matrix(kClasses, kDim);
+      backend.add_batch(state, batch.device_x, batch.device_y);
+    }
+  }
+  EXPECT_EQ(cuda_shim::live_allocations(), before);
+}
+
+}  // namespace
+}  // namespace ncollapse::test
