@@ -83,7 +83,9 @@ DecisionCounts Analysis::count_decisions(const ClassMoments& moments, const Clas
   exchange_.together("preparing decisions", [&] { counter.emplace(moments, classifier); });
   pass(data, name, [&](const MatrixView& features, const LabelView& labels) { counter->add(features, labels); });
   counter->reduce(ranks_);
-  return counter->finish();
+  DecisionCounts counts;
+  exchange_.together("reading out the decisions", [&] { counts = counter->finish(); });
+  return counts;
 }
 
 void Analysis::open() {
@@ -164,7 +166,9 @@ std::optional<Report> Analysis::run() {
     const auto reduction = Clock::now();
     accumulator->reduce(ranks_);
     if (ranks_.size() > 1) timing_.emplace_back(name + "_reduce_s", seconds_since(reduction));
-    return accumulator->finish();
+    std::optional<ClassMoments> moments;
+    exchange_.together("reading out the moments", [&] { moments.emplace(accumulator->finish()); });
+    return *moments;
   };
   const ClassMoments moments = moments_of(*train_, options, "moments");
   const DecisionCounts train_counts = count_decisions(moments, classifier, *train_, "decisions");

@@ -30,6 +30,8 @@ class MpiRun : public testing::Test {
                              "OMPI_MCA_rmaps_base_oversubscribe", "OMPI_MCA_mpi_yield_when_idle"})
       setenv(name, "1", 1);
     setenv("OMPI_MCA_hwloc_base_binding_policy", "none", 1);
+    setenv("OMPI_MCA_pml", "ob1", 1);  // looking for UCX's networks takes longer than the runs
+    setenv("OMPI_MCA_osc", "^ucx", 1);
     setenv("OPENBLAS_NUM_THREADS", "1", 1);  // whose threads take address space
   }
 
