@@ -224,7 +224,7 @@ class Suite {
   Measurement measure_one(const Case& from, std::string_view operation);
 
   // Each fills in what only it knows.
-  void add(Measurement& m, const Instance& data, Statistics statistics);
+  void add(Measurement& m, const Instance& data, const AccumulatorOptions& how);
   void decide(Measurement& m, const Instance& data);
   void pairs(Measurement& m, const Instance& data);
   void eigen(Measurement& m, const Instance& data);
@@ -261,9 +261,12 @@ class Suite {
     return cuda_ ? floors_.best(type) : floors_.of_shape(type, gram, m, n, k);
   }
   Index batch_rows(const Shape& shape) const {
-    constexpr Index kHost = Index{64} << 20, kDevice = Index{2} << 30;
     if (shape.batch_rows > 0) return shape.batch_rows;
-    return std::max<Index>((cuda_ && !shape.on_host ? kDevice : kHost) / shape.row_bytes(), 1);
+    const auto rows_in = [&](Index mebibytes) { return std::max<Index>((mebibytes << 20) / shape.row_bytes(), 1); };
+    if (cuda_) return rows_in(shape.on_host ? 64 : 2048);
+    // A batch is read twice, once to check it: the second time it is still in the cache. With many classes the state is
+    // more than a batch, and four rows of a class are to share its way there and back.
+    return std::max(rows_in(8), std::min(4 * shape.classes, rows_in(64)));
   }
   /// Rows first .. first + shape.samples - 1 of the placed data, in batches.
   template <class Consumer>
@@ -278,11 +281,14 @@ class Suite {
   static Index window(const Instance& data, const Shape& shape, Index i) {
     return i % (data.samples.shape().samples / shape.samples) * shape.samples;
   }
-  Accumulator accumulator(const Shape& shape, Statistics statistics) const {
-    return Accumulator(context_, {.classes = shape.classes, .dim = shape.dim, .statistics = statistics});
+  /// `how`: all but the sizes.
+  Accumulator accumulator(const Shape& shape, AccumulatorOptions how) const {
+    how.classes = shape.classes;
+    how.dim = shape.dim;
+    return Accumulator(context_, how);
   }
-  ClassMoments moments(const Instance& data, const Shape& shape, Statistics statistics) const {
-    Accumulator sums = accumulator(shape, statistics);
+  ClassMoments moments(const Instance& data, const Shape& shape, const AccumulatorOptions& how) const {
+    Accumulator sums = accumulator(shape, how);
     pass(sums, data, shape, 0);
     return sums.finish();
   }
@@ -387,16 +393,16 @@ const Instance& Suite::instance(const Shape& shape) {
 
 // ------------------------------------------------------------------------------------------------ operations
 
-void Suite::add(Measurement& m, const Instance& data, Statistics statistics) {
+void Suite::add(Measurement& m, const Instance& data, const AccumulatorOptions& how) {
   const Shape& shape = m.shape;
-  const bool full = statistics == Statistics::full;
+  const bool full = how.statistics == Statistics::full;
   {
-    Accumulator sums = accumulator(shape, statistics);
+    Accumulator sums = accumulator(shape, how);
     time(m, [&](Index i) { pass(sums, data, shape, window(data, shape, i)); });
   }
-  ClassMoments result = moments(data, shape, statistics);
+  ClassMoments result = moments(data, shape, how);
   hash(m, [&] {
-    result = moments(data, shape, statistics);
+    result = moments(data, shape, how);
     Hash bits;
     bits.add(result.counts());
     bits.add(result.means());
@@ -426,7 +432,7 @@ void Suite::add(Measurement& m, const Instance& data, Statistics statistics) {
 void Suite::decide(Measurement& m, const Instance& data) {
   constexpr double kCheckedProducts = 5e7;
   const Shape& shape = m.shape;
-  const ClassMoments centres = moments(data, whole(data, shape), Statistics::means);
+  const ClassMoments centres = moments(data, whole(data, shape), {.statistics = Statistics::means});
   const Classifier head = data.head();
   {
     DecisionCounter counter(centres, &head);
@@ -571,7 +577,7 @@ double flop_of_measure(double classes, double dim) {
 void Suite::finish_and_measure(Measurement& m, const Instance& data) {
   const Shape& shape = m.shape;
   const Classifier head = data.head();
-  Accumulator sums = accumulator(shape, Statistics::full);
+  Accumulator sums = accumulator(shape, {.statistics = Statistics::full});
   pass(sums, data, shape, 0);
   Report report;
   const auto once = [&] { report = ncollapse::measure(sums.finish(), {.classifier = &head}); };
@@ -583,7 +589,7 @@ void Suite::finish_and_measure(Measurement& m, const Instance& data) {
     return bits.value();
   });
   const Shape checked = few_rows(shape);
-  Accumulator fewer = accumulator(checked, Statistics::full);
+  Accumulator fewer = accumulator(checked, {.statistics = Statistics::full});
   pass(fewer, data, checked, 0);
   set_report_error(m, data, checked, ncollapse::measure(fewer.finish(), {.classifier = &head}));
   m.by_rows = false;
@@ -596,7 +602,7 @@ void Suite::end_to_end(Measurement& m, const Instance& data) {
   const Classifier head = data.head();
   Report report;
   const auto once = [&](const Shape& part, Index first) {
-    Accumulator sums = accumulator(part, Statistics::full);
+    Accumulator sums = accumulator(part, {.statistics = Statistics::full});
     pass(sums, data, part, first);
     const ClassMoments found = sums.finish();
     DecisionCounter counter(found, &head);
@@ -642,7 +648,7 @@ void Suite::end_to_end(Measurement& m, const Instance& data) {
 
 void Suite::add_overhead(Measurement& m, const Instance& data) {
   const Shape& shape = m.shape;
-  Accumulator sums = accumulator(shape, Statistics::full);
+  Accumulator sums = accumulator(shape, {.statistics = Statistics::full});
   // The time of the host, not of the device: nothing is waited for but by add itself.
   constexpr Index kWarmUp = 10, kLeast = 20, kMost = 2000;
   std::vector<double> times;
@@ -658,10 +664,10 @@ void Suite::add_overhead(Measurement& m, const Instance& data) {
   m.seconds = times[times.size() / 2];
   m.fastest = times.front();
   m.slowest = times.back();
-  const ClassMoments result = moments(data, shape, Statistics::full);
+  const ClassMoments result = moments(data, shape, {.statistics = Statistics::full});
   hash(m, [&] {
     Hash bits;
-    bits.add(moments(data, shape, Statistics::full).within_scatter());
+    bits.add(moments(data, shape, {.statistics = Statistics::full}).within_scatter());
     return bits.value();
   });
   m.error = error_of_sums(data.samples, shape.samples, result);
@@ -678,8 +684,8 @@ Measurement Suite::measure_one(const Case& from, std::string_view operation) {
   m.operation = operation;
   m.shape = fit(from, operation);
   const Instance& data = instance(m.shape);
-  if (operation == "sums") add(m, data, Statistics::traces);
-  if (operation == "scatter") add(m, data, Statistics::full);
+  if (operation == "sums") add(m, data, {.statistics = Statistics::traces});
+  if (operation == "scatter") add(m, data, {.statistics = Statistics::full});
   if (operation == "decisions") decide(m, data);
   if (operation == "pairs") pairs(m, data);
   if (operation == "eigen") eigen(m, data);
