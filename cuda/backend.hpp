@@ -49,7 +49,7 @@ class CudaBackend final : public Backend {
   Workspace& workspace(MomentState& state);
   void add_block(MomentState& state, const Batch& batch, Index first_row, bool watch, Workspace& space);
   std::shared_ptr<Prepared> prepare(const DecisionState& state);
-  void decide(DecisionState& state, const Prepared& prepared, const FeatureBlock& features, const LabelBlock& labels,
+  void decide(DecisionState& state, Prepared& prepared, const FeatureBlock& features, const LabelBlock& labels,
               const DecideBuffers& buffers);
 
   std::shared_ptr<Queue> queue_;  ///< shared with every array, so that memory may outlive the backend

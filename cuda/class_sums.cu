@@ -42,20 +42,25 @@ __device__ void report_nonfinite(const Rows<T>& x, const Buckets& b, Index first
   atomicMin(&target.record->first_nonfinite, minimum);
 }
 
-template <class T, bool kColumns>
-__global__ void centre_and_sum(Rows<T> x, Buckets b, SumPlan plan, Index first_run, Index last_run, SumScratch scratch,
-                               SumTarget target) {
+/// What is made beside the sums.
+enum class Beside { nothing, rows, columns };
+
+/// Where only sums are made, memory is the limit: two blocks a multiprocessor then keep enough bytes in flight.
+template <class T, Beside kBeside>
+__global__ void __launch_bounds__(kBlock, kBeside == Beside::nothing ? 2 : 1)
+    centre_and_sum(Rows<T> x, Buckets b, SumPlan plan, Index first_run, Index last_run, SumScratch scratch,
+                   SumTarget target) {
   constexpr int V = kPacket<T>;
   const Index run = first_run + warp_id() / plan.slabs, slab = warp_id() % plan.slabs;
   if (run >= last_run) return;  // the whole warp
   const bool shut = target.record->shut != 0;
   const Index d = plan.dim, col = (slab * kWarp + lane_id()) * V;
   const Index start = run * plan.run, stop = min(start + plan.run, plan.rows);
-  double* z =
-      target.z ? target.z + (start - first_run * plan.run) * d + col : nullptr;  // of position p: z + (p-start)d
+  // Of position p: z + (p - start) d.
+  double* z = kBeside == Beside::rows ? target.z + (start - first_run * plan.run) * d + col : nullptr;
 
   double columns[V];
-  if constexpr (kColumns)
+  if constexpr (kBeside == Beside::columns)
     for (int v = 0; v < V; ++v) columns[v] = 0;
   for (Index p = start; p < stop;) {
     const Index k = b.keys[p], begin = b.begin[k], end = b.end[k], piece_end = min(end, stop);
@@ -81,8 +86,8 @@ __global__ void centre_and_sum(Rows<T> x, Buckets b, SumPlan plan, Index first_r
             const double centred = to_double(packet[a].value[v]) - shift[v], scaled = factor * centred;
             sum[v] += centred;
             square += centred * centred;
-            if constexpr (kColumns) columns[v] += scaled * scaled;
-            if (z) z[(q - start + i + a) * d + v] = shut ? 0 : scaled;
+            if constexpr (kBeside == Beside::columns) columns[v] += scaled * scaled;
+            if constexpr (kBeside == Beside::rows) z[(q - start + i + a) * d + v] = shut ? 0 : scaled;
           }
         }
       }
@@ -102,7 +107,7 @@ __global__ void centre_and_sum(Rows<T> x, Buckets b, SumPlan plan, Index first_r
     if (lane_id() == 0) scratch.piece_squares[slab * plan.rows + p] = square;
     p = piece_end;
   }
-  if constexpr (kColumns)
+  if constexpr (kBeside == Beside::columns)
     for (int v = 0; v < V; ++v)
       if (col + v < d) scratch.column_squares[(run - first_run) * d + col + v] = columns[v];
 }
@@ -212,9 +217,11 @@ void launch_centre_and_sum(cudaStream_t stream, const FeatureBlock& features, co
                            const SumTarget& target) {
   const Index warps = (last_run - first_run) * plan.slabs;
   with_element(features.dtype, [&]<class T>(T) {
-    launch(stream, {(warps + kWarps - 1) / kWarps},
-           scratch.column_squares ? centre_and_sum<T, true> : centre_and_sum<T, false>, rows_of<T>(features), buckets,
-           plan, first_run, last_run, scratch, target);
+    auto* kernel = centre_and_sum<T, Beside::nothing>;
+    if (target.z) kernel = centre_and_sum<T, Beside::rows>;
+    if (scratch.column_squares) kernel = centre_and_sum<T, Beside::columns>;
+    launch(stream, {(warps + kWarps - 1) / kWarps}, kernel, rows_of<T>(features), buckets, plan, first_run, last_run,
+           scratch, target);
   });
 }
 

@@ -75,6 +75,14 @@ void gram_slices(Queue& queue, const Half* Z, Index rows, Index d, Index slice, 
   multiply(rows / slice, rows % slice, 1);
 }
 
+void multiply_halves(Queue& queue, const Half* A, Index m, const Half* B, Index n, Index k, float* C) {
+  if (m == 0 || n == 0) return;
+  const float one = 1, zero = 0;
+  check(cublasGemmStridedBatchedEx_64(queue.blas(), CUBLAS_OP_T, CUBLAS_OP_N, n, m, k, &one, B, CUDA_R_16F, k, 0, A,
+                                      CUDA_R_16F, k, 0, &zero, C, CUDA_R_32F, n, 0, 1, CUBLAS_COMPUTE_32F,
+                                      CUBLAS_GEMM_DEFAULT));
+}
+
 bool half_products_are_exact(Queue& queue) {
   // (1 + 2^-10)^2 = 1 + 2^-9 + 2^-20 takes 21 bits and 2048 + 1 takes 12: neither survives fp16 or TF32 on the way.
   constexpr Index kSide = 8;

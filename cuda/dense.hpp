@@ -24,7 +24,9 @@ void gram_slices(Queue& queue, const double* Z, Index rows, Index d, Index slice
 /// The same for fp16 rows, products accumulated in fp32; d is a multiple of 8. Entries far above the diagonal may be
 /// left as they are.
 void gram_slices(Queue& queue, const Half* Z, Index rows, Index d, Index slice, float* partial);
-/// Whether cuBLAS does with fp16 operands what gram_slices needs: exact products, accumulated in fp32.
+/// C [m x n] = A B^T of fp16 rows, A [m x k], B [n x k], products accumulated in fp32; k is a multiple of 8.
+void multiply_halves(Queue& queue, const Half* A, Index m, const Half* B, Index n, Index k, float* C);
+/// Whether cuBLAS does with fp16 operands what these need: exact products, accumulated in fp32.
 bool half_products_are_exact(Queue& queue);
 
 /// Eigenvalues, ascending, to `values` [n]; row i of A [n x n] (lower triangle read) becomes eigenvector i. Throws

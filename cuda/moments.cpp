@@ -88,6 +88,11 @@ StateArrays arrays_of(const MomentState& state) {
 /// What a state has beside its arrays.
 struct CudaBackend::Workspace {
   explicit Workspace(std::shared_ptr<Queue> on) : queue(std::move(on)), record(*queue, 1), seen(1) { reset(0); }
+  ~Workspace() {
+    if (on_its_way) cudaStreamSynchronize(queue->stream());  // `seen` goes
+  }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
 
   /// The record is open again after `batches` good ones.
   void reset(Index batches) {

@@ -65,11 +65,9 @@ class Accumulation {
   Accumulation(const Context& context, const AccumulationRequest& request)
       : context_(context), request_(request), data_(request.features, request.labels, request.rows) {
     batch_rows_ = data_.batch_rows(request.batch_rows);
-    origin_ =
-        "classes " + std::to_string(request.classes) + "\nstatistics " + std::string(to_string(request.statistics)) +
-        "\n" +
-        (request.precision == Precision::exact ? "" : "precision " + std::string(to_string(request.precision)) + "\n") +
-        "batch_rows " + std::to_string(batch_rows_) + "\n";
+    origin_ = "classes " + std::to_string(request.classes) + "\nstatistics " +
+              std::string(to_string(request.statistics)) + "\nprecision " + std::string(to_string(request.precision)) +
+              "\nbatch_rows " + std::to_string(batch_rows_) + "\n";
     for (const auto& line : data_.inventory()) origin_ += line + "\n";
   }
 
@@ -97,7 +95,12 @@ class Accumulation {
     } catch (...) {
       const auto reason = std::current_exception();
       try {
-        // A bad shard must not cost the good ones before it. A GPU may find it while later batches are being given.
+        // A bad shard must not cost the good ones before it. A GPU may find it while later batches are being given,
+        // even after something else has ended the run.
+        try {
+          moments.check();
+        } catch (const DataError&) {
+        }
         done_ = moments.samples();
         if (done_ > saved_) save(moments);
       } catch (const Error&) {

@@ -17,7 +17,7 @@ cuda::Limits tiny_limits() {
   cuda::Limits limits;
   limits.block_bytes = 1 << 16;
   limits.block_rows = 70;
-  limits.centred_bytes = limits.shifted_bytes = 40 * 8 * 17;
+  limits.centred_bytes = 40 * 8 * 17;
   limits.slice_rows = 15;
   limits.piece_bytes = 100;
   limits.row_tile = 33;

@@ -8,6 +8,7 @@
 #include "cuda/backend.hpp"
 #include "cuda/class_sums.hpp"
 #include "cuda/decide.hpp"
+#include "cuda/dense.hpp"
 #include "cuda/device.hpp"
 #include "cuda/rows.hpp"
 #include "ncollapse/error.hpp"
@@ -18,6 +19,7 @@ namespace {
 
 using test::Grid;
 using test::kSmall;
+using test::Real;
 
 class KernelTest : public testing::Test {
  protected:
@@ -136,49 +138,146 @@ TEST(SumPlanTest, CoversTheShapeWhateverItsSize) {
 }
 
 // ---------------------------------------------------------------- decisions
-TEST_F(KernelTest, LeadersAreTheTwoBestAndTheLowestOfEquals) {
-  const Index rows = 70, count = 50, tile = 7;
-  Grid scores = Grid::random(rows, count, 5);
-  for (double& value : scores.values) value = std::round(value);  // many ties
-  const std::vector<double> constants(static_cast<std::size_t>(count), 0.5);
-  const Buffer<double> best(queue_, rows), second(queue_, rows), constant(queue_, constants);
-  const Buffer<Index> candidate(queue_, rows);
-  for (Index first = 0; first < count; first += tile) {
-    const Index width = std::min(tile, count - first);
-    Grid part(rows, width);
-    for (Index i = 0; i < rows; ++i)
-      for (Index k = 0; k < width; ++k) part.at(i, k) = scores.at(i, first + k);
-    const Buffer<double> on_device(queue_, part.values);
-    launch_merge_leaders(stream(), on_device.get(), constant.get() + first, rows, first, width,
-                         {best.get(), second.get(), candidate.get()});
-  }
-  const auto got_best = best.to_host(), got_second = second.to_host();
-  const auto got_candidate = candidate.to_host();
-  for (Index i = 0; i < rows; ++i) {
-    std::vector<double> row;
-    for (Index k = 0; k < count; ++k) row.push_back(scores.at(i, k) + 0.5);
-    const auto top = std::max_element(row.begin(), row.end());  // the first of equals
-    ASSERT_EQ(got_best[i], *top);
-    ASSERT_EQ(got_candidate[i], top - row.begin());
-    row.erase(top);
-    ASSERT_EQ(got_second[i], *std::max_element(row.begin(), row.end()));
+TEST_F(KernelTest, LeadersAreTheBestAndTheLowestOfEquals) {
+  for (const Index count : {1, 3, 50}) {
+    const Index rows = 70, tile = 7;
+    Grid scores = Grid::random(rows, count, 5);
+    for (double& value : scores.values) value = std::round(value);  // many ties
+    const std::vector<double> constants(static_cast<std::size_t>(count), 0.5), quarters(constants.size(), 0.25);
+    const Buffer<double> constant(queue_, constants), candidate_scales(queue_, quarters), best(queue_, rows * kLeaders);
+    const Buffer<double> row_scales(queue_, std::vector<double>(static_cast<std::size_t>(rows), 8.0));
+    const Buffer<Index> candidates(queue_, rows * kLeaders);
+    for (Index first = 0; first < count; first += tile) {
+      const Index width = std::min(tile, count - first);
+      std::vector<float> part;
+      for (Index i = 0; i < rows; ++i)
+        for (Index k = 0; k < width; ++k) part.push_back(static_cast<float>(scores.at(i, first + k) / 2));
+      const Buffer<float> on_device(queue_, part);
+      launch_merge_leaders(stream(), on_device.get(), row_scales.get(), candidate_scales.get() + first,
+                           constant.get() + first, rows, first, width, {best.get(), candidates.get()});
+    }
+    const auto got = best.to_host();
+    const auto got_candidates = candidates.to_host();
+    for (Index i = 0; i < rows; ++i) {
+      std::vector<Index> order(static_cast<std::size_t>(count));
+      std::iota(order.begin(), order.end(), 0);
+      std::stable_sort(order.begin(), order.end(), [&](Index a, Index b) { return scores.at(i, a) > scores.at(i, b); });
+      for (Index place = 0; place < kLeaders; ++place) {
+        if (place >= count) {
+          ASSERT_EQ(got[i * kLeaders + place], -HUGE_VAL);
+          continue;
+        }
+        ASSERT_EQ(got_candidates[i * kLeaders + place], order[place]) << i << ", " << place;
+        ASSERT_EQ(got[i * kLeaders + place], scores.at(i, order[place]) + 0.5);
+      }
+    }
   }
 }
 
 TEST_F(KernelTest, CertificatesAreStrictAndFailForNaN) {
   const double nan = std::numeric_limits<double>::quiet_NaN(), inf = std::numeric_limits<double>::infinity();
-  const ScoreBound bound = centre_bound(100, 2.0);
-  const double norm = 3, error = bound.constant + norm * (bound.linear + norm * bound.quadratic);
-  EXPECT_TRUE(test::within(error, 132 * 0x1p-53L * 25, 1e-20L));
-  const std::vector<double> best{1, 1, 1, nan, 1, inf, 1}, second{1, 1 - 1.9 * error, 1 - 2.2 * error, 0, nan, 0, -inf};
-  const std::vector<double> norms{3, 3, 3, 3, 3, 1e200, 3};
-  const std::vector<Index> candidate{5, 5, 5, 5, 5, 5, 5};
-  const Buffer<double> b(queue_, best), s(queue_, second), n(queue_, norms);
-  const Buffer<Index> c(queue_, candidate), decisions(queue_, 7);
-  launch_certify(stream(), {b.get(), s.get(), c.get()}, n.get(), 7, bound, decisions.get());
-  EXPECT_EQ(decisions.to_host(), (std::vector<Index>{-1, -1, 5, -1, -1, -1, 5}));
-  EXPECT_EQ(centre_bound(Index{1} << 53, 1).quadratic, inf);
+  const ScoreBound bound = centre_bound(100, 2.0, 1e-4);
+  const double lost = 1e-3, error = bound.of(3, lost);
+  const Real product = 1e-4L + 164 * 0x1p-23L * 2.0001L;
+  EXPECT_TRUE(test::within(error, 132 * 0x1p-53L * 25 + 1.001L * (1e-3L * 2 + 3.001L * product), 1e-15L));
+  const double just = 1.9 * error, enough = 2.2 * error;
+  const std::vector<std::vector<double>> scores{
+      {1, 1, 1, 1},                             // nothing can be told apart
+      {1, 1 - just, 1 - just, 1 - just},        // nor here
+      {1, 1 - enough, 1 - enough, 1 - enough},  // the first
+      {1, 1 - just, 1 - enough, 1 - enough},    // one of two
+      {1, 1 - just, 1 - just, 1 - enough},      // one of three
+      {1, 1, -inf, -inf},                       // one of two: there are no more
+      {1, -inf, -inf, -inf},                    // the only one
+      {nan, 0, 0, 0},
+      {1, nan, nan, nan},
+      {inf, 0, 0, 0},  // norms too large, below
+  };
+  std::vector<double> flat, norms(scores.size(), 3), losses(scores.size(), lost);
+  norms.back() = 1e200;
+  for (const auto& row : scores) flat.insert(flat.end(), row.begin(), row.end());
+  const Index rows = static_cast<Index>(scores.size());
+  const Buffer<double> s(queue_, flat), n(queue_, norms), l(queue_, losses);
+  const Buffer<Index> c(queue_, std::vector<Index>(flat.size(), 5)), decisions(queue_, rows);
+  launch_certify(stream(), {s.get(), c.get()}, {nullptr, nullptr, n.get(), l.get()}, rows, bound, decisions.get());
+  EXPECT_EQ(decisions.to_host(), (std::vector<Index>{-1, -1, 5, -2, -3, -2, 5, -1, -1, -1}));
+  EXPECT_EQ(centre_bound(Index{1} << 53, 1, 0).quadratic, inf);
 }
+
+TEST_F(KernelTest, RowsAsHalvesSayWhatTheyLost) {
+  for (const auto& [rows, d] : {std::pair<Index, Index>{1, 1}, {31, 64}, {33, 65}, {8, 300}}) {
+    test::Samples x(Dtype::f32, rows, d, 1, 1);
+    test::fill(x, std::vector<Index>(static_cast<std::size_t>(rows), 0), 1, 3);
+    for (Index j = 0; j < d; ++j) x.set(0, j, j % 2 == 0 ? 1e-30 : 1e-34);
+    const Index padded = (d + 63) / 64 * 64;
+    const std::vector<double> origin(static_cast<std::size_t>(d), 0.0);
+    CudaBackend backend(0, {});
+    std::shared_ptr<void> keep;
+    const MatrixView view = x.device(backend, keep);
+    const Buffer<Half> half(queue_, rows * padded);
+    const Buffer<double> scales(queue_, rows), norms(queue_, rows), lost(queue_, rows), centre(queue_, origin);
+    for (const double* from : {static_cast<const double*>(nullptr), static_cast<const double*>(centre.get())}) {
+      launch_half_rows(stream(), {view.data, view.dtype, rows, d, view.row_stride()}, from, padded,
+                       {half.get(), scales.get(), norms.get(), lost.get()});
+      const auto got = half.to_host();
+      const auto scale = scales.to_host(), norm = norms.to_host(), loss = lost.to_host();
+      for (Index i = 0; i < rows; ++i) {
+        Real square = 0, gap_square = 0;
+        for (Index j = 0; j < padded; ++j) {
+          const double value = j < d ? x.at(i, j) : 0, back = scale[i] * to_double(got[i * padded + j]);
+          square += static_cast<Real>(value) * value;
+          gap_square += (static_cast<Real>(value) - back) * (static_cast<Real>(value) - back);
+        }
+        const Real size = std::sqrt(square);
+        ASSERT_TRUE(test::within(norm[i], size, 1e-13L * size));
+        ASSERT_TRUE(test::within(loss[i], std::sqrt(gap_square), 1e-9L * size));
+        ASSERT_LE(loss[i], norm[i] * 0x1p-11 * 1.01);
+        ASSERT_TRUE(norm[i] / scale[i] >= 64 && norm[i] / scale[i] < 128);
+      }
+    }
+  }
+}
+
+// Else every row would be evaluated in double, rightly and slowly.
+TEST_F(KernelTest, CollapsedRowsAreCertified) {
+  const Index rows = 40, count = 5, d = 70, padded = 128;
+  const Grid centres = Grid::random(count, d, 12);
+  Grid x(rows, d);
+  double largest = 0;
+  std::vector<double> constants;
+  for (Index i = 0; i < rows; ++i)
+    for (Index j = 0; j < d; ++j) x.at(i, j) = centres.at(i % count, j) + 1e-3 * static_cast<double>((i * j) % 7);
+  for (Index k = 0; k < count; ++k) {
+    largest = std::max(largest, static_cast<double>(test::size(centres, k)));
+    constants.push_back(static_cast<double>(-dot(centres, k, centres, k) / 2));
+  }
+  struct Halves {
+    Halves(Queue& queue, const Grid& grid) : values(queue, grid.values), half(queue, grid.rows * 128) {
+      for (auto* each : {&scales, &norms, &lost}) *each = Buffer<double>(queue, grid.rows);
+      launch_half_rows(queue.stream(), {values.get(), Dtype::f64, grid.rows, grid.cols, grid.cols}, nullptr, 128,
+                       get());
+    }
+    HalfRows get() const { return {half.get(), scales.get(), norms.get(), lost.get()}; }
+    Buffer<double> values;
+    Buffer<Half> half;
+    Buffer<double> scales, norms, lost;
+  };
+  const Halves z(queue_, x), c(queue_, centres);
+  const Buffer<float> products(queue_, rows * count);
+  const Buffer<double> constant(queue_, constants), scores(queue_, rows * kLeaders);
+  const Buffer<Index> candidates(queue_, rows * kLeaders), decisions(queue_, rows);
+  const Leaders leaders{scores.get(), candidates.get()};
+  multiply_halves(queue_, z.get().rows, rows, c.get().rows, count, padded, products.get());
+  launch_merge_leaders(stream(), products.get(), z.get().scales, c.get().scales, constant.get(), rows, 0, count,
+                       leaders);
+  const auto lost = c.lost.to_host();
+  launch_certify(stream(), leaders, z.get(), rows,
+                 centre_bound(d, largest, *std::max_element(lost.begin(), lost.end())), decisions.get());
+  const auto got = decisions.to_host();
+  for (Index i = 0; i < rows; ++i) EXPECT_EQ(got[i], i % count);
+}
+
+TEST_F(KernelTest, ProductsOfHalvesAreAccumulatedInSinglePrecision) { EXPECT_TRUE(half_products_are_exact(queue_)); }
 
 // ---------------------------------------------------------------- the backend's care for what it is given
 TEST_F(KernelTest, NothingIsLeftBehind) {

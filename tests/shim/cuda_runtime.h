@@ -17,6 +17,7 @@
 #define __global__
 #define __device__
 #define __host__
+#define __launch_bounds__(...)
 #define __shared__  // dynamic shared memory only: a global array, see shim.cpp
 #define __align__(n) __attribute__((aligned(n)))
 
