@@ -149,7 +149,7 @@ void Ranks::finish() {
 
 int Ranks::fail(std::exception_ptr error, bool json_errors) {
   if (!job_) return report_error(error, json_errors);
-  std::this_thread::sleep_for(std::chrono::milliseconds(rank_ == 0 ? 0 : 1000 + 20 * std::min(rank_, 100)));
+  std::this_thread::sleep_for(std::chrono::milliseconds(rank_ == 0 ? 0 : 2000 + 20 * std::min(rank_, 100)));
   const int code = report_error(error, json_errors, rank_ == 0 ? "" : "rank " + std::to_string(rank_) + ": ");
   std::cout.flush();
   MPI_Abort(MPI_COMM_WORLD, code);
