@@ -101,7 +101,7 @@ class Collector {
                             std::to_string(limits_[k]) + " are asked for",
                         "lower this class's number in --counts, or add files");
     if (samples_.rows == 0)
-      throw DataError(where + ": no image of the first " + quantity(static_cast<Index>(limits_.size()), "class"));
+      throw DataError(where + ": holds no image of the first " + std::to_string(limits_.size()) + " classes");
     return std::move(samples_);
   }
 

@@ -135,7 +135,7 @@ TEST(Cifar, BrokenFilesAreNamed) {
   EXPECT_COMPLAINT(options, "is empty");
   folder.write("data_batch_1.bin", good);
   folder.write("test_batch.bin", cifar_record(7, 1));
-  EXPECT_COMPLAINT(options, "no image of the first 2 classes");
+  EXPECT_COMPLAINT(options, "holds no image of the first 2 classes");
 }
 
 TEST(Idx, PlainAndGzipAreTheSame) {
