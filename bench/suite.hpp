@@ -31,7 +31,8 @@ struct Options {
 /// What a measured time is compared with: the larger of what the bytes need at the rate of a copy and the operations at
 /// the rate of a product, or a bare call.
 struct Floor {
-  std::string kind;    ///< "copy", "dgemm", "sgemm", "hgemm", "dsyevd", "dgesdd", "limit"
+  /// "copy", "dgemm", "sgemm", "hgemm", "products" (of several types), the solver's name, or "limit"
+  std::string kind;
   double seconds = 0;  ///< 0: there is none
 };
 

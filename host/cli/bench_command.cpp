@@ -189,12 +189,13 @@ std::string heading(const Json& document) {
 }
 
 const std::string kLegend =
-    "N, K, d are what was measured, scaled to this machine; time is the median of one pass over them. floor: what the\n"
-    "bytes need at the rate of a copy, or the operations at the rate of a product of that shape, whichever is more, "
-    "or\n"
-    "the bare solver; of it: floor / time, < where that is below the bar. error: against an oracle in long double. "
-    "bits:\n"
-    "a hash of the results, equal in all repetitions unless it says DIFFER.\n";
+    "N, K, d are what was measured, scaled to this machine; time is the median. floor: what the bytes need at the "
+    "rate\n"
+    "of a copy (read and written), or the operations at that of a product of the row's shape, whichever is more; or "
+    "the\n"
+    "bare solver. of it: floor / time, < where that is below the bar. error: against an oracle in long double. bits: "
+    "a\n"
+    "hash of the results, equal in all repetitions unless it says DIFFER.\n";
 
 std::string plain_text(const Json& row) {
   const Json& plain = row.at("plain");
