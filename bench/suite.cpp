@@ -364,7 +364,8 @@ Shape Suite::fit(const Case& from, std::string_view operation) const {
   const double of_copy = number(shape.row_bytes()) * 2 / copy, of_scatter = dim * (dim + 1) / dgemm,
                of_decisions = 4 * classes * dim / decide;
   if (operation == "sums") at_most(shape.samples, call_ / of_copy, few);
-  if (operation == "scatter") at_most(shape.samples, call_ / (of_copy + of_scatter), few);
+  if (operation == "scatter" || operation == "scatter_fast")
+    at_most(shape.samples, call_ / (of_copy + of_scatter), few);
   if (operation == "decisions") at_most(shape.samples, call_ / (of_copy + of_decisions), few);
   // More samples than dimensions, as everywhere in practice: the scatter has to have full rank.
   if (quadratic)
@@ -396,7 +397,7 @@ const Instance& Suite::instance(const Shape& shape) {
 
 void Suite::add(Measurement& m, const Instance& data, const AccumulatorOptions& how) {
   const Shape& shape = m.shape;
-  const bool full = how.statistics == Statistics::full;
+  const bool full = how.statistics == Statistics::full, fast = how.precision == Precision::fast;
   {
     Accumulator sums = accumulator(shape, how);
     time(m, [&](Index i) { pass(sums, data, shape, window(data, shape, i)); });
@@ -425,11 +426,14 @@ void Suite::add(Measurement& m, const Instance& data, const AccumulatorOptions& 
   }
   m.bytes = rows * (number(shape.row_bytes()) + 8) + 24 * dim * touched;
   m.flop = rows * dim * (full ? dim + 1 : 0);
-  set_floor(m, Gemm::f64, full ? product_rate(Gemm::f64, true, shape.dim, shape.dim, shape.samples) : 1);
-  // On the CPU half the speed of the product, or of a copy, which moves every byte twice. Of a GPU's product 80 %
-  // counted as 2 N d^2, half of which the triangle needs.
+  const Gemm type = !fast ? Gemm::f64 : cuda_ ? Gemm::f16 : Gemm::f32;
+  set_floor(m, type, full ? product_rate(type, true, shape.dim, shape.dim, shape.samples) : 1);
+  // On the CPU half the speed of the product, or of a copy, which moves every byte twice. Of a GPU's product 80 %, or
+  // 65 % of one in half precision (40 % where dimensions are few), counted as 2 N d^2, half of which the triangle
+  // needs.
   if (!cuda_) m.bar = m.floor.kind == "copy" ? 0.25 : 0.5;
-  if (cuda_) m.bar = full ? 0.4 : shape.sorted ? 0.85 : 0.75;
+  if (cuda_ && full) m.bar = !fast ? 0.4 : shape.dim >= 2048 ? 0.325 : 0.2;
+  if (cuda_ && !full) m.bar = shape.sorted ? 0.85 : 0.75;
 }
 
 void Suite::decide(Measurement& m, const Instance& data) {
@@ -689,6 +693,7 @@ Measurement Suite::measure_one(const Case& from, std::string_view operation) {
   const Instance& data = instance(m.shape);
   if (operation == "sums") add(m, data, {.statistics = Statistics::traces});
   if (operation == "scatter") add(m, data, {.statistics = Statistics::full});
+  if (operation == "scatter_fast") add(m, data, {.statistics = Statistics::full, .precision = Precision::fast});
   if (operation == "decisions") decide(m, data);
   if (operation == "pairs") pairs(m, data);
   if (operation == "eigen") eigen(m, data);
