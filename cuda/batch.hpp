@@ -19,6 +19,7 @@ struct Limits {
   Index block_rows = Index{1} << 22;
   Index piece_bytes = Index{8} << 20;            ///< of pinned memory, of which there are two
   Index centred_bytes = Index{512} << 20;        ///< Z of a chunk
+  Index wide_dim = 1024;                         ///< above it the exact scatter is one DSYRK a chunk
   Index slice_rows = 4096;                       ///< of a product whose partial results are added up by us
   Index row_tile = 2048, candidate_tile = 2048;  ///< scores of decisions: two of 16 MB
   Index pair_tile = 1024;                        ///< side of a Gram tile: 8 MB

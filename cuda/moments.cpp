@@ -29,7 +29,7 @@ ScatterPlan plan_scatter(const SumPlan& sums, Precision precision, const Limits&
   plan.dim = sums.dim;
   plan.padded = plan.fast ? (sums.dim + kHalfPadding - 1) / kHalfPadding * kHalfPadding : sums.dim;
   Index rows = limits.centred_bytes / (plan.padded * (plan.fast ? 2 : 8));
-  if (plan.fast || sums.dim <= kWideDim) {
+  if (plan.fast || sums.dim <= limits.wide_dim) {
     plan.slice_rows = limits.slice_rows;
     const Index square = plan.padded * plan.padded * (plan.fast ? 4 : 8);
     const Index slices = std::clamp<Index>(kPartialBytes / square, 1, kMostSlices);

@@ -1,8 +1,8 @@
 // T += Z^T Z for a chunk of centred rows, two ways of precision.
 //
-// exact. Z in double. d > kWideDim: one DSYRK, half the operations of a full product. d <= kWideDim: a triangle of so
-// few output tiles leaves most of a GPU idle, so the rows are cut into slices whose full products are one batched DGEMM
-// (tiles x slices keep it busy), and `promote` adds the slices' results in order.
+// exact. Z in double. d > Limits::wide_dim: one DSYRK, half the operations of a full product. d <= wide_dim: a triangle
+// of so few output tiles leaves most of a GPU idle, so the rows are cut into slices whose full products are one batched
+// DGEMM (tiles x slices keep it busy), and `promote` adds the slices' results in order.
 //
 // fast. Z in fp16, column j scaled by 2^-e_j with e_j = floor(log2(rms of the chunk's column)). The rms is exact, it
 // comes from the column's sum of squares c_j, which is kept in double anyway. |z_ij| <= sqrt(c_j) and a chunk has at
@@ -18,7 +18,6 @@
 
 namespace ncollapse::cuda {
 
-inline constexpr Index kWideDim = 1024;
 inline constexpr Index kHalfPadding = 64;  ///< columns of fp16 rows are padded with zeros to a multiple of it
 
 /// How a block's rows are taken through Z. Sizes depend on the shape and the limits only.

@@ -191,7 +191,8 @@ Index cuda_scratch_bytes(Index classes, Index dim, Index rows, Index element_byt
   return sort + carries + squares + scatter + (snapshot ? state : 0);
 }
 
-constexpr Index kWeightBytes = 4;  // of the classifier's file, held while it is used: f32
+constexpr Index kPinnedBytes = Index{16} << 20;  // of CUDA's staging, on the host
+constexpr Index kWeightBytes = 4;                // of the classifier's file, held while it is used: f32
 
 class Planner {
  public:
@@ -253,7 +254,7 @@ class Planner {
   }
 
   void add_phase(MemoryPlan& plan, const char* name, Index host, Index device) const {
-    plan.phases.push_back(cpu() ? PhaseMemory{name, host + device, 0} : PhaseMemory{name, host, device});
+    plan.phases.push_back(cpu() ? PhaseMemory{name, host + device, 0} : PhaseMemory{name, host + kPinnedBytes, device});
     plan.host_peak_bytes = std::max(plan.host_peak_bytes, plan.phases.back().host_bytes);
     plan.device_peak_bytes = std::max(plan.device_peak_bytes, plan.phases.back().device_bytes);
   }

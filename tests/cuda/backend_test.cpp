@@ -19,7 +19,8 @@ cuda::Limits tiny_limits() {
   limits.block_rows = 70;
   limits.centred_bytes = 40 * 8 * 17;
   limits.slice_rows = 15;
-  limits.piece_bytes = 100;
+  limits.wide_dim = 100;
+  limits.piece_bytes = 4099;
   limits.row_tile = 33;
   limits.candidate_tile = 7;
   limits.pair_tile = 9;
