@@ -1,7 +1,7 @@
 // Trains a network until its features collapse and measures it on the way. Exit codes as of the ncollapse command: 0
 // ok, 1 internal, 2 usage, 3 bad input, 4 device or memory, 130 interrupted.
 #include <c10/util/Exception.h>
-#include <fmt/core.h>
+#include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>

@@ -1,6 +1,6 @@
 #include "progress.hpp"
 
-#include <fmt/core.h>
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <string>

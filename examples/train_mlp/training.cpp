@@ -1,7 +1,7 @@
 #include "training.hpp"
 
 #include <dlfcn.h>
-#include <fmt/core.h>
+#include <fmt/format.h>
 #include <torch/torch.h>
 
 #include <chrono>
@@ -80,7 +80,7 @@ class Training {
 
  private:
   Json header() const;
-  void measure(const torch::Tensor& features, double loss);
+  void measure(const torch::Tensor& features, const torch::Tensor& test_features, double loss);
   void set_learning_rate();
   bool load_checkpoint();
   void save_checkpoint() const;
@@ -96,7 +96,11 @@ class Training {
   std::optional<RunLog> log_;
   std::optional<Progress::State> last_;  ///< measured by this process
   Index epoch_ = 0, rank_ = 0;
-  double train_seconds_ = 0, measure_seconds_ = 0;
+  struct Seconds {
+    double train = 0;
+    double test = 0;     ///< forward passes of the test samples
+    double measure = 0;  ///< in ncollapse, and writing the log
+  } seconds_;
 };
 
 Training::Training(const Options& options) : options_(options), device_(parse_device(options.device)) {
@@ -160,7 +164,7 @@ void Training::set_learning_rate() {
   for (auto& group : adam_->param_groups()) static_cast<torch::optim::AdamOptions&>(group.options()).lr(lr);
 }
 
-void Training::measure(const torch::Tensor& features, double loss) {
+void Training::measure(const torch::Tensor& features, const torch::Tensor& test_features, double loss) {
   if (!std::isfinite(loss))
     throw ncollapse::DataError(fmt::format("training diverged: the loss after {} epochs is {}", epoch_, loss),
                                "try a smaller --lr");
@@ -177,7 +181,7 @@ void Training::measure(const torch::Tensor& features, double loss) {
     return counter.finish();
   };
   const ncollapse::DecisionCounts train = decide(features, labels_);
-  const ncollapse::DecisionCounts test = decide(network_->features(test_inputs_), test_labels_);
+  const ncollapse::DecisionCounts test = decide(test_features, test_labels_);
   const ncollapse::Report report = ncollapse::measure(moments, {.classifier = &head,
                                                                 .train = &train,
                                                                 .test = &test,
@@ -210,9 +214,11 @@ bool Training::run(bool (*interrupted)()) {
     if (last || epoch_ % options_.measure_every == 0) {
       const torch::NoGradGuard no_gradients;
       const auto value = loss.item<double>();
-      train_seconds_ += lap();
-      measure(features, value);
-      measure_seconds_ += lap();
+      seconds_.train += lap();
+      const torch::Tensor test_features = network_->features(test_inputs_);
+      seconds_.test += lap();
+      measure(features, test_features, value);
+      seconds_.measure += lap();
     }
     progress.update(epoch_, last_);
     if (last) {
@@ -224,14 +230,16 @@ bool Training::run(bool (*interrupted)()) {
                    {"epoch", epoch_},
                    {"loss", last_->loss},
                    {"gap", last_->gap},
-                   {"train_seconds", train_seconds_},
-                   {"measure_seconds", measure_seconds_}});
+                   {"train_seconds", seconds_.train},
+                   {"test_seconds", seconds_.test},
+                   {"measure_seconds", seconds_.measure}});
       if (!options_.quiet)
         fmt::print(
             "{} epochs, loss {:.8g}, predicted minimum {:.8g}, training accuracy {:.4f}\n"
-            "{:.1f} s training, {:.1f} s measuring ({:.1f} %)\nlog written to {}\n",
-            epoch_, last_->loss, prediction_.minimum, last_->accuracy, train_seconds_, measure_seconds_,
-            100 * measure_seconds_ / train_seconds_, options_.log);
+            "{:.1f} s training, {:.1f} s test samples ({:.1f} %), {:.1f} s measuring ({:.1f} %)\nlog written to {}\n",
+            epoch_, last_->loss, prediction_.minimum, last_->accuracy, seconds_.train, seconds_.test,
+            100 * seconds_.test / seconds_.train, seconds_.measure, 100 * seconds_.measure / seconds_.train,
+            options_.log);
       return !stop;
     }
     adam_->zero_grad();
@@ -258,8 +266,7 @@ void Training::save_checkpoint() const {
         c10::IValue(
             Json{{"model", head["model"]}, {"dataset", head["dataset"]}, {"optimizer", head["optimizer"]}}.dump()));
     archive.write("epoch", c10::IValue(epoch_));
-    archive.write("train_seconds", c10::IValue(train_seconds_));
-    archive.write("measure_seconds", c10::IValue(measure_seconds_));
+    archive.write("seconds", c10::IValue(std::vector<double>{seconds_.train, seconds_.test, seconds_.measure}));
     network_->save(network);
     archive.write("network", network);
     adam_->save(adam);
@@ -275,7 +282,7 @@ bool Training::load_checkpoint() {
     throw ncollapse::DataError(path + ": the checkpoint exists already",
                                "go on with it by --resume, or remove it to begin anew");
   torch::serialize::InputArchive archive, network, adam;
-  c10::IValue format, settings, epoch, train_seconds, measure_seconds;
+  c10::IValue format, settings, epoch, seconds;
   try {
     archive.load_from(path, device_);
     archive.read("format", format);
@@ -293,15 +300,14 @@ bool Training::load_checkpoint() {
                                                setting.value().dump(), wanted.dump()),
                                    "resume with the options that the run was begun with");
   archive.read("epoch", epoch);
-  archive.read("train_seconds", train_seconds);
-  archive.read("measure_seconds", measure_seconds);
+  archive.read("seconds", seconds);
   archive.read("network", network);
   network_->load(network);
   archive.read("adam", adam);
   adam_->load(adam);
   epoch_ = epoch.toInt();
-  train_seconds_ = train_seconds.toDouble();
-  measure_seconds_ = measure_seconds.toDouble();
+  const std::vector<double> past = seconds.toDoubleVector();
+  seconds_ = {past.at(0), past.at(1), past.at(2)};
   return true;
 }
 
