@@ -40,9 +40,11 @@ figures_train() {
   runs+=($!)
 }
 
+# All of them, also where one has failed: nothing goes on in the background that the next call would do as well.
 figures_wait() {
-  local run
-  for run in "${runs[@]}"; do wait "$run" || die 'a run failed, or was interrupted; the same call goes on from there'; done
+  local run failed=0
+  for run in "${runs[@]}"; do wait "$run" || failed=1; done
+  [[ $failed -eq 0 ]] || die 'a run failed, or was interrupted; the same call goes on from there'
 }
 
 # draw FIGURE PICTURE RUN...: one picture of these runs as FIGURE.svg

@@ -337,7 +337,8 @@ std::string Training::analyze_command() const {
   text += fmt::format(" --test-features {0}/test_features.npy --test-labels {0}/test_labels.npy --lambda-w", folder);
   for (const double lambda : options_.lambda_w) text += fmt::format(" {}", lambda);
   return text + fmt::format(" --lambda-h {} --device {}", options_.lambda_h,
-                            device_.is_cuda() ? "cuda:" + std::to_string(device_.index()) : "cpu");
+                            device_.is_cuda() ? "cuda:" + std::to_string(device_.index())
+                                              : "cpu --threads " + std::to_string(options_.threads));
 }
 
 }  // namespace

@@ -229,6 +229,11 @@ void read_report(const Json& report, const Place& place, Recording& recording) {
     add_fact(recording, "rank",
              fmt::format("{} of at most {} directions of Sigma_B", word("rank_used"), word("rank_limit")));
   }
+  const Json precision = part(report, "precision", Json::value_t::object, place);
+  if (precision.contains("scatter") && plain_text(precision["scatter"]) != "exact")
+    add_fact(recording, "precision",
+             fmt::format("{}: |error of the scatter| <= {:.1e} of its trace", plain_text(precision["scatter"]),
+                         number(precision, "scatter_error_bound", place)));
   add_fact(recording, "element type", shape.contains("dtype") ? plain_text(shape["dtype"]) : "");
   add_fact(recording, "device", device_text(part(report, "device", Json::value_t::object, place)));
   for (const auto& [name, value] : source.items()) add_fact(recording, name, plain_text(value));

@@ -220,8 +220,10 @@ TEST_F(ReportPage, SeveralFilesShareAPage) {
 }
 
 TEST_F(ReportPage, NothingToDrawLeavesTheTable) {
-  make({folder_.write("plain.json", R"({"schema": "ncollapse.metrics/1", "metrics": {"nc1_pinv": 0.5, "new": 1}})")});
+  make({folder_.write("plain.json", R"({"schema": "ncollapse.metrics/1", "metrics": {"nc1_pinv": 0.5, "new": 1},
+                                        "precision": {"scatter": "fast", "scatter_error_bound": 2.5e-4}})")});
   const Page page(page_);
+  EXPECT_EQ(words_in(page.text, {"fast: |error of the scatter| <= 2.5e-04"}), "");
   EXPECT_EQ(page.row("nc1_pinv").find("0.500000|"), 0U);
   EXPECT_FALSE(page.elements.contains("svg"));
 }
@@ -285,6 +287,15 @@ TEST_F(ReportPage, WrongUsage) {
   EXPECT_EQ(onto_itself.exit_code, kUsage);
   EXPECT_EQ(words_in(onto_itself.err, {"run.jsonl is read", "replace"}), "");
   EXPECT_EQ(read_file(run), before);
+  for (const auto* option : {"--weights", "--test-features"}) {
+    std::vector<std::string> onto_a_dump = demo();
+    onto_a_dump.insert(onto_a_dump.begin(), "report");
+    onto_a_dump.insert(onto_a_dump.end(), {option, run + ":key", "--out", run});
+    const Outcome dump = run_command(onto_a_dump);
+    EXPECT_EQ(dump.exit_code, kUsage) << dump.err;
+    EXPECT_EQ(words_in(dump.err, {"run.jsonl is read"}), "");
+    EXPECT_EQ(read_file(run), before);
+  }
   expect_error({folder_.path("missing.jsonl")}, kData, {"missing.jsonl", "No such file"});
   expect_error({folder_.write("other.json", "{}")}, kData, {"other.json", "schema"});
   EXPECT_EQ(run_command({"report", run}).exit_code, kUsage);

@@ -26,6 +26,7 @@ only_in 'lbfgs\.h' 'host/ufm/lbfgs\.cpp:'
 only_in 'nlohmann/' 'host/io/|host/cli/|tests/'
 only_in 'zip\.h|zlib' 'host/io/|tests/'
 only_in 'CLI/|fmt/' 'host/cli/'
+only_in 'torch/|ATen/|c10/' 'include/ncollapse/torch\.hpp:|tests/examples/'
 only_in 'gtest/|gmock/|expat\.h|png\.h' 'tests/'
 
 # sees ROOM HEADERS: of our own headers ("..."), all that the files of a room may include

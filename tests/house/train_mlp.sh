@@ -25,5 +25,5 @@ if ! make train_mlp "$place/copy"; then
   exit 77
 fi
 make tests tests/examples -DTRAIN_MLP="$place/train_mlp/train_mlp" -DNCOLLAPSE_COMMAND="$place/prefix/bin/ncollapse" \
-  -DSHARED_DATA="$data"
+  -DSHARED_DATA="$data" || { cat "$place/log"; exit 1; }
 ctest --test-dir "$place/tests" --output-on-failure --no-tests=error -j 2
