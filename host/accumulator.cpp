@@ -368,6 +368,7 @@ void Accumulator::merge(const Accumulator& other) {
   }
   impl_->options = std::move(options);
   impl_->state = std::move(merged);
+  impl_->reduced = impl_->reduced || other.impl_->reduced;
 }
 
 void Accumulator::reduce(const Communicator& ranks) {

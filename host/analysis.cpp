@@ -89,7 +89,10 @@ DecisionCounts Analysis::count_decisions(const ClassMoments& moments, const Clas
 }
 
 void Analysis::open() {
-  std::string inventory = std::to_string(static_cast<int>(request_.convention)) + '\n';
+  std::string inventory =
+      std::to_string(static_cast<int>(request_.convention)) + ' ' + std::string(to_string(request_.precision)) + '\n';
+  for (const auto& spec : request_.weights) inventory += "weights " + spec + '\n';
+  inventory += "bias " + request_.bias + '\n';
   exchange_.together("opening the files", [&] {
     check_request();
     train_.emplace(request_.features, request_.labels, request_.rows);

@@ -54,12 +54,16 @@ class CountingBackend final : public Backend {
             }};
   }
   void upload(void*, const void*, Index) override {}
-  void download(void* host, const void*, Index bytes) override {
+  void download(void* host, const void* from, Index bytes) override {
     if (bytes > 0) std::memset(host, 0, static_cast<std::size_t>(bytes));
+    if (from == filled_) *static_cast<Index*>(host) = 1;
   }
   void copy(void*, const void*, Index) override {}
   Matrix import(const MatrixView& source) override { return matrix(source.rows, source.cols); }
-  BatchFaults add_batch(MomentState&, const MatrixView&, const LabelView&) override { return {}; }
+  BatchFaults add_batch(MomentState& state, const MatrixView&, const LabelView&) override {
+    filled_ = state.counts.data();  // a state without a sample would not be merged
+    return {};
+  }
   BatchFaults decide_batch(DecisionState&, const MatrixView&, const LabelView&) override { return {}; }
   void combine_rows(const std::vector<double>&, const Matrix&, const std::vector<double>&, const Matrix&,
                     Matrix&) override {}
@@ -117,6 +121,7 @@ class CountingBackend final : public Backend {
     workspace(8 * side * side);
   }
 
+  const void* filled_ = nullptr;  // the counts of the last state that took a batch
   std::shared_ptr<Tally> tally_;
   DeviceInfo info_;
 };

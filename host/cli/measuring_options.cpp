@@ -60,7 +60,7 @@ std::optional<Report> DumpOptions::measure(const Common& common) {
   request.precision = parse_precision(precision);
   const Context context = open(device, ranks);
 
-  catch_interrupts();
+  if (ranks.size() == 1) catch_interrupts();  // mpirun ends its ranks by SIGTERM, also because another one has failed
   using Style = ProgressBar::Style;
   ProgressBar bar(common.quiet || ranks.rank() != 0 ? Style::none
                   : isatty(STDERR_FILENO) == 1      ? Style::bar

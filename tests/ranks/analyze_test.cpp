@@ -128,6 +128,7 @@ TEST_F(AnalyzeRanks, OtherRequestsAreRefusedByAll) {
   refused([](AnalysisRequest& request) { request.rows = {0, 10}; });
   refused([](AnalysisRequest& request) { request.classes = 9; });
   refused([](AnalysisRequest& request) { request.convention = Convention::classavg; });
+  refused([](AnalysisRequest& request) { request.precision = ncollapse::Precision::fast; });
   refused([](AnalysisRequest& request) { request.test_features = request.test_labels = {}; });
   refused([](AnalysisRequest& request) { request.ood_features = request.features; });
 }

@@ -271,6 +271,59 @@ TEST_P(Reduce, TwiceWouldCountTwice) {
     accumulator.reduce(rank);
   });
   for (const auto& error : errors) EXPECT_NE(message_of(error).find("reduced before"), std::string::npos);
+
+  ThreadRanks merging(2);
+  for (const auto& error : merging.run([&](const Communicator& rank) {
+         Accumulator reduced(context(), {2, 1, Statistics::full, {}}), accumulator(context(), reduced.options());
+         add_samples(reduced, {2, 1, {1, 2}, {0, 1}});
+         reduced.reduce(rank);
+         accumulator.merge(reduced);
+         accumulator.reduce(rank);
+       }))
+    EXPECT_NE(message_of(error).find("reduced before"), std::string::npos);
+}
+
+TEST_P(Reduce, FastPrecisionKeepsItsBound) {
+  const Samples samples = make_samples({{40, 3, 11}, 6, {0.4, 1.0}, 1.0, 0.0, 12});
+  AccumulatorOptions options = options_for(samples);
+  options.scatter_weights = inverse_counts(samples);
+  Accumulator exact(context(), options);
+  add_samples(exact, samples);
+  const ClassMoments whole = exact.finish();
+  const auto want = whole.within_scatter();
+  options.precision = ncollapse::Precision::fast;
+  ThreadRanks ranks(3);
+  for (const ClassMoments& moments : reduced(contiguous(samples, 3), options, ranks)) {
+    const auto got = moments.within_scatter();
+    double error = 0, trace = 0;
+    for (std::size_t i = 0; i < got.size(); ++i) error += (got[i] - want[i]) * (got[i] - want[i]);
+    for (std::size_t i = 0; i < got.size(); i += 7) trace += want[i];
+    EXPECT_GT(error, 0);
+    EXPECT_GT(moments.scatter_error(), 0);
+    EXPECT_LT(moments.scatter_error(), 0.02);
+    EXPECT_LE(std::sqrt(error), moments.scatter_error() * trace);
+    for (Index k = 0; k < whole.classes(); ++k)
+      expect_close(moments.within_variances()[at(k)], whole.within_variances()[at(k)], 1e-12, 0);
+  }
+}
+
+TEST_P(Reduce, ABadRowThatAGpuFindsLateFailsAll) {
+  if (GetParam() == "cpu") GTEST_SKIP() << "add itself throws there";
+  ThreadRanks ranks(2);
+  const auto errors = ranks.run([&](const Communicator& rank) {
+    Accumulator accumulator(context(), {1, 2, Statistics::full, {}});
+    add_samples(accumulator, {1, 2, {1, 2}, {0}});
+    if (rank.rank() == 1) add_samples(accumulator, {1, 2, {1, std::numeric_limits<double>::quiet_NaN()}, {0}});
+    try {
+      accumulator.reduce(rank);
+    } catch (...) {
+      EXPECT_EQ(accumulator.samples(), 1);
+      throw;
+    }
+  });
+  EXPECT_TRUE(ranks.counts_agreed());
+  EXPECT_THROW(std::rethrow_exception(errors[1]), ncollapse::DataError);
+  EXPECT_NE(message_of(errors[0]).find("rank 1 of 2 failed while reading out its moments"), std::string::npos);
 }
 
 TEST_P(Reduce, ABrokenLineLeavesTheStateAsItWas) {
