@@ -179,7 +179,6 @@ std::optional<Report> Analysis::run() {
   if (test_) test_counts = count_decisions(moments, classifier, *test_, "test_decisions");
   std::vector<double> ood_mean;
   if (ood_) ood_mean = moments_of(*ood_, {1, train_->dim(), Statistics::means, {}, {}}, "out_of_distribution").means();
-  if (ranks_.rank() != 0) return std::nullopt;
 
   Evidence evidence;
   evidence.classifier = classifier;
@@ -188,7 +187,11 @@ std::optional<Report> Analysis::run() {
   evidence.lambda_w = request_.lambda_w;
   evidence.lambda_h = request_.lambda_h;
   evidence.ood_mean = ood_ ? &ood_mean : nullptr;
-  Report report = measure(moments, evidence, request_.convention);
+  Report report;
+  exchange_.together("measuring", [&] {
+    if (ranks_.rank() == 0) report = measure(moments, evidence, request_.convention);
+  });
+  if (ranks_.rank() != 0) return std::nullopt;
 
   report.dtype = train_->dtype_name();
   const std::pair<const char*, FileList> sources[] = {{"features", request_.features},

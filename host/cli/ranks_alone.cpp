@@ -1,4 +1,7 @@
 // The command built without MPI.
+#include <cstdlib>
+#include <string_view>
+
 #include "host/cli/output.hpp"
 #include "host/cli/ranks.hpp"
 #include "ncollapse/error.hpp"
@@ -8,8 +11,12 @@ namespace ncollapse::cli {
 struct Ranks::Job {};
 
 Ranks::Ranks() {
-  if (const int size = launched_ranks(); size > 1)
-    throw UsageError("started as one of " + std::to_string(size) +
+  const int size = launched_ranks();
+  // PMIx tells each process which it is, not of how many: any but the first has company, and Slurm says how much.
+  const std::string_view rank = size < 0 ? std::getenv("PMIX_RANK") : "0";
+  const char* const tasks = std::getenv("SLURM_STEP_NUM_TASKS");
+  if (size > 1 || rank != "0" || (size < 0 && tasks != nullptr && std::string_view(tasks) != "1"))
+    throw UsageError("started as one of " + (size > 1 ? std::to_string(size) : "several") +
                          " processes, but this ncollapse was built without MPI: each would do the whole work",
                      "build with -DNCOLLAPSE_MPI=ON, or use accumulate --rows and merge");
 }
