@@ -13,18 +13,22 @@
 #include "ncollapse/error.hpp"
 
 extern "C" void openblas_set_num_threads(int threads);
+extern "C" int openblas_get_num_threads();
 
 namespace ncollapse::bench {
 
 namespace {
 
-/// OpenBLAS on all threads while this lives; ncollapse keeps it at one.
+/// OpenBLAS on all threads while this lives.
 class BlasThreads {
  public:
-  explicit BlasThreads(int threads) { openblas_set_num_threads(threads); }
-  ~BlasThreads() { openblas_set_num_threads(1); }
+  explicit BlasThreads(int threads) : before_(openblas_get_num_threads()) { openblas_set_num_threads(threads); }
+  ~BlasThreads() { openblas_set_num_threads(before_); }
   BlasThreads(const BlasThreads&) = delete;
   BlasThreads& operator=(const BlasThreads&) = delete;
+
+ private:
+  int before_;
 };
 
 float to_float(double x) { return static_cast<float>(x); }

@@ -416,7 +416,8 @@ PlainResult CudaVendor::plain(const PlainInput& input) {
   result.decisions = lap();
 
   constexpr Index kRows = 2048;  // of the K x K grid at a time
-  auto* partial = zeroed<double>("partial", kMaxBlocks * kBlock);
+  const Index summing = std::min((std::min(kRows, classes) * classes + kBlock - 1) / kBlock, kMaxBlocks) * kBlock;
+  auto* partial = zeroed<double>("partial", summing);
   for (Index first = 0; first < classes; first += kRows) {
     const Index count = std::min(kRows, classes - first);
     auto* products = scratch<float>("products", std::max(batch, count) * classes);
@@ -424,7 +425,7 @@ PlainResult CudaVendor::plain(const PlainInput& input) {
     launch(count * classes, cdnv, products, half_norms, traces, counts, first, count, classes, partial);
   }
   double total = 0;
-  for (const double each : to_host(partial, kMaxBlocks * kBlock)) total += each;
+  for (const double each : to_host(partial, summing)) total += each;
   result.nc1_cdnv = total / (present * (present - 1));
   result.pairs = lap();
   return result;

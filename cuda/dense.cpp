@@ -84,7 +84,7 @@ void multiply_halves(Queue& queue, const Half* A, Index m, const Half* B, Index 
 }
 
 bool half_products_are_exact(Queue& queue) {
-  // (1 + 2^-10)^2 = 1 + 2^-9 + 2^-20 takes 21 bits and 2048 + 1 takes 12: neither survives fp16 or TF32 on the way.
+  // (1 + 2^-10)^2 = 1 + 2^-9 + 2^-20 takes 21 bits and 2050 + 2^-10 takes 22: neither survives fp16 or TF32 on the way.
   constexpr Index kSide = 8;
   std::vector<Half> rows(2 * kSide * kSide);
   const auto fill = [&](Index row, float value) { std::fill_n(rows.begin() + row * kSide, kSide, to_half(value)); };

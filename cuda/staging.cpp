@@ -5,27 +5,41 @@
 
 namespace ncollapse::cuda {
 
+void Staging::grow(Slot& slot, Index bytes) {
+  if (slot.memory.size() >= bytes) return;
+  slot.memory = {};  // before the new one, or both would be held
+  slot.memory = Buffer<unsigned char>(queue_, bytes);
+  slot.used.record(queue_.stream());  // allocations are in the order of the queue's stream
+}
+
+void Staging::reserve(Index bytes) {
+  for (Slot& slot : slots_) grow(slot, bytes);
+}
+
 unsigned char* Staging::begin(Index bytes) {
   slots_[slot_].used.record(queue_.stream());
   slot_ = 1 - slot_;
   Slot& slot = slots_[slot_];
-  if (slot.memory.size() < bytes) {
-    slot.memory = {};  // before the new one, or both would be held
-    slot.memory = Buffer<unsigned char>(queue_, bytes);
-    slot.used.record(queue_.stream());  // allocations are in the order of the queue's stream
-  }
+  grow(slot, bytes);
   slot.used.hold(copies_.get());
   return slot.memory.get();
 }
 
 void Staging::copy(unsigned char* to, const void* host, Index width, Index pitch, Index rows) {
   if (width == 0 || rows == 0) return;
+  if (width == pitch) {  // one long row
+    width *= rows;
+    rows = 1;
+  }
   const auto size = [](Index bytes) { return static_cast<std::size_t>(bytes); };
   cudaPointerAttributes attributes{};
   check(cudaPointerGetAttributes(&attributes, host));
   if (attributes.type == cudaMemoryTypeHost) {
-    check(cudaMemcpy2DAsync(to, size(width), host, size(pitch), size(width), size(rows), cudaMemcpyHostToDevice,
-                            copies_.get()));
+    if (rows == 1)
+      check(cudaMemcpyAsync(to, host, size(width), cudaMemcpyHostToDevice, copies_.get()));
+    else
+      check(cudaMemcpy2DAsync(to, size(width), host, size(pitch), size(width), size(rows), cudaMemcpyHostToDevice,
+                              copies_.get()));
     copied_.record(copies_.get());
     return copied_.wait();
   }

@@ -19,6 +19,8 @@ class Staging {
   Staging(const Staging&) = delete;
   Staging& operator=(const Staging&) = delete;
 
+  /// Makes room for `bytes` in both buffers, so that begin() cannot fail later for lack of memory.
+  void reserve(Index bytes);
   /// Turns to the other buffer: `bytes` of device memory that `copy` may fill. What was queued before may still use the
   /// one before. Throws DeviceError when it does not fit.
   unsigned char* begin(Index bytes);
@@ -39,6 +41,8 @@ class Staging {
     Buffer<unsigned char> memory;
     Event used;  ///< on the queue's stream: the last work with it
   };
+
+  void grow(Slot& slot, Index bytes);
 
   Queue& queue_;
   Stream copies_;

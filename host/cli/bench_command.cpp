@@ -189,13 +189,11 @@ std::string heading(const Json& document) {
 }
 
 const std::string kLegend =
-    "N, K, d are what was measured, scaled to this machine; time is the median. floor: what the bytes need at the "
-    "rate\n"
-    "of a copy (read and written), or the operations at that of a product of the row's shape, whichever is more; or "
-    "the\n"
-    "bare solver. of it: floor / time, < where that is below the bar. error: against an oracle in long double. bits: "
-    "a\n"
-    "hash of the results, equal in all repetitions unless it says DIFFER.\n";
+    "N, K, d are what was measured, scaled to this machine; time is the median. floor: what the bytes need at the\n"
+    "rate of a copy (read and written), or the operations at that of a product of the row's shape (on a GPU: the best\n"
+    "of large squares), whichever is more; or the bare solver. of it: floor / time, < where that is below the bar.\n"
+    "error: against an oracle in long double. bits: a hash of the results, equal in all repetitions unless it says\n"
+    "DIFFER.\n";
 
 std::string plain_text(const Json& row) {
   const Json& plain = row.at("plain");
@@ -309,6 +307,12 @@ void write_results(const Json& document, const BenchOptions& options, const Comm
   write_output("-", table);
 }
 
+/// What is off by more is wrong, not rounded. Counts of decisions are exact; the bound of the fast scatter is relative
+/// to sums about the shifts, a few times the scatter.
+double largest_error(const bench::Measurement& row) {
+  return row.operation == "decisions" ? 0 : row.operation == "scatter_fast" ? 1e-2 : 1e-9;
+}
+
 void run(BenchOptions& options, const Common& common) {
   if (options.list) return write_output("-", list_text());
   check_output(common.json);
@@ -333,7 +337,7 @@ void run(BenchOptions& options, const Common& common) {
   if (show) fmt::print(stderr, "\r\033[K");
   write_results(to_json(results, options, true), options, common);
   const bool sound = std::all_of(results.rows.begin(), results.rows.end(), [](const bench::Measurement& row) {
-    return row.same_bits && std::isfinite(row.error);
+    return row.same_bits && row.error <= largest_error(row);  // false for NaN
   });
   if (!sound)
     throw Error(ErrorKind::internal, "results are wrong or differ between repetitions, see the columns error and bits");

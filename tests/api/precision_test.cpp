@@ -1,4 +1,5 @@
 // Precision::fast: how far it is off, that it says so, and that the rest of the library knows.
+#include <unistd.h>
 #include <cmath>
 #include <filesystem>
 
@@ -96,7 +97,8 @@ TEST_P(FastPrecision, MeansAndVariancesAreThoseOfExact) {
 
 TEST_P(FastPrecision, StateFilesRemember) {
   const Samples samples = collapsed(1e-2);
-  const auto file = std::filesystem::path(testing::TempDir()) / ("fast-" + GetParam() + ".nc");
+  const auto file =
+      std::filesystem::path(testing::TempDir()) / ("fast-" + GetParam() + std::to_string(getpid()) + ".nc");
   const Accumulator moments = accumulate(samples, Precision::fast);
   moments.save(file);
   const Accumulator loaded = Accumulator::load(context(), file);

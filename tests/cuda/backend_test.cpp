@@ -238,6 +238,18 @@ TEST_P(CudaBackendTest, FastScatterKeepsItsBound) {
   }
 }
 
+// Both factors of the largest product are rounded by half a unit, and every other product is lost in the sum.
+TEST_P(CudaBackendTest, FastScatterKeepsItsBoundWhereErrorsConspire) {
+  const Index rows = 4096, d = 8;
+  Samples x(Dtype::f32, rows, d);
+  for (Index i = 0; i < rows; ++i)
+    for (Index j = 0; j < d; ++j) x.set(i, j, i == 0 ? 0 : i == 1 ? 1 + 0x1p-11 : 0x1p-12);
+  const Labels y(LabelType::i64, std::vector<Index>(static_cast<std::size_t>(rows), 0));
+  MomentState state = new_state(*backend_, 1, d, Statistics::full, {}, Precision::fast);
+  ASSERT_FALSE(add(*backend_, state, x.host(), y.host()).any());
+  expect_moments(*backend_, state, x, y, {});
+}
+
 TEST_P(CudaBackendTest, AddBatchTakesManyBatches) {
   const Index rows = kSmall ? 150 : 1000, d = 17, classes = 12;
   const auto labels = make_labels(Classes::uniform, rows, classes, 5);

@@ -200,6 +200,31 @@ TEST_F(StreamOrderTest, HugeFeaturesAreNoFaults) {
   EXPECT_EQ(backend_.to_host(state.counts)[1], 400);
 }
 
+// The batch comes in four blocks, of which the second finds no room at some of these limits.
+TEST_F(StreamOrderTest, ABatchThatDoesNotFitChangesNothing) {
+  cuda::Limits limits;
+  limits.block_rows = 100;
+  cuda::CudaBackend backend(0, {}, limits);
+  const OneBatch batch(backend, 400, 10);
+  MomentState state = new_state();
+  backend.add_batch(state, batch.device_x, batch.device_y);
+  const auto before = image(state);
+  int failures = 0;
+  for (std::size_t limit = std::size_t{64} << 20; limit < std::size_t{65} << 20; limit += 1024) {  // two workspaces
+    cuda_shim::set_memory_limit(limit);
+    try {
+      backend.add_batch(state, batch.x.host(), batch.y->host());
+      break;
+    } catch (const DeviceError&) {
+      ++failures;
+    }
+    ASSERT_EQ(image(state), before) << limit;
+  }
+  cuda_shim::set_memory_limit(std::size_t{4} << 30);
+  EXPECT_GT(failures, 0);
+  EXPECT_NE(image(state), before);
+}
+
 TEST_F(StreamOrderTest, AStateMayOutliveItsBackend) {
   const auto before = cuda_shim::live_allocations();
   {
