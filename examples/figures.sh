@@ -67,7 +67,7 @@ figures_theory() {
   figures_train theory-L6 "${cifar[@]}" "${fewer[@]}" "${settings[@]}" --layers 6 --head-scale 2
   figures_train lower-rank-L3 "${cifar[@]}" "${fewer[@]}" "${settings[@]}" --layers 3
   figures_wait
-  figures_draw theory-L1 curves theory-L1
+  figures_draw theory-L1 collapse theory-L1
   figures_draw theory collapse theory-L1 theory-L3 theory-L6
   local run
   for run in theory-L1 theory-L3 theory-L6 lower-rank-L3; do figures_draw "$run-spectrum" spectrum "$run"; done
