@@ -9,13 +9,13 @@ small_filter='*/tiny'                # of the backend's tests, those in small ch
 total_seconds=${GPU_SECONDS:-450}    # for all steps together
 
 program() {  # where a program lies: bin/ in a bundle, somewhere in the build folder otherwise
-  if [[ -f BUNDLE ]]; then echo "bin/$1"; else find "$build" -type f -executable -name "$1" -print -quit; fi
+  if [[ -f BUNDLE ]]; then find bin -name "$1"; else find "$build" -type f -executable -name "$1" -print -quit; fi
 }
 
 gpu_bundle() {
   build=build-bundle
   command -v nvcc >/dev/null || die 'gpu-bundle needs nvcc'
-  configure
+  configure -DNCOLLAPSE_MPI=OFF  # one GPU, one process
   cmake --build "$build" -j "$jobs" --target "${programs[@]/%ncollapse/ncollapse_command}"
 
   rm -rf bundle
@@ -95,6 +95,7 @@ gpu() {
     --labels data/demo/labels.npy --weights data/demo/W1.npy --bias data/demo/b.npy --json out/gpu/demo.json
   step demo_test 30 env NCOLLAPSE_DEMO_DATA=data/demo "$(program demo_test)"
   step cuda_gpu_tests 90 "$(program cuda_gpu_tests)"
+  [[ -z $(program nccl_gpu_tests) ]] || step nccl_gpu_tests 30 "$(program nccl_gpu_tests)"  # where there is NCCL
   step api_tests 90 "$(program api_tests)" --gtest_filter="$cuda_filter"
   step theory_tests 60 "$(program theory_tests)" --gtest_filter="$cuda_filter"
   rm -f out/gpu/bench.json out/gpu/theory.json
@@ -121,7 +122,8 @@ gpu() {
   } >"$results/$stem.json"
   "$(program ncollapse)" bench --from "$results/$stem.json" --markdown "$results/$stem.md"
   say "written: $results/$stem.md, $results/$stem.json (logs in out/gpu/)"
-  [[ $verdict == passed ]] || die 'something failed on this GPU, see above'
+  [[ $verdict != failed ]] || die 'something failed on this GPU, see above'
+  [[ $verdict == passed ]] || say 'not every step was run, see there'
 }
 
 json_or_null() { if [[ -s $1 ]]; then cat "$1"; else echo null; fi; }
@@ -149,5 +151,6 @@ step() {
 }
 
 record() {  # record NAME OUTCOME SECONDS PASSED SKIPPED
+  [[ $2 != 'not run'* || $verdict == failed ]] || verdict=incomplete
   entries+=("{\"step\": \"$1\", \"outcome\": \"$2\", \"seconds\": $3, \"passed\": ${4:-null}, \"skipped\": ${5:-null}}")
 }

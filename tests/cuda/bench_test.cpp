@@ -21,13 +21,15 @@ Results run_tiny(const std::vector<Case>& cases, const std::vector<std::string>&
   return run(options, [](const Results&, const std::string&) {});
 }
 
+constexpr double kHalf = 0x1p-10;  // two roundings to half precision; so few rows are added without loss
+
 void expect_sound(const Results& results, double error) {
   for (const Skipped& skipped : results.skipped)
     ADD_FAILURE() << skipped.id << " " << skipped.operation << ": " << skipped.why;
   for (const Measurement& row : results.rows) {
     const std::string what = row.shape.id + " " + row.operation;
     EXPECT_GT(row.seconds, 0) << what;
-    EXPECT_LE(row.error, error) << what << ", " << row.error_of;
+    EXPECT_LE(row.error, row.operation == "scatter_fast" ? kHalf : error) << what << ", " << row.error_of;
     EXPECT_TRUE(row.same_bits) << what;
     EXPECT_GE(row.hashed, 2) << what;
   }
@@ -36,7 +38,8 @@ void expect_sound(const Results& results, double error) {
 Case tiny(const std::string& id, Index classes, Dtype dtype, Sizes sizes, bool on_host = false) {
   return {{id, 150, classes, 12, dtype, sizes, false, 1e-2, 0, on_host},
           "",
-          {"sums", "scatter", "decisions", "pairs", "eigen", "svd", "measure", "end_to_end", "add_overhead"}};
+          {"sums", "scatter", "scatter_fast", "decisions", "pairs", "eigen", "svd", "measure", "end_to_end",
+           "add_overhead"}};
 }
 
 TEST(BenchOnCuda, EveryOperationAgreesWithItsOracle) {
