@@ -6,14 +6,17 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
+#include <chrono>
 #include <csignal>
 #include <exception>
 #include <filesystem>
 #include <new>
+#include <string>
 #include <thread>
 
 #include <ncollapse/error.hpp>
 
+#include "ranks.hpp"
 #include "training.hpp"
 
 namespace {
@@ -90,6 +93,9 @@ void add_options(CLI::App& app, Options& options, std::string& counts) {
   app.add_option("--threads", options.threads, "CPU threads; default: all cores")
       ->check(CLI::Range(1, 4096))
       ->type_name("T");
+  app.add_flag(
+      "--distributed", options.distributed,
+      "Divide the samples among the processes that mpirun started, each with its own GPU or share of the cores");
   app.add_option("--measure-every", options.measure_every, "Epochs between measurements")
       ->capture_default_str()
       ->check(at_least_one)
@@ -154,13 +160,30 @@ void complete(Options& options, const std::string& counts) {
     if (!folder.empty() && !std::filesystem::is_directory(folder))
       throw ncollapse::DataError(path + ": the folder " + folder.string() + " does not exist", "create it first");
   }
-  if (options.threads == 0) options.threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 }
 
 int fail(int code, const std::string& message, const std::string& hint = {}) {
   fmt::print(stderr, "train_mlp: error: {}\n", message);
   if (!hint.empty()) fmt::print(stderr, "  hint: {}\n", hint);
   return code;
+}
+
+/// Says what went wrong; returns the exit code.
+int report(std::exception_ptr error) {
+  try {
+    std::rethrow_exception(std::move(error));
+  } catch (const ncollapse::Error& failure) {
+    return fail(static_cast<int>(failure.kind()), failure.what(), failure.hint());
+  } catch (const c10::Error& failure) {
+    const std::string message = failure.what_without_backtrace();
+    const bool memory =
+        message.find("out of memory") != std::string::npos || message.find("can't allocate") != std::string::npos;
+    return fail(memory ? 4 : 1, message);
+  } catch (const std::bad_alloc&) {
+    return fail(4, "out of memory");
+  } catch (const std::exception& failure) {
+    return fail(1, failure.what());
+  }
 }
 
 int run(int argc, char** argv) {
@@ -179,8 +202,22 @@ int run(int argc, char** argv) {
   }
   complete(options, counts);
   catch_interrupts();
-  if (train_mlp::train(options, interrupted)) return 0;
-  return fail(130, "interrupted", options.checkpoint.empty() ? "" : "go on with --resume");
+  const train_mlp::Ranks ranks(options.distributed);
+  if (options.threads == 0) {
+    const auto cores = static_cast<int>(std::thread::hardware_concurrency());
+    options.threads = std::max(1, cores / ranks.local_size());
+  }
+  try {
+    if (train_mlp::train(options, ranks, interrupted)) return 0;
+  } catch (...) {
+    if (ranks.size() == 1) throw;
+    if (ranks.rank() > 0) {  // what all have in common the first rank says, and mpirun ends the others by SIGTERM
+      std::signal(SIGTERM, SIG_DFL);
+      if (!interrupted()) std::this_thread::sleep_for(std::chrono::seconds(2));
+    }
+    ranks.abort(report(std::current_exception()));
+  }
+  return ranks.rank() > 0 ? 130 : fail(130, "interrupted", options.checkpoint.empty() ? "" : "go on with --resume");
 }
 
 }  // namespace
@@ -188,16 +225,7 @@ int run(int argc, char** argv) {
 int main(int argc, char** argv) {
   try {
     return run(argc, argv);
-  } catch (const ncollapse::Error& error) {
-    return fail(static_cast<int>(error.kind()), error.what(), error.hint());
-  } catch (const c10::Error& error) {
-    const std::string message = error.what_without_backtrace();
-    const bool memory =
-        message.find("out of memory") != std::string::npos || message.find("can't allocate") != std::string::npos;
-    return fail(memory ? 4 : 1, message);
-  } catch (const std::bad_alloc&) {
-    return fail(4, "out of memory");
-  } catch (const std::exception& error) {
-    return fail(1, error.what());
+  } catch (...) {
+    return report(std::current_exception());
   }
 }

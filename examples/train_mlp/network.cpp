@@ -28,14 +28,15 @@ torch::Tensor Network::features(torch::Tensor inputs) {
   return inputs;
 }
 
-torch::Tensor Network::loss(const torch::Tensor& features, const torch::Tensor& targets) const {
+torch::Tensor Network::loss(const torch::Tensor& features, const torch::Tensor& targets, Index samples,
+                            int parts) const {
   torch::Tensor classifier = layers_.back();  // from the left, products have only K rows
   for (std::size_t l = layers_.size() - 1; l-- > 0;) classifier = torch::matmul(classifier, layers_[l]);
   torch::Tensor residual = torch::matmul(features, classifier.t()) - targets;
   if (bias_.defined()) residual = residual + bias_;
-  torch::Tensor f = residual.square().sum() / (2.0 * static_cast<double>(features.size(0))) +
-                    features.square().sum() * (lambda_h_ / 2);
-  for (std::size_t l = 0; l < layers_.size(); ++l) f = f + layers_[l].square().sum() * (lambda_w_[l] / 2);
+  torch::Tensor f =
+      residual.square().sum() / (2.0 * static_cast<double>(samples)) + features.square().sum() * (lambda_h_ / 2);
+  for (std::size_t l = 0; l < layers_.size(); ++l) f = f + layers_[l].square().sum() * (lambda_w_[l] / 2 / parts);
   return f;
 }
 

@@ -22,7 +22,8 @@ class Network : public torch::nn::Module {
 
   /// The loss that is minimised, a scalar: with N rows of `features` H and of one-hot `targets` Y
   ///   f = 1/(2N) |H W^T + 1 b^T - Y|^2 + sum_l lambda_l/2 |W_l|^2 + lambda_H/2 |H|^2,   W = W_L ... W_1
-  torch::Tensor loss(const torch::Tensor& features, const torch::Tensor& targets) const;
+  /// Where `features` are those of one of `parts` processes only, `samples` is N: the parts' losses add up to f.
+  torch::Tensor loss(const torch::Tensor& features, const torch::Tensor& targets, Index samples, int parts) const;
 
   const std::vector<torch::Tensor>& layers() const { return layers_; }  ///< W_1 .. W_L
   const torch::Tensor& bias() const { return bias_; }                   ///< [K]; undefined without one

@@ -34,7 +34,8 @@ struct Options {
   double decay_factor = 0.1;
   std::uint64_t seed = 1;
   std::string device = "auto";
-  int threads = 0;
+  int threads = 0;           ///< 0: all cores, shared with the other processes of a distributed run here
+  bool distributed = false;  ///< the samples are divided among the processes that mpirun started
 
   // Output
   Index measure_every = 10;

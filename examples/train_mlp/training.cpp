@@ -29,7 +29,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr const char* kCheckpointFormat = "train_mlp.checkpoint/1";
 
-torch::Device parse_device(const std::string& text) {
+torch::Device parse_device(const std::string& text, const Ranks& ranks) {
   const ncollapse::Device device = ncollapse::Device::parse(text);
   if (text == "auto" && !torch::cuda::is_available()) return torch::kCPU;
   if (device.type == ncollapse::DeviceType::cpu) return torch::kCPU;
@@ -37,15 +37,23 @@ torch::Device parse_device(const std::string& text) {
     throw ncollapse::DeviceError(
         "--device " + text + ": this LibTorch sees " + std::to_string(torch::cuda::device_count()) + " GPU(s)",
         "a LibTorch built for CUDA and a GPU are needed; --device cpu needs neither");
-  return torch::Device(torch::kCUDA, static_cast<torch::DeviceIndex>(device.index));
+  const bool named = text.find(':') != std::string::npos;
+  const int index = named ? device.index : ranks.local_rank() % static_cast<int>(torch::cuda::device_count());
+  return torch::Device(torch::kCUDA, static_cast<torch::DeviceIndex>(index));
 }
 
-torch::Tensor inputs_of(Samples& samples) {
-  return torch::from_blob(samples.values.data(), {samples.rows, samples.dim}, torch::kFloat).clone();
+/// This rank's part of rows in a tensor.
+torch::Tensor part_of(const torch::Tensor& whole, const Ranks& ranks) {
+  const auto begin = [&](int rank) { return whole.size(0) * rank / ranks.size(); };
+  return whole.slice(0, begin(ranks.rank()), begin(ranks.rank() + 1)).clone();
 }
 
-torch::Tensor labels_of(Samples& samples) {
-  return torch::from_blob(samples.labels.data(), {samples.rows}, torch::kLong).clone();
+torch::Tensor inputs_of(Samples& samples, const Ranks& ranks) {
+  return part_of(torch::from_blob(samples.values.data(), {samples.rows, samples.dim}, torch::kFloat), ranks);
+}
+
+torch::Tensor labels_of(Samples& samples, const Ranks& ranks) {
+  return part_of(torch::from_blob(samples.labels.data(), {samples.rows}, torch::kLong), ranks);
 }
 
 /// A file is replaced once the new one is complete.
@@ -71,7 +79,7 @@ void use_threads(int threads) {
 class Training {
  public:
   /// Reads data and checkpoint, and begins the log.
-  explicit Training(const Options& options);
+  Training(const Options& options, const Ranks& ranks);
 
   bool run(bool (*interrupted)());
 
@@ -82,18 +90,22 @@ class Training {
   Json header() const;
   void measure(const torch::Tensor& features, const torch::Tensor& test_features, double loss);
   void set_learning_rate();
+  void sum_gradients();
+  bool first() const { return ranks_.rank() == 0; }  ///< the rank that writes
   bool load_checkpoint();
   void save_checkpoint() const;
   void dump(const torch::Tensor& features);
 
   Options options_;
+  const Ranks& ranks_;
   torch::Device device_;
   torch::Tensor inputs_, labels_, targets_, test_inputs_, test_labels_;
   std::shared_ptr<Network> network_;
   std::unique_ptr<torch::optim::Adam> adam_;
   std::optional<ncollapse::Context> context_;
   ncollapse::UfmPrediction prediction_;
-  std::optional<RunLog> log_;
+  Index test_samples_ = 0;               ///< of all ranks
+  std::optional<RunLog> log_;            ///< of the first rank
   std::optional<Progress::State> last_;  ///< measured by this process
   Index epoch_ = 0, rank_ = 0;
   struct Seconds {
@@ -103,14 +115,18 @@ class Training {
   } seconds_;
 };
 
-Training::Training(const Options& options) : options_(options), device_(parse_device(options.device)) {
+Training::Training(const Options& options, const Ranks& ranks)
+    : options_(options), ranks_(ranks), device_(parse_device(options.device, ranks)) {
   Dataset data = load_dataset(options_);
+  if (data.train.rows < ranks.size())
+    throw ncollapse::UsageError(fmt::format("{} samples for {} processes", data.train.rows, ranks.size()));
   const auto classes = static_cast<Index>(options_.counts.size());
-  inputs_ = inputs_of(data.train).to(device_);
-  labels_ = labels_of(data.train).to(device_);
-  targets_ = torch::zeros({data.train.rows, classes}, inputs_.options()).scatter_(1, labels_.unsqueeze(1), 1.0);
-  test_inputs_ = inputs_of(data.test).to(device_);
-  test_labels_ = labels_of(data.test).to(device_);
+  inputs_ = inputs_of(data.train, ranks).to(device_);
+  labels_ = labels_of(data.train, ranks).to(device_);
+  targets_ = torch::zeros({inputs_.size(0), classes}, inputs_.options()).scatter_(1, labels_.unsqueeze(1), 1.0);
+  test_inputs_ = inputs_of(data.test, ranks).to(device_);
+  test_labels_ = labels_of(data.test, ranks).to(device_);
+  test_samples_ = data.test.rows;
   context_ = ncollapse::context_for(inputs_, options_.threads);
 
   torch::manual_seed(options_.seed);
@@ -123,6 +139,12 @@ Training::Training(const Options& options) : options_(options), device_(parse_de
   for (const auto& direction : prediction_.directions) rank_ += direction.surviving;
 
   const bool resumed = load_checkpoint();
+  Index epochs = epoch_;
+  ranks.communicator().sum(&epochs, 1);
+  if (epochs != epoch_ * ranks.size())
+    throw ncollapse::DataError(options_.checkpoint + ": is not the same for all processes",
+                               "put it where all of them can read it");
+  if (!first()) return;
   log_ = resumed ? RunLog::resume(options_.log, header(), epoch_) : RunLog::begin(options_.log, header());
 }
 
@@ -136,6 +158,7 @@ Json Training::header() const {
                     {"name", device.name},
                     {"capability", device.capability},
                     {"threads", device.threads},
+                    {"processes", ranks_.size()},
                     {"memory_bytes", device.memory_bytes}};
   json["model"] = {{"K", prediction_.classes},          {"N", prediction_.samples},
                    {"layers", options_.layers},         {"lambda_w", options_.lambda_w},
@@ -145,7 +168,7 @@ Json Training::header() const {
   json["dataset"] = {{"name", options_.dataset},
                      {"split", options_.dataset == "emnist" ? Json(options_.emnist_split) : Json(nullptr)},
                      {"input_dim", inputs_.size(1)},
-                     {"test_samples", test_labels_.size(0)}};
+                     {"test_samples", test_samples_}};
   json["optimizer"] = {{"name", "adam"},
                        {"batch", "full"},
                        {"epochs", options_.epochs},
@@ -164,6 +187,21 @@ void Training::set_learning_rate() {
   for (auto& group : adam_->param_groups()) static_cast<torch::optim::AdamOptions&>(group.options()).lr(lr);
 }
 
+/// In double and in the order of ranks, so that all ranks take the same step.
+void Training::sum_gradients() {
+  if (ranks_.size() == 1) return;
+  std::vector<torch::Tensor> parts;
+  for (const auto& parameter : network_->parameters()) parts.push_back(parameter.grad().reshape(-1));
+  torch::Tensor all = torch::cat(parts).to(torch::kCPU, torch::kDouble);
+  ranks_.communicator().sum(all.data_ptr<double>(), all.numel());
+  all = all.to(inputs_.options());
+  Index at = 0;
+  for (const auto& parameter : network_->parameters()) {
+    parameter.grad().copy_(all.narrow(0, at, parameter.numel()).view_as(parameter));
+    at += parameter.numel();
+  }
+}
+
 void Training::measure(const torch::Tensor& features, const torch::Tensor& test_features, double loss) {
   if (!std::isfinite(loss))
     throw ncollapse::DataError(fmt::format("training diverged: the loss after {} epochs is {}", epoch_, loss),
@@ -174,14 +212,17 @@ void Training::measure(const torch::Tensor& features, const torch::Tensor& test_
 
   ncollapse::Accumulator accumulator(*context_, {.classes = prediction_.classes, .dim = options_.width});
   accumulator.add(ncollapse::view(features), ncollapse::label_view(labels_));
+  accumulator.reduce(ranks_.communicator());
   const ncollapse::ClassMoments moments = accumulator.finish();
   const auto decide = [&](const torch::Tensor& samples, const torch::Tensor& labels) {
     ncollapse::DecisionCounter counter(moments, &head);
     counter.add(ncollapse::view(samples), ncollapse::label_view(labels));
+    counter.reduce(ranks_.communicator());
     return counter.finish();
   };
   const ncollapse::DecisionCounts train = decide(features, labels_);
   const ncollapse::DecisionCounts test = decide(test_features, test_labels_);
+  if (!first()) return;
   const ncollapse::Report report = ncollapse::measure(moments, {.classifier = &head,
                                                                 .train = &train,
                                                                 .test = &test,
@@ -197,7 +238,7 @@ void Training::measure(const torch::Tensor& features, const torch::Tensor& test_
 }
 
 bool Training::run(bool (*interrupted)()) {
-  Progress progress(options_.quiet, epoch_, options_.epochs);
+  Progress progress(options_.quiet || !first(), epoch_, options_.epochs);
   auto start = Clock::now();
   const auto lap = [&] {  // seconds since the last lap
     if (device_.is_cuda()) torch::cuda::synchronize(device_.index());
@@ -207,13 +248,16 @@ bool Training::run(bool (*interrupted)()) {
     return seconds;
   };
   for (;; ++epoch_) {
-    const bool stop = interrupted();
+    Index signalled = interrupted();
+    ranks_.communicator().sum(&signalled, 1);
+    const bool stop = signalled > 0;
     const bool last = stop || epoch_ == options_.epochs;
     const torch::Tensor features = network_->features(inputs_);
-    const torch::Tensor loss = network_->loss(features, targets_);
+    const torch::Tensor loss = network_->loss(features, targets_, prediction_.samples, ranks_.size());
     if (last || epoch_ % options_.measure_every == 0) {
       const torch::NoGradGuard no_gradients;
-      const auto value = loss.item<double>();
+      auto value = loss.item<double>();
+      ranks_.communicator().sum(&value, 1);
       seconds_.train += lap();
       const torch::Tensor test_features = network_->features(test_inputs_);
       seconds_.test += lap();
@@ -223,8 +267,9 @@ bool Training::run(bool (*interrupted)()) {
     progress.update(epoch_, last_);
     if (last) {
       progress.clear();
-      if (!options_.checkpoint.empty()) save_checkpoint();
+      if (first() && !options_.checkpoint.empty()) save_checkpoint();
       if (!options_.dump.empty()) dump(features);
+      if (!first()) return !stop;
       log_->write({{"type", "end"},
                    {"reason", stop ? "interrupted" : "epochs"},
                    {"epoch", epoch_},
@@ -244,9 +289,10 @@ bool Training::run(bool (*interrupted)()) {
     }
     adam_->zero_grad();
     loss.backward();
+    sum_gradients();
     set_learning_rate();
     adam_->step();
-    if (!options_.checkpoint.empty() && (epoch_ + 1) % options_.checkpoint_every == 0) {
+    if (first() && !options_.checkpoint.empty() && (epoch_ + 1) % options_.checkpoint_every == 0) {
       ++epoch_;
       save_checkpoint();
       --epoch_;
@@ -319,10 +365,12 @@ void Training::dump(const torch::Tensor& features) {
   std::error_code status;
   std::filesystem::create_directories(folder, status);
   if (status) throw ncollapse::DataError(folder + ": cannot be created: " + status.message());
-  write_npy(folder + "/features.npy", features);
-  write_npy(folder + "/labels.npy", labels_);
-  write_npy(folder + "/test_features.npy", network_->features(test_inputs_));
-  write_npy(folder + "/test_labels.npy", test_labels_);
+  const std::string part = ranks_.size() > 1 ? fmt::format("-{}-of-{}.npy", ranks_.rank(), ranks_.size()) : ".npy";
+  write_npy(folder + "/features" + part, features);
+  write_npy(folder + "/labels" + part, labels_);
+  write_npy(folder + "/test_features" + part, network_->features(test_inputs_));
+  write_npy(folder + "/test_labels" + part, test_labels_);
+  if (!first()) return;
   for (std::size_t l = 0; l < network_->layers().size(); ++l)
     write_npy(fmt::format("{}/W{}.npy", folder, l + 1), network_->layers()[l]);
   if (network_->bias().defined()) write_npy(folder + "/bias.npy", network_->bias());
@@ -330,11 +378,13 @@ void Training::dump(const torch::Tensor& features) {
 
 std::string Training::analyze_command() const {
   const std::string& folder = options_.dump;
+  const std::string part = ranks_.size() > 1 ? fmt::format("-*-of-{}.npy", ranks_.size()) : ".npy";
   std::string text =
-      fmt::format("ncollapse analyze --features {0}/features.npy --labels {0}/labels.npy --weights", folder);
+      fmt::format("ncollapse analyze --features {0}/features{1} --labels {0}/labels{1} --weights", folder, part);
   for (Index l = 1; l <= options_.layers; ++l) text += fmt::format(" {}/W{}.npy", folder, l);
   if (options_.bias) text += fmt::format(" --bias {}/bias.npy", folder);
-  text += fmt::format(" --test-features {0}/test_features.npy --test-labels {0}/test_labels.npy --lambda-w", folder);
+  text +=
+      fmt::format(" --test-features {0}/test_features{1} --test-labels {0}/test_labels{1} --lambda-w", folder, part);
   for (const double lambda : options_.lambda_w) text += fmt::format(" {}", lambda);
   return text + fmt::format(" --lambda-h {} --device {}", options_.lambda_h,
                             device_.is_cuda() ? "cuda:" + std::to_string(device_.index())
@@ -343,11 +393,11 @@ std::string Training::analyze_command() const {
 
 }  // namespace
 
-bool train(const Options& options, bool (*interrupted)()) {
+bool train(const Options& options, const Ranks& ranks, bool (*interrupted)()) {
   use_threads(options.threads);
-  Training training(options);
+  Training training(options, ranks);
   const bool complete = training.run(interrupted);
-  if (!options.dump.empty() && !options.quiet)
+  if (!options.dump.empty() && !options.quiet && ranks.rank() == 0)
     fmt::print("measure the dump again:\n  {}\n", training.analyze_command());
   return complete;
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -149,6 +150,66 @@ TEST(TrainMlp, TheDumpGivesTheLastLineAgain) {
     }
     EXPECT_EQ(report["per_class"], step["per_class"]);
   }
+}
+
+// mpirun is Open MPI's here, on one machine with fewer cores than processes.
+Outcome train_on(int processes, const Arguments& arguments) {
+  for (const char* name : {"OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM",
+                           "OMPI_MCA_rmaps_base_oversubscribe", "OMPI_MCA_mpi_yield_when_idle"})
+    setenv(name, "1", 1);
+  setenv("OMPI_MCA_hwloc_base_binding_policy", "none", 1);
+  setenv("OMPI_MCA_pml", "ob1", 1);  // looking for faster networks takes longer than the runs
+  setenv("OMPI_MCA_osc", "^ucx", 1);
+  Arguments all{"-n", std::to_string(processes), TRAIN_MLP, "--distributed"};
+  all.insert(all.end(), arguments.begin(), arguments.end());
+  return RunningCommand(all, 0, MPIEXEC).wait();
+}
+
+TEST(TrainMlp, ProcessesTrainTheSameNetworkTogether) {
+  if (std::string(MPIEXEC).empty()) GTEST_SKIP() << "no MPI here (Debian: libopenmpi-dev, openmpi-bin)";
+  const TemporaryDirectory folder;
+  const Arguments settings = kSmall + Arguments{"--epochs", "40", "--measure-every", "20"};
+  ASSERT_EQ(train(settings + Arguments{"--log", folder.path("alone.jsonl")}).exit_code, 0);
+  const std::vector<Json> alone = read_log(folder.path("alone.jsonl"));
+  for (const int processes : {2, 3}) {  // 70 samples in classes: with 2 the second class is cut
+    const std::string name = folder.path("of" + std::to_string(processes));
+    const Outcome run = train_on(
+        processes, settings + Arguments{"--log", name + ".jsonl", "--dump", name, "--checkpoint", name + ".pt"});
+    ASSERT_EQ(run.exit_code, 0) << run.err;
+    const std::vector<Json> log = read_log(name + ".jsonl");
+    EXPECT_EQ(log.front()["device"]["processes"], processes);
+    ASSERT_EQ(log.size(), alone.size());
+    for (std::size_t i = 1; i + 1 < log.size(); ++i) {
+      EXPECT_EQ(log[i]["epoch"], alone[i]["epoch"]);
+      EXPECT_EQ(log[i]["per_class"]["counts"], (std::vector<int>{40, 20, 10}));
+      const double want = alone[i]["loss"];  // gradients are summed in another order, in single precision
+      EXPECT_NEAR(log[i]["loss"].get<double>(), want, 1e-4 * want) << i;
+      for (const auto* key : {"nc1_pinv", "nc2_etf_h", "ufmb_w", "acc_top1_train", "acc_top1_test"}) {
+        const double metric = alone[i]["metrics"][key];
+        EXPECT_NEAR(log[i]["metrics"][key].get<double>(), metric, 2e-3 * metric) << key << " in step " << i;
+      }
+    }
+    // What all processes saw is what their parts of the dump hold.
+    const Json report = analyse(run.out);
+    ASSERT_TRUE(report.is_object()) << run.out;
+    const Json& last = log[log.size() - 2]["metrics"];
+    ASSERT_EQ(report["metrics"].size(), last.size());
+    for (const auto& metric : last.items())
+      if (!metric.value().is_null())
+        EXPECT_NEAR(report["metrics"][metric.key()].get<double>(), metric.value().get<double>(),
+                    1e-9 * std::abs(metric.value().get<double>()) + 1e-12)
+            << metric.key();
+    // One process goes on from the checkpoint of many.
+    const Outcome resumed = train(
+        settings + Arguments{"--epochs", "40", "--log", name + ".jsonl", "--checkpoint", name + ".pt", "--resume"});
+    EXPECT_EQ(resumed.exit_code, 0) << resumed.err;
+  }
+  const Outcome failed = train_on(2, Arguments{"--dataset", "cifar10", "--data", folder.path("."), "--counts", "5,5",
+                                               "--log", folder.path("none.jsonl")});
+  EXPECT_EQ(failed.exit_code, 3) << failed.err;
+  const auto first = failed.err.find("train_mlp: error");
+  EXPECT_NE(first, std::string::npos) << failed.err;
+  EXPECT_EQ(failed.err.find("train_mlp: error", first + 1), std::string::npos) << "said twice: " << failed.err;
 }
 
 std::string without_times(const std::string& path) {
