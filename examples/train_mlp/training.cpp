@@ -247,10 +247,8 @@ bool Training::run(bool (*interrupted)()) {
     start = now;
     return seconds;
   };
-  for (;; ++epoch_) {
-    Index signalled = interrupted();
-    ranks_.communicator().sum(&signalled, 1);
-    const bool stop = signalled > 0;
+  for (;;) {
+    const bool stop = interrupted();
     const bool last = stop || epoch_ == options_.epochs;
     const torch::Tensor features = network_->features(inputs_);
     const torch::Tensor loss = network_->loss(features, targets_, prediction_.samples, ranks_.size());
@@ -292,11 +290,8 @@ bool Training::run(bool (*interrupted)()) {
     sum_gradients();
     set_learning_rate();
     adam_->step();
-    if (first() && !options_.checkpoint.empty() && (epoch_ + 1) % options_.checkpoint_every == 0) {
-      ++epoch_;
-      save_checkpoint();
-      --epoch_;
-    }
+    ++epoch_;
+    if (first() && !options_.checkpoint.empty() && epoch_ % options_.checkpoint_every == 0) save_checkpoint();
   }
 }
 
