@@ -248,7 +248,9 @@ bool Training::run(bool (*interrupted)()) {
     return seconds;
   };
   for (;;) {
-    const bool stop = interrupted();
+    Index signalled = interrupted();
+    ranks_.communicator().sum(&signalled, 1);  // all stop when one is told to
+    const bool stop = signalled > 0;
     const bool last = stop || epoch_ == options_.epochs;
     const torch::Tensor features = network_->features(inputs_);
     const torch::Tensor loss = network_->loss(features, targets_, prediction_.samples, ranks_.size());

@@ -153,14 +153,14 @@ TEST(TrainMlp, TheDumpGivesTheLastLineAgain) {
 }
 
 // mpirun is Open MPI's here, on one machine with fewer cores than processes.
-Outcome train_on(int processes, const Arguments& arguments) {
+Outcome train_on(int processes, const Arguments& arguments, const std::string& script = "exec \"$@\"") {
   for (const char* name : {"OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM",
                            "OMPI_MCA_rmaps_base_oversubscribe", "OMPI_MCA_mpi_yield_when_idle"})
     setenv(name, "1", 1);
   setenv("OMPI_MCA_hwloc_base_binding_policy", "none", 1);
   setenv("OMPI_MCA_pml", "ob1", 1);  // looking for faster networks takes longer than the runs
   setenv("OMPI_MCA_osc", "^ucx", 1);
-  Arguments all{"-n", std::to_string(processes), TRAIN_MLP, "--distributed"};
+  Arguments all{"-n", std::to_string(processes), "bash", "-c", script, "bash", TRAIN_MLP, "--distributed"};
   all.insert(all.end(), arguments.begin(), arguments.end());
   return RunningCommand(all, 0, MPIEXEC).wait();
 }
@@ -204,6 +204,17 @@ TEST(TrainMlp, ProcessesTrainTheSameNetworkTogether) {
         settings + Arguments{"--epochs", "40", "--log", name + ".jsonl", "--checkpoint", name + ".pt", "--resume"});
     EXPECT_EQ(resumed.exit_code, 0) << resumed.err;
   }
+  // A signal to one process ends all of them after the same epoch, with everything written.
+  const std::string cut = folder.path("cut");
+  const Outcome stopped =
+      train_on(2, kSmall + Arguments{"--epochs", "100000", "--log", cut + ".jsonl", "--checkpoint", cut + ".pt"},
+               "[ $OMPI_COMM_WORLD_RANK != 1 ] || (sleep 2; kill -TERM $$) & exec \"$@\"");
+  EXPECT_NE(stopped.exit_code, 0);
+  EXPECT_NE(stopped.err.find("go on with --resume"), std::string::npos) << stopped.err;
+  const std::vector<Json> lines = read_log(cut + ".jsonl");
+  EXPECT_EQ(lines.back()["reason"], "interrupted");
+  EXPECT_EQ(lines[lines.size() - 2]["epoch"], lines.back()["epoch"]);
+
   const Outcome failed = train_on(2, Arguments{"--dataset", "cifar10", "--data", folder.path("."), "--counts", "5,5",
                                                "--log", folder.path("none.jsonl")});
   EXPECT_EQ(failed.exit_code, 3) << failed.err;
