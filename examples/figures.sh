@@ -74,7 +74,7 @@ figures_theory() {
 }
 
 figures() {
-  local mode=full data=${NCOLLAPSE_DATA-../shared/data} device='' out='' at_a_time='' every threads runs=()
+  local mode=full data=${NCOLLAPSE_DATA:-../shared/data} device='' out='' at_a_time='' every threads runs=()
   while [[ $# -gt 0 ]]; do
     case $1 in
       --quick) mode=quick ;;

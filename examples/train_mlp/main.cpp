@@ -155,6 +155,8 @@ void complete(Options& options, const std::string& counts) {
                                 "give one for all layers, or one for each, W_1 first");
   if (options.resume && options.checkpoint.empty())
     throw ncollapse::UsageError("--resume needs the --checkpoint to go on from");
+  if (options.log == options.checkpoint)
+    throw ncollapse::UsageError("--log and --checkpoint name the same file, " + options.log, "give each its own");
   for (const auto& path : {options.log, options.checkpoint}) {
     const auto folder = std::filesystem::path(path).parent_path();
     if (!folder.empty() && !std::filesystem::is_directory(folder))

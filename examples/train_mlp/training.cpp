@@ -250,7 +250,7 @@ bool Training::run(bool (*interrupted)()) {
   for (;;) {
     Index signalled = interrupted();
     ranks_.communicator().sum(&signalled, 1);  // all stop when one is told to
-    const bool stop = signalled > 0;
+    const bool stop = signalled > 0 && epoch_ < options_.epochs;
     const bool last = stop || epoch_ == options_.epochs;
     const torch::Tensor features = network_->features(inputs_);
     const torch::Tensor loss = network_->loss(features, targets_, prediction_.samples, ranks_.size());
