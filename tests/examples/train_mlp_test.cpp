@@ -331,6 +331,7 @@ TEST(TrainMlp, WrongArguments) {
   expect(2, kSmall + log + Arguments{"--counts", "5,0"}, "'0' is not a number of samples");
   expect(2, kSmall + log + Arguments{"--dataset", "imagenet"}, "imagenet");
   expect(2, kSmall + log + Arguments{"--resume"}, "--checkpoint");
+  expect(2, kSmall + log + Arguments{"--checkpoint", folder.path("run.jsonl")}, "the same file");
   expect(2, kSmall + log + Arguments{"--device", "gpu"}, "gpu");
   expect(2, kSmall + log + Arguments{"--dataset", "cifar10"}, "--data is missing");
   expect(2, kSmall + log + Arguments{"--dataset", "cifar10", "--data", folder.path("nowhere")}, "nowhere");
