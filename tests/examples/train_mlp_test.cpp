@@ -194,11 +194,12 @@ TEST(TrainMlp, ProcessesTrainTheSameNetworkTogether) {
     ASSERT_TRUE(report.is_object()) << run.out;
     const Json& last = log[log.size() - 2]["metrics"];
     ASSERT_EQ(report["metrics"].size(), last.size());
-    for (const auto& metric : last.items())
-      if (!metric.value().is_null())
-        EXPECT_NEAR(report["metrics"][metric.key()].get<double>(), metric.value().get<double>(),
-                    1e-9 * std::abs(metric.value().get<double>()) + 1e-12)
-            << metric.key();
+    for (const auto& metric : last.items()) {
+      if (metric.value().is_null()) continue;
+      EXPECT_NEAR(report["metrics"][metric.key()].get<double>(), metric.value().get<double>(),
+                  1e-9 * std::abs(metric.value().get<double>()) + 1e-12)
+          << metric.key();
+    }
     // One process goes on from the checkpoint of many.
     const Outcome resumed = train(
         settings + Arguments{"--epochs", "40", "--log", name + ".jsonl", "--checkpoint", name + ".pt", "--resume"});
