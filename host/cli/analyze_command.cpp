@@ -10,6 +10,8 @@ namespace ncollapse::cli {
 namespace {
 
 void run(DumpOptions& options, const Common& common) {
+  spare_inputs(options.inputs(), "--json", common.json);
+  spare_inputs(options.inputs(), "--csv", options.report.csv);
   const std::optional<Report> report = options.measure(common);
   if (report) write_report(*report, common.json, options.report.csv, common.quiet);
 }

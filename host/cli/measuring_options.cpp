@@ -53,6 +53,12 @@ void DumpOptions::add_to(CLI::App& command) {
       ->type_name("R");
 }
 
+std::vector<FileList> DumpOptions::inputs() const {
+  return {request.features,      request.labels,       request.test_features,
+          request.test_labels,   request.ood_features, FileList(request.weights),
+          FileList(request.bias)};
+}
+
 std::optional<Report> DumpOptions::measure(const Common& common) {
   Ranks& ranks = *common.ranks;
   report.check(request, common);

@@ -80,6 +80,7 @@ struct DumpOptions {
 
   bool given() const { return !request.features.specs.empty(); }
   void add_to(CLI::App& command);
+  std::vector<FileList> inputs() const;  ///< every file that is read
   /// Measures it under a progress bar. Throws Interrupted after Ctrl-C; under mpirun that ends the ranks at once. Only
   /// rank 0 has a report there.
   std::optional<Report> measure(const Common& common);

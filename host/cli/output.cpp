@@ -76,6 +76,21 @@ void write_output(const std::string& path, const std::string& text) {
   }
 }
 
+void spare_inputs(const std::vector<FileList>& inputs, const std::string& option, const std::string& output) {
+  if (output.empty() || output == "-") return;
+  for (const FileList& list : inputs)
+    for (const auto& spec : expand(list)) {
+      std::string path = spec;
+      std::error_code ignored;
+      while (!path.empty() && !std::filesystem::exists(path, ignored)) {  // the key, though a path may hold colons, too
+        const auto colon = path.rfind(':');
+        path.resize(colon == path.npos ? 0 : colon);
+      }
+      if (std::filesystem::equivalent(path, output, ignored))
+        throw UsageError(path + " is read, and " + option + " would replace it", "name another file for the output");
+    }
+}
+
 void check_report_outputs(const std::string& json, const std::string& csv) {
   check_output(json);
   check_output(csv);

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "ncollapse/file_list.hpp"
 #include "ncollapse/metrics.hpp"
 
 namespace ncollapse::cli {
@@ -37,6 +38,10 @@ class LineWriter {
 
 /// Fails early where write_output would fail late: the folder is missing, the path is a directory.
 void check_output(const std::string& path);
+
+/// Throws UsageError when `output`, which `option` names, would replace one of the inputs: files, globs, and files with
+/// a key ("dump.npz:features").
+void spare_inputs(const std::vector<FileList>& inputs, const std::string& option, const std::string& output);
 
 /// Where a report goes: JSON and CSV to files or "-", and the table to standard output unless that is taken.
 void check_report_outputs(const std::string& json, const std::string& csv);

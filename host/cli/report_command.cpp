@@ -15,7 +15,6 @@
 #include "host/cli/pictures.hpp"
 #include "host/cli/report_page.hpp"
 #include "ncollapse/error.hpp"
-#include "ncollapse/file_list.hpp"
 
 namespace ncollapse::cli {
 
@@ -63,31 +62,12 @@ std::vector<std::string> drawings_of(const std::vector<Picture>& all) {
   return drawings;
 }
 
-/// Every file that is read, as far as it exists; globs are expanded, keys ("dump.npz:features") left out.
-std::vector<std::string> inputs_of(const PageOptions& options) {
-  const AnalysisRequest& dump = options.dump.request;
-  std::vector<std::string> inputs = options.files;
-  for (const FileList& list : {dump.features, dump.labels, dump.test_features, dump.test_labels, dump.ood_features,
-                               FileList(dump.weights), FileList(dump.bias)})
-    for (const auto& spec : expand(list)) {
-      std::error_code ignored;
-      auto end = spec.size();  // a path may hold colons as well
-      while (!std::filesystem::exists(spec.substr(0, end), ignored) && end > 0) {
-        const auto colon = spec.rfind(':', end - 1);
-        end = colon == spec.npos ? 0 : colon;
-      }
-      if (end > 0) inputs.push_back(spec.substr(0, end));
-    }
-  return inputs;
-}
-
 void run(PageOptions& options, const Common& common) {
   if (options.files.empty() && !options.dump.given())
     throw UsageError("nothing to report on", "name runs and reports, or give --features and --labels of a dump");
   check_output(options.page);
-  for (const auto& input : inputs_of(options))
-    if (std::error_code ignored; std::filesystem::equivalent(input, options.page, ignored))
-      throw UsageError(input + " is read, and --out would replace it", "name another file for the page");
+  spare_inputs({FileList(options.files)}, "--out", options.page);
+  spare_inputs(options.dump.inputs(), "--out", options.page);
   catch_interrupts();
   std::vector<Recording> recordings;
   for (const auto& file : options.files) recordings.push_back(read_recording(file));

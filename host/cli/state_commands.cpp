@@ -2,7 +2,6 @@
 #include <fmt/core.h>
 #include <unistd.h>
 
-#include <filesystem>
 #include <memory>
 #include <optional>
 
@@ -93,11 +92,9 @@ struct FinalizeOptions {
 
 void run(FinalizeOptions& options, const Common& common) {
   options.report.check(options.request, common);
-  for (const auto& output : {common.json, options.report.csv}) {
-    std::error_code ignored;
-    if (std::filesystem::equivalent(output, options.request.state, ignored))
-      throw UsageError(output + " is the state itself, the report would replace it", "name another file");
-  }
+  const std::vector<FileList> inputs{options.request.state, options.request.weights, options.request.bias};
+  spare_inputs(inputs, "--json", common.json);
+  spare_inputs(inputs, "--csv", options.report.csv);
   const Report report = measure_state(options.device.open(), options.request);
   write_report(report, common.json, options.report.csv, common.quiet);
 }

@@ -327,6 +327,15 @@ TEST_F(Command, OutputsThatCannotBeWritten) {
     EXPECT_EQ(run.exit_code, kData);
     EXPECT_NE(run.err.find("no/such/folder"), std::string::npos) << run.err;
     EXPECT_EQ(run_command(analyze({option, folder_.path("")})).exit_code, kData);
+    const std::string before = read_file(y_);  // what is read is not replaced, with a key or without
+    for (const std::string& read : {y_, y_ + ":labels"}) {
+      const std::string other = folder_.path("other.npy");
+      const Outcome onto =
+          run_command({"analyze", "--device", "cpu", "--features", x_, "--labels", other, "--bias", read, option, y_});
+      EXPECT_EQ(onto.exit_code, kUsage);
+      EXPECT_NE(onto.err.find("y.npy is read, and " + std::string(option) + " would"), std::string::npos) << onto.err;
+    }
+    EXPECT_EQ(read_file(y_), before);
   }
   EXPECT_EQ(run_command(analyze({"--json", "-", "--csv", "-"})).exit_code, kUsage);
 }
