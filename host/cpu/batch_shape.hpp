@@ -23,11 +23,16 @@ inline BatchShape batch_shape(Index classes, Index dim, Index rows, bool fast) {
   return {chunk_rows, (chunk_rows + kRunRows - 1) / kRunRows, classes <= 8 * rows};
 }
 
-/// Labels and order, the sort's own space, Z, an accumulator for every thread, two carries a run.
+/// Parts of a counting sort, each with a count of every class: no more than the rows are worth.
+inline Index sort_parts(Index classes, Index rows, int threads) {
+  return std::clamp<Index>(2 * rows / std::max(classes, Index{1}), 1, threads);
+}
+
+/// Labels as they come, order, labels in order, the sort's own space, Z, an accumulator for every thread, two carries a run.
 inline Index add_workspace_bytes(Index classes, Index dim, Index rows, int threads, bool full) {
   const BatchShape shape = batch_shape(classes, dim, rows, false);
-  const Index sort = shape.counting_sort ? classes + 1 : rows / 2;
-  return 8 * (2 * rows + sort + (full ? shape.chunk_rows * dim : 0) + threads * dim + 2 * shape.runs * dim);
+  const Index sort = shape.counting_sort ? sort_parts(classes, rows, threads) * classes : rows / 2;
+  return 8 * (3 * rows + sort + (full ? shape.chunk_rows * dim : 0) + threads * dim + 2 * shape.runs * dim);
 }
 
 }  // namespace ncollapse::cpu

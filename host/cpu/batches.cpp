@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "host/cpu/batch_checks.hpp"
 #include "host/cpu/batch_shape.hpp"
@@ -28,50 +29,88 @@ namespace ncollapse::cpu {
 namespace {
 
 constexpr Index kDirectRows = 8;
+constexpr Index kAheadBytes = Index{4} << 10;  // how far the walk looks ahead
 
+// Whether no element is NaN or infinite: those have the largest exponent. One maximum an element, so that the check runs
+// at the speed of memory.
 template <class T>
-NCOLLAPSE_VECTORISED Index count_nonfinite(const T* row, Index dim) {
-  Index bad = 0;
-  for (Index j = 0; j < dim; ++j) bad += is_finite(row[j]) ? 0 : 1;
-  return bad;
+NCOLLAPSE_VECTORISED bool all_finite(const T* row, Index dim) {
+  auto largest = exponent_bits(T{});
+#pragma omp simd reduction(max : largest)
+  for (Index j = 0; j < dim; ++j) {
+    const auto bits = exponent_bits(row[j]);
+    largest = bits > largest ? bits : largest;
+  }
+  return largest != nonfinite_exponent<T>();
 }
 
-// sum += (x - shift) over up to four rows, z written and columns += (scale (x - shift))^2 where wanted; returns the sum
-// of squares. Four rows at a time, so that `sum` is read and written once for four.
+/// What a walk over rows leaves besides their class's sums: nothing, the centred rows Z, or the sums of squares of Z's
+/// columns.
+enum class Leave { nothing, rows, columns };
+
+/// What the walk needs next. Rows in label order lie anywhere, so the processor cannot guess it.
 template <class T>
-NCOLLAPSE_VECTORISED double centre_four(const T* const x[4], const double* shift, double scale, double* z, Index dim,
-                                        double* sum, double* columns) {
+struct Next {
+  const T* rows[4];
+  const double* shift;  // of the first one's class
+  const double* sum;
+};
+
+constexpr Index kBlock = 256;  // columns between two calls for what is next
+
+template <class T>
+inline void fetch(const T* data, Index begin, Index end) {
+  constexpr Index kLine = 64 / sizeof(T);
+  for (Index j = begin; j < end; j += kLine) __builtin_prefetch(data + j, 0, 2);
+}
+
+// sum += (x - shift) over four rows; returns the sum of squares. Four rows at a time, so that `sum` is read and written
+// once for four. `left`: [4 x dim] z = scale (x - shift), or [dim] columns += z^2.
+template <Leave leave, class T>
+NCOLLAPSE_VECTORISED double centre_four(const T* const x[4], const Next<T>& next, const double* shift, double scale,
+                                        Index dim, double* sum, double* left) {
   double squares = 0;
   const T *x0 = x[0], *x1 = x[1], *x2 = x[2], *x3 = x[3];
-  double *z0 = z, *z1 = z + dim, *z2 = z + 2 * dim, *z3 = z + 3 * dim;
+  double *z0 = left, *z1 = left + dim, *z2 = left + 2 * dim, *z3 = left + 3 * dim;
+  for (Index block = 0; block < dim; block += kBlock) {
+    const Index end = std::min(block + kBlock, dim);
+    for (const T* row : next.rows) fetch(row, block, end);
 #pragma omp simd reduction(+ : squares)
-  for (Index j = 0; j < dim; ++j) {
-    const double a = to_double(x0[j]) - shift[j], b = to_double(x1[j]) - shift[j], c = to_double(x2[j]) - shift[j],
-                 d = to_double(x3[j]) - shift[j];
-    const double square = (a * a + b * b) + (c * c + d * d);
-    sum[j] += (a + b) + (c + d);
-    squares += square;
-    if (columns != nullptr) columns[j] += square * (scale * scale);
-    if (z == nullptr) continue;
-    z0[j] = a * scale;
-    z1[j] = b * scale;
-    z2[j] = c * scale;
-    z3[j] = d * scale;
+    for (Index j = block; j < end; ++j) {
+      const double a = to_double(x0[j]) - shift[j], b = to_double(x1[j]) - shift[j], c = to_double(x2[j]) - shift[j],
+                   d = to_double(x3[j]) - shift[j];
+      const double square = (a * a + b * b) + (c * c + d * d);
+      sum[j] += (a + b) + (c + d);
+      squares += square;
+      if constexpr (leave == Leave::columns) left[j] += square * (scale * scale);
+      if constexpr (leave == Leave::rows) {
+        z0[j] = a * scale;
+        z1[j] = b * scale;
+        z2[j] = c * scale;
+        z3[j] = d * scale;
+      }
+    }
   }
   return squares;
 }
 
-template <class T>
-NCOLLAPSE_VECTORISED double centre_one(const T* x, const double* shift, double scale, double* z, Index dim, double* sum,
-                                       double* columns) {
+template <Leave leave, class T>
+NCOLLAPSE_VECTORISED double centre_one(const T* x, const Next<T>& next, const double* shift, double scale, Index dim,
+                                       double* sum, double* left) {
   double squares = 0;
+  for (Index block = 0; block < dim; block += kBlock) {
+    const Index end = std::min(block + kBlock, dim);
+    fetch(next.rows[0], block, end);
+    fetch(next.shift, block, end);
+    fetch(next.sum, block, end);
 #pragma omp simd reduction(+ : squares)
-  for (Index j = 0; j < dim; ++j) {
-    const double a = to_double(x[j]) - shift[j];
-    sum[j] += a;
-    squares += a * a;
-    if (columns != nullptr) columns[j] += a * a * (scale * scale);
-    if (z != nullptr) z[j] = a * scale;
+    for (Index j = block; j < end; ++j) {
+      const double a = to_double(x[j]) - shift[j];
+      sum[j] += a;
+      squares += a * a;
+      if constexpr (leave == Leave::columns) left[j] += a * a * (scale * scale);
+      if constexpr (leave == Leave::rows) left[j] = a * scale;
+    }
   }
   return squares;
 }
@@ -133,9 +172,10 @@ BatchFaults check_batch_values(const MatrixView& features, const LabelView& labe
     Index bad = 0, first = rows;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : bad) reduction(min : first)
     for (Index i = 0; i < rows; ++i) {
-      const Index here = count_nonfinite(data + i * stride, dim);
-      bad += here;
-      if (here > 0) first = std::min(first, i);
+      const auto* row = data + i * stride;
+      if (all_finite(row, dim)) continue;
+      for (Index j = 0; j < dim; ++j) bad += is_finite(row[j]) ? 0 : 1;
+      first = std::min(first, i);
     }
     faults.nonfinite = bad;
     if (bad == 0) return;
@@ -146,25 +186,47 @@ BatchFaults check_batch_values(const MatrixView& features, const LabelView& labe
   return faults;
 }
 
+// A stable counting sort in parts, one a thread: the order does not depend on how many. With far more classes than rows
+// a comparison sort.
+void CpuBackend::sort_by_label(const Index* labels, Index rows, Index classes, Index* order, Index* sorted) {
+  const BatchShape shape = batch_shape(classes, 1, rows, false);
+  if (!shape.counting_sort) {
+    for (Index i = 0; i < rows; ++i) order[i] = i;
+    std::stable_sort(order, order + rows, [&](Index a, Index b) { return labels[a] < labels[b]; });
+    for (Index i = 0; i < rows; ++i) sorted[i] = labels[order[i]];
+    return;
+  }
+  const Index parts = sort_parts(classes, rows, threads_for(rows));
+  Index* next = offsets_.reserve(parts * classes);  // [parts x classes] counts, then places
+#pragma omp parallel for num_threads(parts) schedule(static, 1)
+  for (Index part = 0; part < parts; ++part) {
+    Index* count = next + part * classes;
+    std::fill(count, count + classes, Index{0});
+    for (Index i = part * rows / parts; i < (part + 1) * rows / parts; ++i) ++count[labels[i]];
+  }
+  Index place = 0;
+  for (Index k = 0; k < classes; ++k)
+    for (Index part = 0; part < parts; ++part) place += std::exchange(next[part * classes + k], place);
+#pragma omp parallel for num_threads(parts) schedule(static, 1)
+  for (Index part = 0; part < parts; ++part) {
+    Index* to = next + part * classes;
+    for (Index i = part * rows / parts; i < (part + 1) * rows / parts; ++i) {
+      const Index at = to[labels[i]]++;
+      order[at] = i;
+      sorted[at] = labels[i];
+    }
+  }
+}
+
 template <class T>
 void CpuBackend::add_rows(MomentState& state, const T* data, Index stride, Index rows) {
   const Index dim = state.dim, classes = state.classes;
-  const Index* labels = labels_.reserve(rows);
-
   const bool full = static_cast<bool>(state.scatter), fast = full && state.precision == Precision::fast;
   const BatchShape shape = batch_shape(classes, dim, rows, fast);
   const Index chunk_rows = shape.chunk_rows, max_runs = shape.runs;
-  Index* order = order_.reserve(rows);  // rows in label order
-  if (shape.counting_sort) {
-    Index* next = offsets_.reserve(classes + 1);
-    std::fill(next, next + classes + 1, Index{0});
-    for (Index i = 0; i < rows; ++i) ++next[labels[i] + 1];
-    for (Index k = 0; k < classes; ++k) next[k + 1] += next[k];
-    for (Index i = 0; i < rows; ++i) order[next[labels[i]]++] = i;
-  } else {
-    for (Index i = 0; i < rows; ++i) order[i] = i;
-    std::stable_sort(order, order + rows, [&](Index a, Index b) { return labels[a] < labels[b]; });
-  }
+  Index* order = order_.reserve(rows);    // rows in label order
+  Index* labels = sorted_.reserve(rows);  // and their labels
+  sort_by_label(labels_.reserve(rows), rows, classes, order, labels);
 
   Index* counts = state.counts.data();
   double* shifts = state.shifts.data();
@@ -189,14 +251,39 @@ void CpuBackend::add_rows(MomentState& state, const T* data, Index stride, Index
 
   // From here on nothing throws: a batch is added whole or not at all.
   for (Index begin = 0; begin < rows;) {
-    const Index k = labels[order[begin]];
+    const Index k = labels[begin];
     Index end = begin;
-    while (end < rows && labels[order[end]] == k) ++end;
+    while (end < rows && labels[end] == k) ++end;
     if (counts[k] == 0)
       for (Index j = 0; j < dim; ++j) shifts[k * dim + j] = to_double(data[order[begin] * stride + j]);
     counts[k] += end - begin;
     begin = end;
   }
+
+  const auto row = [&](Index i) { return data + order[i] * stride; };
+  const Index ahead = std::max(kAheadBytes / (dim * static_cast<Index>(sizeof(T))), Index{4});
+  const auto next_of = [&](Index i) {
+    Next<T> next;
+    for (Index r = 0; r < 4; ++r) next.rows[r] = row(std::min(i + ahead + r, rows - 1));
+    const Index k = labels[std::min(i + ahead, rows - 1)];
+    next.shift = shifts + k * dim;
+    next.sum = sums + k * dim;
+    return next;
+  };
+  // Rows begin .. end - 1, all of class k: their sums go to `target`. Returns their squares.
+  const auto centre = [&]<Leave leave>(Index begin, Index end, Index k, double* target, double* left) {
+    const double scale = class_scales != nullptr ? class_scales[k] : 1.0;
+    const double* shift = shifts + k * dim;
+    double squares = 0;
+    const auto left_of = [&](Index i) { return leave == Leave::rows ? left + (i - begin) * dim : left; };
+    Index i = begin;
+    for (; i + 4 <= end; i += 4) {
+      const T* x[4] = {row(i), row(i + 1), row(i + 2), row(i + 3)};
+      squares += centre_four<leave>(x, next_of(i), shift, scale, dim, target, left_of(i));
+    }
+    for (; i < end; ++i) squares += centre_one<leave>(row(i), next_of(i), shift, scale, dim, target, left_of(i));
+    return squares;
+  };
 
   for (Index chunk = 0; chunk < rows; chunk += chunk_rows) {
     const Index chunk_end = std::min(chunk + chunk_rows, rows);
@@ -210,29 +297,20 @@ void CpuBackend::add_rows(MomentState& state, const T* data, Index stride, Index
       carry[2 * run].label = carry[2 * run + 1].label = -1;
       Index slot = 2 * run;
       for (Index begin = run_begin; begin < run_end;) {
-        const Index k = labels[order[begin]];
+        const Index k = labels[begin];
         Index end = begin;
-        while (end < run_end && labels[order[end]] == k) ++end;
-        const bool starts_before = begin == run_begin && begin > 0 && labels[order[begin - 1]] == k;
-        const bool goes_on = end == run_end && end < rows && labels[order[end]] == k;
+        while (end < run_end && labels[end] == k) ++end;
+        const bool starts_before = begin == run_begin && begin > 0 && labels[begin - 1] == k;
+        const bool goes_on = end == run_end && end < rows && labels[end] == k;
         const bool whole = !starts_before && !goes_on;
         // A few rows go to their class at once, more by way of an accumulator that stays in the cache.
         const bool direct = whole && end - begin <= kDirectRows;
         double* target = direct ? sums + k * dim : whole ? sum : carry_sums + slot * dim;
         if (!direct) std::fill(target, target + dim, 0.0);
-        const double scale = class_scales != nullptr ? class_scales[k] : 1.0;
-        const double* shift = shifts + k * dim;
-        double squares = 0;
-        Index i = begin;
-        for (; i + 4 <= end; i += 4) {
-          const T* x[4] = {data + order[i] * stride, data + order[i + 1] * stride, data + order[i + 2] * stride,
-                           data + order[i + 3] * stride};
-          squares +=
-              centre_four(x, shift, scale, centred ? centred + (i - chunk) * dim : nullptr, dim, target, run_columns);
-        }
-        for (; i < end; ++i)
-          squares += centre_one(data + order[i] * stride, shift, scale, centred ? centred + (i - chunk) * dim : nullptr,
-                                dim, target, run_columns);
+        const double squares =
+            fast      ? centre.template operator()<Leave::columns>(begin, end, k, target, run_columns)
+            : centred ? centre.template operator()<Leave::rows>(begin, end, k, target, centred + (begin - chunk) * dim)
+                      : centre.template operator()<Leave::nothing>(begin, end, k, target, nullptr);
         if (whole) {
           if (!direct) add_to(sums + k * dim, target, dim);
           if (square_sums != nullptr) square_sums[k] += squares;
@@ -253,9 +331,9 @@ void CpuBackend::add_rows(MomentState& state, const T* data, Index stride, Index
     fold_columns(columns, runs, dim, chunk_end - chunk, squares, up, down);
 #pragma omp parallel for num_threads(threads_for((chunk_end - chunk) * dim)) schedule(static)
     for (Index i = chunk; i < chunk_end; ++i) {
-      const Index k = labels[order[i]];
-      write_single(data + order[i] * stride, shifts + k * dim, class_scales != nullptr ? class_scales[k] : 1.0, down,
-                   dim, single + (i - chunk) * dim);
+      const Index k = labels[i];
+      write_single(row(i), shifts + k * dim, class_scales != nullptr ? class_scales[k] : 1.0, down, dim,
+                   single + (i - chunk) * dim);
     }
     add_single_gram_lower(threads_, single, dim, chunk_end - chunk, up, tiles, scatter);
     for (Index j = 0; j < dim; ++j) scatter[j * dim + j] += squares[j];

@@ -63,6 +63,8 @@ class CpuBackend final : public Backend {
     Index size_ = 0;
   };
 
+  /// order [rows]: row numbers in stable label order; sorted [rows]: their labels.
+  void sort_by_label(const Index* labels, Index rows, Index classes, Index* order, Index* sorted);
   template <class T>
   void add_rows(MomentState& state, const T* data, Index stride, Index rows);
   template <class T>
@@ -74,7 +76,7 @@ class CpuBackend final : public Backend {
 
   DeviceInfo info_;
   int threads_;
-  Scratch<Index> labels_, order_, offsets_;
+  Scratch<Index> labels_, order_, sorted_, offsets_;
   Scratch<double> centred_, carries_, accumulators_, columns_, scales_;
   Scratch<float> single_, tiles_;
   Scratch<Index> decisions_;

@@ -33,16 +33,21 @@ inline double to_double(Half x) {
   return std::bit_cast<float>(std::bit_cast<std::uint32_t>(magnitude) | (std::uint32_t{x.bits & 0x8000U} << 16));
 }
 
-inline bool is_finite(double x) {
-  constexpr std::uint64_t exponent = 0x7ff0000000000000U;
-  return (std::bit_cast<std::uint64_t>(x) & exponent) != exponent;
+// The bits of the exponent, in their place. NaN and infinite values have all of them.
+inline std::uint64_t exponent_bits(double x) { return std::bit_cast<std::uint64_t>(x) & 0x7ff0000000000000U; }
+inline std::uint32_t exponent_bits(float x) { return std::bit_cast<std::uint32_t>(x) & 0x7f800000U; }
+inline std::uint16_t exponent_bits(Half x) { return x.bits & 0x7c00U; }
+inline std::uint16_t exponent_bits(BFloat16 x) { return x.bits & 0x7f80U; }
+
+template <class T>
+inline auto nonfinite_exponent() {
+  using Bits = decltype(exponent_bits(T{}));
+  return exponent_bits(std::bit_cast<T>(static_cast<Bits>(~Bits{0})));
 }
-inline bool is_finite(float x) {
-  constexpr std::uint32_t exponent = 0x7f800000U;
-  return (std::bit_cast<std::uint32_t>(x) & exponent) != exponent;
+template <class T>
+inline bool is_finite(T x) {
+  return exponent_bits(x) != nonfinite_exponent<T>();
 }
-inline bool is_finite(Half x) { return (x.bits & 0x7c00U) != 0x7c00U; }
-inline bool is_finite(BFloat16 x) { return (x.bits & 0x7f80U) != 0x7f80U; }
 
 /// Calls body with the data as a typed pointer.
 template <class Body>
