@@ -234,7 +234,7 @@ class Planner {
     plan.batch_rows = rows;
     plan.state_bytes = dry_.state;
     plan.batch_bytes = rows * (row_bytes() + 8);
-    plan.add_bytes = cpu() ? cpu::add_workspace_bytes(K, d, rows, threads(), full)
+    plan.add_bytes = cpu() ? cpu::add_workspace_bytes(K, d, rows, size_of(request_.dtype), threads(), full)
                            : cuda_scratch_bytes(K, d, rows, size_of(request_.dtype), full) + stage;
     plan.finish_bytes = dry_.finish;
     plan.measure_bytes = dry_.measure;

@@ -1,12 +1,14 @@
-// The check that every batch passes before anything is changed.
+// The checks that every batch must pass.
 #pragma once
 
 #include "host/backend.hpp"
 
 namespace ncollapse::cpu {
 
-/// Copies the labels to `out` [size] and looks at every label and every feature.
-BatchFaults check_batch_values(const MatrixView& features, const LabelView& labels, Index classes, Index* out,
-                               int threads);
+/// Looks at every label and copies them to `out` [size].
+BatchFaults check_labels(const LabelView& labels, Index classes, Index* out);
+
+/// Looks at every feature, and adds to `faults` what is wrong.
+void check_features(const MatrixView& features, int threads, BatchFaults& faults);
 
 }  // namespace ncollapse::cpu

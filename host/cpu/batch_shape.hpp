@@ -28,11 +28,19 @@ inline Index sort_parts(Index classes, Index rows, int threads) {
   return std::clamp<Index>(2 * rows / std::max(classes, Index{1}), 1, threads);
 }
 
-/// Labels as they come, order, labels in order, the sort's own space, Z, an accumulator for every thread, two carries a run.
-inline Index add_workspace_bytes(Index classes, Index dim, Index rows, int threads, bool full) {
+/// Whether the state is kept aside while a batch is added, to be brought back if a feature is not finite. Otherwise
+/// features are checked first. What moves less memory: a copy of the sums there and back, or the batch once more.
+inline bool keeps_state(Index classes, Index rows, Index element_bytes, bool full) {
+  return !full && 2 * 8 * classes <= rows * element_bytes;
+}
+
+/// Labels as they come, order, labels in order, the sort's own space, Z, an accumulator for every thread, two carries a
+/// run, the state kept aside.
+inline Index add_workspace_bytes(Index classes, Index dim, Index rows, Index element_bytes, int threads, bool full) {
   const BatchShape shape = batch_shape(classes, dim, rows, false);
   const Index sort = shape.counting_sort ? sort_parts(classes, rows, threads) * classes : rows / 2;
-  return 8 * (3 * rows + sort + (full ? shape.chunk_rows * dim : 0) + threads * dim + 2 * shape.runs * dim);
+  return 8 * (3 * rows + sort + (full ? shape.chunk_rows * dim : 0) + threads * dim + 2 * shape.runs * dim +
+              (keeps_state(classes, rows, element_bytes, full) ? classes * (dim + 2) : 0));
 }
 
 }  // namespace ncollapse::cpu

@@ -31,8 +31,8 @@ namespace {
 constexpr Index kDirectRows = 8;
 constexpr Index kAheadBytes = Index{4} << 10;  // how far the walk looks ahead
 
-// Whether no element is NaN or infinite: those have the largest exponent. One maximum an element, so that the check runs
-// at the speed of memory.
+// Whether no element is NaN or infinite: those have the largest exponent. One maximum an element, so that the check
+// runs at the speed of memory.
 template <class T>
 NCOLLAPSE_VECTORISED bool all_finite(const T* row, Index dim) {
   auto largest = exponent_bits(T{});
@@ -152,10 +152,9 @@ void copy_labels(const Label* labels, Index size, Index classes, Index* out, Bat
 
 }  // namespace
 
-BatchFaults check_batch_values(const MatrixView& features, const LabelView& labels, Index classes, Index* out,
-                               int threads) {
+BatchFaults check_labels(const LabelView& labels, Index classes, Index* out) {
   BatchFaults faults;
-  faults.rows = features.rows;
+  faults.rows = labels.size;
   switch (labels.type) {
     case LabelType::i64:
       copy_labels(static_cast<const std::int64_t*>(labels.data), labels.size, classes, out, faults);
@@ -167,6 +166,10 @@ BatchFaults check_batch_values(const MatrixView& features, const LabelView& labe
       copy_labels(static_cast<const std::uint8_t*>(labels.data), labels.size, classes, out, faults);
       break;
   }
+  return faults;
+}
+
+void check_features(const MatrixView& features, int threads, BatchFaults& faults) {
   const Index rows = features.rows, dim = features.cols, stride = features.row_stride();
   with_elements(features, [&](const auto* data) {
     Index bad = 0, first = rows;
@@ -183,7 +186,6 @@ BatchFaults check_batch_values(const MatrixView& features, const LabelView& labe
     for (Index j = dim - 1; j >= 0; --j)
       if (!is_finite(data[first * stride + j])) faults.nonfinite_col = j;
   });
-  return faults;
 }
 
 // A stable counting sort in parts, one a thread: the order does not depend on how many. With far more classes than rows
@@ -219,7 +221,7 @@ void CpuBackend::sort_by_label(const Index* labels, Index rows, Index classes, I
 }
 
 template <class T>
-void CpuBackend::add_rows(MomentState& state, const T* data, Index stride, Index rows) {
+bool CpuBackend::add_rows(MomentState& state, const T* data, Index stride, Index rows) {
   const Index dim = state.dim, classes = state.classes;
   const bool full = static_cast<bool>(state.scatter), fast = full && state.precision == Precision::fast;
   const BatchShape shape = batch_shape(classes, dim, rows, fast);
@@ -249,6 +251,7 @@ void CpuBackend::add_rows(MomentState& state, const T* data, Index stride, Index
   std::vector<Carry> carry(static_cast<std::size_t>(2 * max_runs));
   double* carry_sums = carries_.reserve(2 * max_runs * dim);
 
+  double total_squares = 0;  // only whether it is finite matters, so its order does not
   // From here on nothing throws: a batch is added whole or not at all.
   for (Index begin = 0; begin < rows;) {
     const Index k = labels[begin];
@@ -288,7 +291,7 @@ void CpuBackend::add_rows(MomentState& state, const T* data, Index stride, Index
   for (Index chunk = 0; chunk < rows; chunk += chunk_rows) {
     const Index chunk_end = std::min(chunk + chunk_rows, rows);
     const Index runs = (chunk_end - chunk + kRunRows - 1) / kRunRows;
-#pragma omp parallel for num_threads(threads_for((chunk_end - chunk) * dim)) schedule(dynamic)
+#pragma omp parallel for num_threads(threads_for((chunk_end - chunk) * dim)) schedule(dynamic) reduction(+ : total_squares)
     for (Index run = 0; run < runs; ++run) {
       const Index run_begin = chunk + run * kRunRows, run_end = std::min(run_begin + kRunRows, chunk_end);
       double* sum = accumulators + omp_get_thread_num() * dim;
@@ -311,6 +314,7 @@ void CpuBackend::add_rows(MomentState& state, const T* data, Index stride, Index
             fast      ? centre.template operator()<Leave::columns>(begin, end, k, target, run_columns)
             : centred ? centre.template operator()<Leave::rows>(begin, end, k, target, centred + (begin - chunk) * dim)
                       : centre.template operator()<Leave::nothing>(begin, end, k, target, nullptr);
+        total_squares += squares;
         if (whole) {
           if (!direct) add_to(sums + k * dim, target, dim);
           if (square_sums != nullptr) square_sums[k] += squares;
@@ -338,13 +342,46 @@ void CpuBackend::add_rows(MomentState& state, const T* data, Index stride, Index
     add_single_gram_lower(threads_, single, dim, chunk_end - chunk, up, tiles, scatter);
     for (Index j = 0; j < dim; ++j) scatter[j * dim + j] += squares[j];
   }
+  return std::isfinite(total_squares);
+}
+
+// Without a scatter, what a batch changes can be kept and brought back.
+void CpuBackend::keep(const MomentState& state) {
+  std::copy_n(state.counts.data(), state.counts.size(), kept_counts_.reserve(state.counts.size()));
+  double* sums = kept_sums_.reserve(state.sums.size() + state.square_sums.size());
+  std::copy_n(state.sums.data(), state.sums.size(), sums);
+  std::copy_n(state.square_sums.data(), state.square_sums.size(), sums + state.sums.size());
+}
+
+void CpuBackend::bring_back(MomentState& state) {
+  const Index* counts = kept_counts_.reserve(state.counts.size());
+  const double* sums = kept_sums_.reserve(state.sums.size() + state.square_sums.size());
+  std::copy_n(counts, state.counts.size(), state.counts.data());
+  std::copy_n(sums, state.sums.size(), state.sums.data());
+  std::copy_n(sums + state.sums.size(), state.square_sums.size(), state.square_sums.data());
+  for (Index k = 0; k < state.classes; ++k)
+    if (counts[k] == 0) std::fill_n(state.shifts.data() + k * state.dim, state.dim, 0.0);
 }
 
 BatchFaults CpuBackend::add_batch(MomentState& state, const MatrixView& features, const LabelView& labels) {
-  const BatchFaults faults = check_batch_values(features, labels, state.classes, labels_.reserve(features.rows),
-                                                threads_for(features.rows * features.cols));
-  if (faults.any() || features.rows == 0) return faults;
-  with_elements(features, [&](const auto* data) { add_rows(state, data, features.row_stride(), features.rows); });
+  BatchFaults faults = check_labels(labels, state.classes, labels_.reserve(features.rows));
+  if (features.rows == 0) return faults;
+  const auto add = [&] {
+    bool finite = false;
+    with_elements(features,
+                  [&](const auto* data) { finite = add_rows(state, data, features.row_stride(), features.rows); });
+    return finite;
+  };
+  // Features are looked at before anything is changed, or by what became of their squares.
+  const bool full = static_cast<bool>(state.scatter);
+  if (!faults.any() && keeps_nonfinite(features.dtype) &&
+      keeps_state(state.classes, features.rows, size_of(features.dtype), full)) {
+    keep(state);
+    if (add()) return faults;
+    bring_back(state);
+  }
+  check_features(features, threads_for(features.rows * features.cols), faults);
+  if (!faults.any()) add();
   return faults;
 }
 

@@ -65,8 +65,11 @@ class CpuBackend final : public Backend {
 
   /// order [rows]: row numbers in stable label order; sorted [rows]: their labels.
   void sort_by_label(const Index* labels, Index rows, Index classes, Index* order, Index* sorted);
+  /// Whether all squares of centred features are finite.
   template <class T>
-  void add_rows(MomentState& state, const T* data, Index stride, Index rows);
+  bool add_rows(MomentState& state, const T* data, Index stride, Index rows);
+  void keep(const MomentState& state);
+  void bring_back(MomentState& state);
   template <class T>
   void decide_rows(DecisionState& state, const T* data, Index stride, Index rows);
 
@@ -76,8 +79,8 @@ class CpuBackend final : public Backend {
 
   DeviceInfo info_;
   int threads_;
-  Scratch<Index> labels_, order_, sorted_, offsets_;
-  Scratch<double> centred_, carries_, accumulators_, columns_, scales_;
+  Scratch<Index> labels_, order_, sorted_, offsets_, kept_counts_;
+  Scratch<double> centred_, carries_, accumulators_, columns_, scales_, kept_sums_;
   Scratch<float> single_, tiles_;
   Scratch<Index> decisions_;
 };

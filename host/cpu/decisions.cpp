@@ -306,8 +306,8 @@ void CpuBackend::decide_rows(DecisionState& state, const T* data, Index stride, 
 }
 
 BatchFaults CpuBackend::decide_batch(DecisionState& state, const MatrixView& features, const LabelView& labels) {
-  const BatchFaults faults = check_batch_values(features, labels, state.classes, labels_.reserve(features.rows),
-                                                threads_for(features.rows * features.cols));
+  BatchFaults faults = check_labels(labels, state.classes, labels_.reserve(features.rows));
+  check_features(features, threads_for(features.rows * features.cols), faults);
   if (faults.any() || features.rows == 0) return faults;
   with_elements(features, [&](const auto* data) { decide_rows(state, data, features.row_stride(), features.rows); });
   return faults;

@@ -49,6 +49,9 @@ inline bool is_finite(T x) {
   return exponent_bits(x) != nonfinite_exponent<T>();
 }
 
+/// Whether to_double keeps NaN and infinite values what they are.
+inline bool keeps_nonfinite(Dtype type) { return type != Dtype::f16; }
+
 /// Calls body with the data as a typed pointer.
 template <class Body>
 void with_elements(const MatrixView& view, const Body& body) {

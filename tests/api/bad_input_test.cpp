@@ -13,10 +13,12 @@ using ncollapse::DataError;
 using ncollapse::DecisionCounter;
 using ncollapse::LabelView;
 using ncollapse::MatrixView;
+using ncollapse::Statistics;
 using ncollapse::UsageError;
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr Statistics kEveryStatistics[] = {Statistics::means, Statistics::traces, Statistics::full};
 
 class BadInput : public OnDevice {};
 NCOLLAPSE_ON_EVERY_DEVICE(BadInput);
@@ -71,16 +73,21 @@ TEST_P(BadInput, LabelsOutOfRange) {
 
 TEST_P(BadInput, FeaturesThatAreNotFinite) {
   const Samples good = rounded(some_samples(52), Dtype::bf16);
-  for (Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16})
-    for (double value : {kNan, kInfinity, -kInfinity}) {
-      SCOPED_TRACE(std::string(ncollapse::to_string(dtype)) + " " + std::to_string(value));
-      Samples bad = good;
-      for (Index row = 173; row < 173 + 14; ++row) bad.values[at(row * 6 + row % 6)] = value;
-      Accumulator accumulator = accumulate(context(), good, 0, dtype);
-      const ClassMoments before = accumulator.finish();
-      expect_data_error([&] { add_samples(accumulator, bad, 0, dtype); }, 14, good.rows() + 173);
-      expect_same_bits(accumulator.finish(), before);
-    }
+  for (Statistics statistics : kEveryStatistics)
+    for (Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16})
+      for (double value : {kNan, kInfinity, -kInfinity}) {
+        SCOPED_TRACE(std::string(ncollapse::to_string(statistics)) + " " + std::string(ncollapse::to_string(dtype)) +
+                     " " + std::to_string(value));
+        Samples bad = good;
+        for (Index row = 173; row < 173 + 14; ++row) bad.values[at(row * 6 + row % 6)] = value;
+        AccumulatorOptions options = options_for(good);
+        options.statistics = statistics;
+        Accumulator accumulator(context(), options);
+        add_samples(accumulator, good, 0, dtype);
+        const ClassMoments before = accumulator.finish();
+        expect_data_error([&] { add_samples(accumulator, bad, 0, dtype); }, 14, good.rows() + 173);
+        expect_same_bits(accumulator.finish(), before);
+      }
 }
 
 TEST_P(BadInput, AStateThatHadARefusedBatchGoesOnAsIfItNeverCame) {
@@ -89,19 +96,24 @@ TEST_P(BadInput, AStateThatHadARefusedBatchGoesOnAsIfItNeverCame) {
   Samples bad = some_samples(54), rest = some_samples(55);
   bad.labels[0] = 3;
   rest.labels[9] = 3;
-  for (const std::string fault : {"label", "nan"}) {
-    Samples refused = bad;
-    if (fault == "label") refused.labels.back() = 99;
-    if (fault == "nan") refused.values.back() = kNan;
-    Accumulator met(context(), options_for(good)), clean(context(), options_for(good));
-    EXPECT_THROW(add_samples(met, refused), DataError);
-    add_samples(met, good);
-    EXPECT_THROW(add_samples(met, refused), DataError);
-    add_samples(met, rest);
-    add_samples(clean, good);
-    add_samples(clean, rest);
-    expect_same_bits(met.finish(), clean.finish());
-  }
+  for (Statistics statistics : kEveryStatistics)
+    for (const std::string fault : {"label", "nan", "nan in a new class"}) {
+      SCOPED_TRACE(std::string(ncollapse::to_string(statistics)) + " " + fault);
+      AccumulatorOptions options = options_for(good);
+      options.statistics = statistics;
+      Samples refused = bad;
+      if (fault == "label") refused.labels.back() = 99;
+      if (fault == "nan") refused.values.back() = kNan;
+      if (fault == "nan in a new class") refused.values.front() = kNan;
+      Accumulator met(context(), options), clean(context(), options);
+      EXPECT_THROW(add_samples(met, refused), DataError);
+      add_samples(met, good);
+      EXPECT_THROW(add_samples(met, refused), DataError);
+      add_samples(met, rest);
+      add_samples(clean, good);
+      add_samples(clean, rest);
+      expect_same_bits(met.finish(), clean.finish());
+    }
 }
 
 TEST_P(BadInput, ValuesOfOneBadRowAreCounted) {
@@ -117,6 +129,22 @@ TEST_P(BadInput, LargestFiniteValuesAreNoFault) {
   samples = rounded(samples, Dtype::bf16);
   EXPECT_NO_THROW(accumulate(context(), samples, 0, Dtype::f32));
   EXPECT_NO_THROW(accumulate(context(), samples, 0, Dtype::bf16));
+}
+
+TEST_P(BadInput, FiniteValuesWhoseSquaresAreNotAreTaken) {
+  Samples samples = some_samples(58);
+  for (Index j = 0; j < 6; ++j) samples.values[at(7 * 6 + j)] = 1e200;
+  AccumulatorOptions options = options_for(samples);
+  options.statistics = Statistics::means;
+  Accumulator accumulator(context(), options);
+  add_samples(accumulator, samples);
+  EXPECT_EQ(accumulator.samples(), samples.rows());
+  double sum = 0;
+  const Index k = samples.labels[7];
+  for (Index i = 0; i < samples.rows(); ++i)
+    if (samples.labels[at(i)] == k) sum += samples.values[at(i * 6)];
+  const auto count = static_cast<double>(accumulator.finish().counts()[at(k)]);
+  EXPECT_NEAR(accumulator.finish().means()[at(k * 6)] / (sum / count), 1.0, 1e-12);
 }
 
 /// The two classes that take batches answer alike.
