@@ -393,12 +393,13 @@ void Accumulator::reduce(const Communicator& ranks) {
   const auto classes = static_cast<std::size_t>(options.classes);
   std::optional<MomentData> own;
   Matrix means;
+  std::vector<Index> counts;
   exchange.together("reading out its moments", [&] {
     check();
     own.emplace(read_out(impl_->context, options, impl_->state));
     means = backend.matrix(options.classes, options.dim);
+    counts = own->counts;
   });
-  std::vector<Index> counts = own->counts;
   exchange.sum(counts);
   exchange.together("weighting its means", [&] {
     std::vector<double> share(classes);
@@ -467,6 +468,7 @@ void Accumulator::save(const std::filesystem::path& file, const std::string& not
   image.options = impl_->options;
   image.samples = impl_->samples();
   image.error_carried = state.error_carried;
+  image.reduced = impl_->reduced;
   image.note = note;
   image.counts = backend.to_host(state.counts);
   image.shifts = backend.to_host(state.shifts);
@@ -486,6 +488,7 @@ Accumulator Accumulator::load(Context context, const std::filesystem::path& file
   backend.from_host(state.sums, image.sums);
   if (state.square_sums) backend.from_host(state.square_sums, image.square_sums);
   state.error_carried = image.error_carried;
+  result.impl_->reduced = image.reduced;
   if (state.scatter) backend.from_host(state.scatter, unpack_lower(image.scatter, state.dim));
   if (note != nullptr) *note = std::move(image.note);
   return result;

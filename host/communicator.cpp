@@ -1,6 +1,7 @@
 #include "ncollapse/communicator.hpp"
 
 #include <algorithm>
+#include <cstddef>
 
 #include "host/exchange.hpp"
 #include "ncollapse/error.hpp"
@@ -37,36 +38,62 @@ void Communicator::sum(std::int64_t* values, Index count) const {
 // -------------------------------------------------------------------------------------------------------- Exchange
 
 Exchange::Exchange(Backend& backend, const Communicator& ranks) : backend_(backend), ranks_(ranks) {
-  if (ranks.space() == MemorySpace::device && backend.info().device.type != DeviceType::cuda)
+  if (ranks.size() == 1) return;
+  if (!on_device()) {
+    together("preparing to add up", [this] { prepare(); });
+    return;
+  }
+  try {
+    prepare();
+  } catch (...) {
+    if (ranks.callbacks().on_failure) ranks.callbacks().on_failure(std::current_exception());
+    throw;
+  }
+}
+
+void Exchange::prepare() {
+  const bool cuda = backend_.info().device.type == DeviceType::cuda;
+  if (on_device() && !cuda)
     throw UsageError("the ranks exchange device memory, but the context is on the CPU",
                      "open the context on the rank's CUDA device, or use a communicator of host memory");
+  if (on_device())
+    piece_ = backend_.allocate(kPieceBytes);
+  else if (cuda)
+    piece_ = std::make_shared<std::byte[]>(static_cast<std::size_t>(kPieceBytes));
 }
 
 template <class T>
 void Exchange::sum_array(Array<T>& values) const {
   if (ranks_.size() == 1 || values.size() == 0) return;
-  if (backend_.info().device.type == DeviceType::cpu || ranks_.space() == MemorySpace::device) {
+  if (on_device() || !piece_) {
     T ignored;
     backend_.download(&ignored, values.data(), sizeof(T));  // waits for what the stream still does to them
     return ranks_.sum(values.data(), values.size());
   }
-  std::vector<T> piece;
-  for (Index first = 0; first < values.size(); first += Communicator::kMostValues) {
-    piece.resize(static_cast<std::size_t>(std::min(Communicator::kMostValues, values.size() - first)));
-    const auto bytes = static_cast<Index>(piece.size() * sizeof(T));
-    backend_.download(piece.data(), values.data() + first, bytes);
-    ranks_.sum(piece.data(), static_cast<Index>(piece.size()));
-    backend_.upload(values.data() + first, piece.data(), bytes);
+  constexpr auto kSize = static_cast<Index>(sizeof(T));
+  auto* piece = static_cast<T*>(piece_.get());
+  for (Index first = 0; first < values.size(); first += kPieceBytes / kSize) {
+    const Index count = std::min(kPieceBytes / kSize, values.size() - first);
+    backend_.download(piece, values.data() + first, count * kSize);
+    ranks_.sum(piece, count);
+    backend_.upload(values.data() + first, piece, count * kSize);
   }
 }
 
 template <class T>
 void Exchange::sum_vector(std::vector<T>& values) const {
-  if (ranks_.space() == MemorySpace::host) return ranks_.sum(values.data(), static_cast<Index>(values.size()));
-  Array<T> array = backend_.array<T>(static_cast<Index>(values.size()), 1);
-  backend_.from_host(array, values);
-  sum_array(array);
-  values = backend_.to_host(array);
+  const auto size = static_cast<Index>(values.size());
+  if (!on_device()) return ranks_.sum(values.data(), size);
+  if (ranks_.size() == 1) return;
+  constexpr auto kSize = static_cast<Index>(sizeof(T));
+  auto* piece = static_cast<T*>(piece_.get());
+  for (Index first = 0; first < size; first += kPieceBytes / kSize) {
+    const Index count = std::min(kPieceBytes / kSize, size - first);
+    backend_.upload(piece, values.data() + first, count * kSize);
+    backend_.download(values.data() + first, piece, kSize);  // waits for the stream
+    ranks_.sum(piece, count);
+    backend_.download(values.data() + first, piece, count * kSize);
+  }
 }
 
 template void Exchange::sum_array(Matrix&) const;

@@ -64,7 +64,10 @@ void DecisionCounter::reduce(const Communicator& ranks) {
   if (impl_->reduced)
     throw UsageError("this counter was reduced before: what all ranks have counted would count once for every rank",
                      "make a new counter");
-  exchange.sum(state.counters);
+  IndexArray total;  // a sum that breaks off leaves the rank's own counts
+  exchange.together("copying its counts", [&] { total = impl_->context.backend()->clone(state.counters); });
+  exchange.sum(total);
+  state.counters = total;
   impl_->reduced = true;
 }
 

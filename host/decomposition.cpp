@@ -37,8 +37,11 @@ void combine(Backend& backend, double a, Matrix& A, double b, const Matrix& B) {
 double distance_to_identity(Backend& backend, Matrix gram) {
   const Matrix identity = backend.matrix(gram.rows, gram.cols);
   const double one = 1;
-  for (Index i = 0; i < gram.rows; ++i)
-    backend.upload(identity.data() + i * (gram.cols + 1), &one, static_cast<Index>(sizeof one));
+  constexpr auto kBytes = static_cast<Index>(sizeof one);
+  if (identity.size() > 0) backend.upload(identity.data(), &one, kBytes);
+  // Row by row it repeats after n + 1 entries: what is there is doubled.
+  for (Index filled = gram.cols + 1; filled < identity.size(); filled *= 2)
+    backend.copy(identity.data() + filled, identity.data(), std::min(filled, identity.size() - filled) * kBytes);
   combine(backend, 1, gram, -1, identity);
   return norm(backend, gram);
 }

@@ -10,10 +10,13 @@
 
 namespace ncollapse {
 
-/// Collective calls: all ranks make the same ones in the same order.
+/// Collective calls: all ranks make the same ones in the same order. Sums take no memory that grows with what is
+/// summed: on a rank that failed for want of it, alone, the others would wait for ever.
 class Exchange {
  public:
-  /// Throws UsageError when the ranks sum in device memory and the backend has none.
+  /// Collective as well: takes what sums need, on all ranks or on none. Throws UsageError when the ranks sum in device
+  /// memory and the backend has none. That rank cannot tell the others, no more than one without memory for ranks that
+  /// sum on devices: it calls on_failure, and its program has to end them.
   Exchange(Backend& backend, const Communicator& ranks);
 
   void sum(Matrix& values) const { sum_array(values); }
@@ -36,9 +39,14 @@ class Exchange {
   void sum_array(Array<T>& values) const;
   template <class T>
   void sum_vector(std::vector<T>& values) const;
+  bool on_device() const { return ranks_.space() == MemorySpace::device; }
+  void prepare();
+
+  static constexpr Index kPieceBytes = Index{4} << 20;
 
   Backend& backend_;
   const Communicator& ranks_;
+  std::shared_ptr<void> piece_;  ///< [kPieceBytes] where the ranks sum, for values that lie elsewhere; or null
 };
 
 /// A number that differs when the bytes do, for agree().

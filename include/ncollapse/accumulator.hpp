@@ -126,7 +126,9 @@ class NCOLLAPSE_EXPORT Accumulator {
   /// same parts on the same number of ranks, where the communicator's sums are.
   /// Every rank throws, none waits for ever: UsageError when classes, dim, statistics, precision or weights differ or
   /// the accumulator, or one merged into it, was reduced before; where one rank fails (memory), it its error and the
-  /// others one that names it, DataError as check. After a throw the state is as before the call. Waits for the device.
+  /// others one that names it, DataError as check. (Ranks that sum in device memory, one of which has a context on the
+  /// CPU or no memory for 4 MiB, are left waiting by that one: it calls on_failure.) After a throw the state is as
+  /// before the call. A state that was reduced says so when it is saved and loaded. Waits for the device.
   void reduce(const Communicator& ranks);
 
   Index samples() const;  ///< rows in the state; waits for the device

@@ -65,6 +65,25 @@ TEST_P(Nccl, RanksEndInTheWhole) {
   }
 }
 
+TEST_P(Nccl, CountsThatFillMoreThanOnePiece) {
+  const Index K = (Index{4} << 20) / 8 + 3;
+  std::vector<std::vector<Index>> counts(2);
+  ThreadRanks ranks(2);
+  const auto errors = ranks.run([&](const Communicator& rank) {
+    const Stream stream;
+    ncclComm nccl{rank.rank(), rank.size(), device(), rank.callbacks().sum_doubles, rank.callbacks().sum_integers};
+    Accumulator accumulator(context(), {K, 1, ncollapse::Statistics::means, {}});
+    add_samples(accumulator, {K, 1, {1, 2, 3}, {0, K - 4, K - 1}});
+    accumulator.reduce(ncollapse::nccl_communicator(&nccl, stream));
+    counts[at(rank.rank())] = accumulator.finish().counts();
+  });
+  for (const auto& error : errors) EXPECT_EQ(message_of(error), "");
+  for (const auto& found : counts) {
+    ASSERT_EQ(static_cast<Index>(found.size()), K);
+    for (Index k = 0; k < K; ++k) ASSERT_EQ(found[at(k)], k == 0 || k == K - 4 || k == K - 1 ? 2 : 0) << k;
+  }
+}
+
 TEST_P(Nccl, WhatNcclReportsLaterIsAnError) {
   const Stream stream;
   ncclComm nccl{0, 2, device(), [](double*, Index) {}, [](Index*, Index) {}, ncclRemoteError};

@@ -1,5 +1,8 @@
 // Accumulator::reduce and DecisionCounter::reduce over ranks that are threads, against the whole in one accumulator.
+#include <unistd.h>
+
 #include <cmath>
+#include <filesystem>
 #include <limits>
 
 #include "host/exchange.hpp"
@@ -326,10 +329,56 @@ TEST_P(Reduce, ABadRowThatAGpuFindsLateFailsAll) {
   EXPECT_NE(message_of(errors[0]).find("rank 1 of 2 failed while reading out its moments"), std::string::npos);
 }
 
+TEST_P(Reduce, AReducedStateIsStillReducedAfterLoading) {
+  const auto file = std::filesystem::temp_directory_path() / ("ncollapse_reduced_" + std::to_string(getpid()));
+  const Samples part{2, 1, {1, 2}, {0, 1}};
+  ThreadRanks ranks(2);
+  const auto errors = ranks.run([&](const Communicator& rank) {
+    Accumulator accumulator(context(), {2, 1, Statistics::full, {}});
+    add_samples(accumulator, part);
+    accumulator.reduce(rank);
+    EXPECT_EQ(accumulator.samples(), 4);
+    const auto own = file.string() + std::to_string(rank.rank());
+    accumulator.save(own);
+    Accumulator loaded = Accumulator::load(context(), own);
+    std::filesystem::remove(own);
+    expect_same_bits(loaded.finish(), accumulator.finish());
+    loaded.reduce(rank);
+  });
+  for (const auto& error : errors) EXPECT_NE(message_of(error).find("reduced before"), std::string::npos);
+}
+
+TEST_P(Reduce, ABrokenLineLeavesCountsAsTheyWere) {
+  const Problem problem = typical_problem();
+  const ClassMoments whole = moments_of(context(), problem.train);
+  const DecisionCounts want = count_decisions(whole, problem.head, problem.train);
+  for (const int call : {0, 1, 2, 3}) {  // preparing, agreeing, copying, the sum itself
+    ThreadRanks ranks(2);
+    ranks.break_sum(1, call);
+    const auto errors = ranks.run([&](const Communicator& rank) {
+      const auto classifier = problem.head.classifier();
+      DecisionCounter counter(whole, &classifier);
+      const Encoded features = encode(problem.train.values, problem.train.rows(), problem.train.dim, Dtype::f64);
+      counter.add(features.view(), label_view(problem.train.labels, 0, problem.train.rows()));
+      try {
+        counter.reduce(rank);
+      } catch (...) {
+        const DecisionCounts counts = counter.finish();
+        EXPECT_EQ(counts.samples, want.samples);
+        EXPECT_EQ(counts.correct_centre, want.correct_centre);
+        EXPECT_EQ(counts.correct_classifier, want.correct_classifier);
+        EXPECT_EQ(counts.agree, want.agree);
+        throw;
+      }
+    });
+    EXPECT_EQ(message_of(errors[1]), "line cut") << call;
+  }
+}
+
 TEST_P(Reduce, ABrokenLineLeavesTheStateAsItWas) {
   const Samples samples = make_samples({{40, 3, 11}, 6, {0.4, 1.0}, 1.0, 0.0, 12});
   const auto parts = contiguous(samples, 2);
-  for (const int call : {0, 1, 3, 4, 6}) {
+  for (const int call : {0, 1, 2, 4, 5, 7, 8}) {
     ThreadRanks ranks(2);
     ranks.break_sum(1, call);
     std::vector<std::optional<ClassMoments>> after(2);
@@ -397,7 +446,14 @@ TEST(CommunicatorTest, WrongRanksAreRefused) {
   EXPECT_THROW(Communicator(0, 2, {sum, nullptr}), UsageError);
   EXPECT_THROW(Communicator(0, 2, {nullptr, sum}), UsageError);
   Accumulator accumulator(Context(ncollapse::Device::parse("cpu")), {2, 1, Statistics::full, {}});
-  EXPECT_THROW(accumulator.reduce(Communicator(0, 2, {sum, sum, ncollapse::MemorySpace::device})), UsageError);
+  int told = 0;  // the other ranks wait for a sum that this one cannot take part in
+  const auto on_failure = [&](std::exception_ptr error) {
+    EXPECT_NE(message_of(error).find("device memory"), std::string::npos);
+    ++told;
+  };
+  EXPECT_THROW(accumulator.reduce(Communicator(0, 2, {sum, sum, ncollapse::MemorySpace::device, on_failure})),
+               UsageError);
+  EXPECT_EQ(told, 1);
 }
 
 }  // namespace
