@@ -37,8 +37,12 @@ class CudaBackend final : public Backend {
   void add_gram(double alpha, const Matrix& A, Matrix& T) override;
   void mirror_lower(Matrix& A) override;
   std::vector<double> eigh(Matrix& A) override;
+  std::vector<double> eigenvalues(Matrix& A) override;
   Svd svd(const Matrix& A) override;
-  PinvTrace pinv_trace(Matrix& A, Matrix& B) override;
+  std::vector<double> singular_values(const Matrix& A) override;
+  Matrix triangular_factor(const Matrix& A) override;
+  double cholesky(Matrix& A) override;
+  void solve_lower(const Matrix& L, Transpose transpose, Matrix& B) override;
   PairSums pair_sums(const Matrix& A, const PairQuery& query) override;
   ProductSums product_sums(const Matrix& A, const Matrix& B, const ProductQuery& query) override;
 

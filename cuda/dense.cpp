@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 
+#include "cuda/rows.hpp"
 #include "ncollapse/error.hpp"
 
 namespace ncollapse::cuda {
@@ -98,8 +99,7 @@ bool half_products_are_exact(Queue& queue) {
   return products.front() == 1 + 0x1p-9f + 0x1p-20f && products.back() == 2050 + 0x1p-10f;
 }
 
-void symmetric_eigen(Queue& queue, double* A, Index n, double* values) {
-  const auto mode = CUSOLVER_EIG_MODE_VECTOR;
+void symmetric_eigen(Queue& queue, cusolverEigMode_t mode, double* A, Index n, double* values) {
   const auto fill = CUBLAS_FILL_MODE_UPPER;
   std::size_t device_bytes = 0, host_bytes = 0;
   check(cusolverDnXsyevd_bufferSize(queue.solver(), queue.solver_params(), mode, fill, n, CUDA_R_64F, A, n, CUDA_R_64F,
@@ -121,17 +121,35 @@ void transpose(Queue& queue, const double* A, Index rows, Index cols, double* B)
 
 void wide_svd(Queue& queue, double* A, Index m, Index n, double* values, double* left, double* right) {
   // Column-major A^T [n x m] = right^T diag(values) left^T: their U [n x m] is our right, their V^T [m x m] our left.
+  const signed char job = left != nullptr ? 'S' : 'N';
   std::size_t device_bytes = 0, host_bytes = 0;
-  check(cusolverDnXgesvd_bufferSize(queue.solver(), queue.solver_params(), 'S', 'S', n, m, CUDA_R_64F, A, n, CUDA_R_64F,
+  check(cusolverDnXgesvd_bufferSize(queue.solver(), queue.solver_params(), job, job, n, m, CUDA_R_64F, A, n, CUDA_R_64F,
                                     values, CUDA_R_64F, right, n, CUDA_R_64F, left, m, CUDA_R_64F, &device_bytes,
                                     &host_bytes));
   SolverSpace space(queue, device_bytes, host_bytes);
-  check(cusolverDnXgesvd(queue.solver(), queue.solver_params(), 'S', 'S', n, m, CUDA_R_64F, A, n, CUDA_R_64F, values,
+  check(cusolverDnXgesvd(queue.solver(), queue.solver_params(), job, job, n, m, CUDA_R_64F, A, n, CUDA_R_64F, values,
                          CUDA_R_64F, right, n, CUDA_R_64F, left, m, CUDA_R_64F, space.device.get(), device_bytes,
                          space.host.data(), host_bytes, space.info.get()));
   const int verdict = space.verdict("cusolverDnXgesvd");
   if (verdict > 0)
     throw Error(ErrorKind::internal, "cusolverDnXgesvd did not converge (info " + std::to_string(verdict) + ")");
+}
+
+void triangular_factor(Queue& queue, double* transposed, Index m, Index n, double* R) {
+  const Buffer<double> reflectors(queue, n), identity(queue, n * n);
+  std::size_t device_bytes = 0, host_bytes = 0;
+  check(cusolverDnXgeqrf_bufferSize(queue.solver(), queue.solver_params(), m, n, CUDA_R_64F, transposed, m, CUDA_R_64F,
+                                    reflectors.get(), CUDA_R_64F, &device_bytes, &host_bytes));
+  SolverSpace space(queue, device_bytes, host_bytes);
+  check(cusolverDnXgeqrf(queue.solver(), queue.solver_params(), m, n, CUDA_R_64F, transposed, m, CUDA_R_64F,
+                         reflectors.get(), CUDA_R_64F, space.device.get(), device_bytes, space.host.data(), host_bytes,
+                         space.info.get()));
+  space.verdict("cusolverDnXgeqrf");
+  // Below R stand the reflectors; R^T I leaves them out, and column-major R^T is R here.
+  launch_identity(queue.stream(), identity.get(), n);
+  const double one = 1;
+  check(cublasDtrmm_64(queue.blas(), CUBLAS_SIDE_LEFT, CUBLAS_FILL_MODE_UPPER, CUBLAS_OP_T, CUBLAS_DIAG_NON_UNIT, n, n,
+                       &one, transposed, m, identity.get(), n, R, n));
 }
 
 bool cholesky(Queue& queue, double* A, Index n) {
@@ -145,11 +163,12 @@ bool cholesky(Queue& queue, double* A, Index n) {
   return space.verdict("cusolverDnXpotrf") == 0;
 }
 
-void solve_lower(Queue& queue, const double* L, Index n, double* B, Index rows) {
+void solve_lower(Queue& queue, const double* L, Transpose transpose, Index n, double* B, Index rows) {
   if (rows == 0) return;
-  const double one = 1;  // column-major: A = U^T U with U = L^T, and B^T := U^-T B^T
-  check(cublasDtrsm_64(queue.blas(), CUBLAS_SIDE_LEFT, CUBLAS_FILL_MODE_UPPER, CUBLAS_OP_T, CUBLAS_DIAG_NON_UNIT, n,
-                       rows, &one, L, n, B, n));
+  const double one = 1;  // column-major: L is U = L^T, and B^T := U^-T B^T or U^-1 B^T
+  const auto op = transpose == Transpose::yes ? CUBLAS_OP_N : CUBLAS_OP_T;
+  check(cublasDtrsm_64(queue.blas(), CUBLAS_SIDE_LEFT, CUBLAS_FILL_MODE_UPPER, op, CUBLAS_DIAG_NON_UNIT, n, rows, &one,
+                       L, n, B, n));
 }
 
 }  // namespace ncollapse::cuda

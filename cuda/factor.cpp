@@ -2,12 +2,11 @@
 // svd uses Xgesvd: Xgesvdp is faster on large matrices, but perturbs singular ones, and ours mostly are (label matrices
 // have sigma = 0, the rows of a classifier sum to 0). Its callers check it by host/decomposition.hpp.
 //
-// pinv_trace. tr(B A^+ B^T) needs no eigenvectors when A is safely positive definite: with A = L L^T it is
-// |B L^-T|_F^2. The rank rule of the seam counts eigenvalues above t = n eps lambda_max. Cholesky's factor belongs
-// exactly to A + E, |E|_2 <= n (n+1) eps max A_ii (Higham 2002, theorem 10.3), and the smallest eigenvalue of L L^T is
-// at least 1/|L^-1|_F^2. So when 1/|L^-1|_F^2 > 4 n (n+1) eps max A_ii, every eigenvalue of A is above t and the rank
-// is n. A cheap first look at the factor's diagonal (its smallest square bounds that eigenvalue from above) spares
-// hopeless cases the triangular inverse. Everything else goes through the eigenvalues themselves.
+// Values without vectors have no residual; the sum of their squares is checked instead, that of singular values by the
+// callers (host/decomposition.hpp).
+//
+// cholesky's estimate: lambda_max <= tr A, and 1/lambda_min <= |L^-1|_F^2, so 1/(tr A |L^-1|_F^2) is at most 1/cond(A)
+// and at least 1/n^2 of it, 1/n where one eigenvalue is far below the others.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -28,8 +27,6 @@ std::vector<double> diagonal(Queue& queue, const Matrix& A) {
   return values.to_host();
 }
 
-double largest(const std::vector<double>& values) { return *std::max_element(values.begin(), values.end()); }
-
 }  // namespace
 
 std::vector<double> CudaBackend::eigh(Matrix& A) {
@@ -39,7 +36,7 @@ std::vector<double> CudaBackend::eigh(Matrix& A) {
   Matrix original = clone(A);
   mirror_lower(original);
   const Buffer<double> values(*queue_, n);
-  symmetric_eigen(*queue_, A.data(), n, values.get());
+  symmetric_eigen(*queue_, CUSOLVER_EIG_MODE_VECTOR, A.data(), n, values.get());
   std::vector<double> eigenvalues = values.to_host();
 
   // |V A - diag(w) V|_F against n eps |A|_F, generously; false for NaN.
@@ -52,6 +49,45 @@ std::vector<double> CudaBackend::eigh(Matrix& A) {
     throw Error(ErrorKind::internal, "cusolverDnXsyevd returned vectors that are not eigenvectors: residual " +
                                          std::to_string(error) + " for a matrix of norm " + std::to_string(size));
   return eigenvalues;
+}
+
+std::vector<double> CudaBackend::eigenvalues(Matrix& A) {
+  const Index n = A.rows;
+  if (n == 0) return {};
+  const DeviceGuard on(queue_->device());
+  mirror_lower(A);
+  const double size = std::sqrt(inner(A, A));
+  const Buffer<double> values(*queue_, n);
+  symmetric_eigen(*queue_, CUSOLVER_EIG_MODE_NOVECTOR, A.data(), n, values.get());
+  std::vector<double> eigenvalues = values.to_host();
+  double squares = 0;
+  for (const double value : eigenvalues) squares += value * value;
+  if (!(std::abs(std::sqrt(squares) - size) <= 100 * static_cast<double>(n) * kEps * size))
+    throw Error(ErrorKind::internal, "cusolverDnXsyevd returned values that are not eigenvalues: of norm " +
+                                         std::to_string(std::sqrt(squares)) + " for a matrix of norm " +
+                                         std::to_string(size));
+  return eigenvalues;
+}
+
+std::vector<double> CudaBackend::singular_values(const Matrix& A) {
+  const DeviceGuard on(queue_->device());
+  const Index m = A.rows, n = A.cols, r = std::min(m, n);
+  if (r == 0) return {};
+  const Buffer<double> values(*queue_, r);
+  Matrix used_up = m <= n ? clone(A) : matrix(n, m);
+  if (m > n) transpose(*queue_, A.data(), m, n, used_up.data());
+  wide_svd(*queue_, used_up.data(), used_up.rows, used_up.cols, values.get(), nullptr, nullptr);
+  return values.to_host();
+}
+
+Matrix CudaBackend::triangular_factor(const Matrix& A) {
+  const DeviceGuard on(queue_->device());
+  Matrix R = matrix(A.cols, A.cols);
+  if (A.cols == 0) return R;
+  const Matrix used_up = matrix(A.cols, A.rows);
+  transpose(*queue_, A.data(), A.rows, A.cols, used_up.data());
+  ncollapse::cuda::triangular_factor(*queue_, used_up.data(), A.rows, A.cols, R.data());
+  return R;
 }
 
 Svd CudaBackend::svd(const Matrix& A) {
@@ -74,41 +110,23 @@ Svd CudaBackend::svd(const Matrix& A) {
   return result;
 }
 
-PinvTrace CudaBackend::pinv_trace(Matrix& A, Matrix& B) {
+double CudaBackend::cholesky(Matrix& A) {
   const Index n = A.rows;
-  if (n == 0) return {};
+  if (n == 0) return 1;
   const DeviceGuard on(queue_->device());
-  const double n_eps = static_cast<double>(n) * kEps, scale = largest(diagonal(*queue_, A));
-  if (!(scale > 0)) return {};
+  double trace = 0;
+  for (const double value : diagonal(*queue_, A)) trace += value;
+  if (!ncollapse::cuda::cholesky(*queue_, A.data(), n)) return 0;
+  Matrix inverse = identity(n);
+  solve_lower(A, Transpose::no, inverse);
+  const double estimate = 1 / (trace * inner(inverse, inverse));
+  return estimate > 0 ? estimate : 0.0;  // 0 for NaN
+}
 
-  Matrix L = clone(A);
-  // And well enough conditioned (lambda_max <= n scale) for the solve to be right to 1e-8, as on the CPU.
-  const double safe = static_cast<double>(n) * scale * std::max(4 * static_cast<double>(n + 1) * kEps, 1e-8);
-  if (cholesky(*queue_, L.data(), n)) {
-    const auto roots = diagonal(*queue_, L);
-    const double smallest = *std::min_element(roots.begin(), roots.end());
-    if (smallest * smallest > safe) {
-      Matrix inverse = matrix(n, n);
-      launch_identity(queue_->stream(), inverse.data(), n);
-      solve_lower(*queue_, L.data(), n, inverse.data(), n);
-      if (1 / inner(inverse, inverse) > safe) {
-        solve_lower(*queue_, L.data(), n, B.data(), B.rows);
-        return {inner(B, B), n};
-      }
-    }
-  }
-  L = {};
-
-  const auto values = eigh(A);
-  const Matrix along = product(A, Transpose::no, B, Transpose::yes);  // row i: the rows of B along eigenvector i
-  const auto squares = row_dots(along, along);
-  PinvTrace trace;
-  for (Index i = 0; i < n; ++i) {
-    if (!(values[i] > n_eps * values.back())) continue;
-    trace.value += squares[i] / values[i];
-    ++trace.rank;
-  }
-  return trace;
+void CudaBackend::solve_lower(const Matrix& L, Transpose transpose, Matrix& B) {
+  if (L.rows == 0) return;
+  const DeviceGuard on(queue_->device());
+  ncollapse::cuda::solve_lower(*queue_, L.data(), transpose, L.rows, B.data(), B.rows);
 }
 
 }  // namespace ncollapse::cuda

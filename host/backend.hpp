@@ -112,11 +112,6 @@ struct ProductSums {
   double frame_residual = 0;  ///< sum of ((P_jk + u_j)/frame_norm - I_jk/sqrt(R))^2
 };
 
-struct PinvTrace {
-  double value = 0;  ///< tr(B A^+ B^T)
-  Index rank = 0;    ///< of A, as used
-};
-
 /// A = left diag(values) right, r = min(m, n): the thin singular value decomposition of A [m x n].
 struct Svd {
   std::vector<double> values;  ///< descending, [r]
@@ -191,12 +186,20 @@ class Backend {
   /// Symmetric eigenproblem; A [n x n], lower triangle read. Returns the eigenvalues in ascending order; row i of A
   /// becomes the unit eigenvector i. Throws Error(internal) when the solver fails.
   virtual std::vector<double> eigh(Matrix& A) = 0;
+  /// The eigenvalues alone, ascending; A is used up. Throws like eigh.
+  virtual std::vector<double> eigenvalues(Matrix& A) = 0;
   /// Thin singular value decomposition; A is kept. Not checked here, see host/decomposition.hpp. Throws Error(internal)
   /// when the solver fails, UsageError when the vendor's interface cannot take the size.
   virtual Svd svd(const Matrix& A) = 0;
-  /// tr(B A^+ B^T) for a positive semi-definite A [n x n] (lower triangle read) whose range holds the rows of B [R x
-  /// n]. Eigenvalues of A at or below n eps lambda_max count as zero. A and B are used up.
-  virtual PinvTrace pinv_trace(Matrix& A, Matrix& B) = 0;
+  /// The singular values alone, descending, [min(m, n)]; A is kept. Throws like svd.
+  virtual std::vector<double> singular_values(const Matrix& A) = 0;
+  /// R [n x n] of A = Q R, upper triangular, A [m x n], m >= n; Q has orthonormal columns. A is kept.
+  virtual Matrix triangular_factor(const Matrix& A) = 0;
+  /// A = L L^T; A [n x n], lower triangle read, where L then stands; the upper one is left undefined. Returns an
+  /// estimate of 1 / cond(A), right to a factor of n; 0 when A is not positive definite (A is used up then).
+  virtual double cholesky(Matrix& A) = 0;
+  /// Every row b of B becomes L^-1 b, or L^-T b; L as cholesky left it.
+  virtual void solve_lower(const Matrix& L, Transpose transpose, Matrix& B) = 0;
   /// One tiled sweep; nothing of size R x R is stored. Distances below 1e-2 of the norms are recomputed from the rows.
   virtual PairSums pair_sums(const Matrix& A, const PairQuery& query) = 0;
   virtual ProductSums product_sums(const Matrix& A, const Matrix& B, const ProductQuery& query) = 0;
@@ -214,6 +217,16 @@ class Backend {
     return std::sqrt(std::max(0.0, inner(left, right)));
   }
   Matrix matrix(Index rows, Index cols) { return array<double>(rows, cols); }
+  Matrix identity(Index n) {
+    Matrix result = matrix(n, n);
+    const double one = 1;
+    constexpr auto kBytes = static_cast<Index>(sizeof one);
+    if (n > 0) upload(result.data(), &one, kBytes);
+    // Row by row it repeats after n + 1 entries: what is there is doubled.
+    for (Index filled = n + 1; filled < result.size(); filled *= 2)
+      copy(result.data() + filled, result.data(), std::min(filled, result.size() - filled) * kBytes);
+    return result;
+  }
   IndexArray index_array(Index rows, Index cols) { return array<Index>(rows, cols); }
   template <class T>
   Array<T> array(Index rows, Index cols) {

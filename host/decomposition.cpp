@@ -27,6 +27,12 @@ std::string scientific(double value) {
 
 double norm(Backend& backend, const Matrix& A) { return std::sqrt(backend.inner(A, A)); }
 
+double finite_norm(Backend& backend, const Matrix& A) {
+  const double size = norm(backend, A);
+  if (!std::isfinite(size)) throw DataError("the matrix holds NaN or infinite values, or its squares overflow");
+  return size;
+}
+
 // a A + b B in place of A.
 void combine(Backend& backend, double a, Matrix& A, double b, const Matrix& B) {
   const auto rows = static_cast<std::size_t>(A.rows);
@@ -35,14 +41,7 @@ void combine(Backend& backend, double a, Matrix& A, double b, const Matrix& B) {
 
 // |G - I|_F
 double distance_to_identity(Backend& backend, Matrix gram) {
-  const Matrix identity = backend.matrix(gram.rows, gram.cols);
-  const double one = 1;
-  constexpr auto kBytes = static_cast<Index>(sizeof one);
-  if (identity.size() > 0) backend.upload(identity.data(), &one, kBytes);
-  // Row by row it repeats after n + 1 entries: what is there is doubled.
-  for (Index filled = gram.cols + 1; filled < identity.size(); filled *= 2)
-    backend.copy(identity.data() + filled, identity.data(), std::min(filled, identity.size() - filled) * kBytes);
-  combine(backend, 1, gram, -1, identity);
+  combine(backend, 1, gram, -1, backend.identity(gram.rows));
   return norm(backend, gram);
 }
 
@@ -59,9 +58,21 @@ SingularValueDecomposition to_host(Backend& backend, const Matrix& A) {
 
 }  // namespace
 
+std::vector<double> checked_singular_values(Backend& backend, const Matrix& A) {
+  const double size = finite_norm(backend, A);
+  auto values = backend.singular_values(A);
+  double squares = 0;
+  for (const double value : values) squares += (value / size) * (value / size);
+  const double bound = 50 * static_cast<double>(std::max(A.rows, A.cols)) * kEps;
+  if (size > 0 && !(std::abs(squares - 1) <= bound && values.back() >= 0))
+    throw Error(ErrorKind::internal, "the singular values of a " + std::to_string(A.rows) + " x " +
+                                         std::to_string(A.cols) + " matrix are wrong: their squares add up to " +
+                                         scientific(squares) + " of its own");
+  return values;
+}
+
 CheckedSvd checked_svd(Backend& backend, const Matrix& A) {
-  const double size = norm(backend, A);
-  if (!std::isfinite(size)) throw DataError("the matrix holds NaN or infinite values, or its squares overflow");
+  const double size = finite_norm(backend, A);
   CheckedSvd result;
   result.svd = backend.svd(A);
   const Svd& svd = result.svd;

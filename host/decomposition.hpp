@@ -15,4 +15,8 @@ struct CheckedSvd {
 /// the loss of orthogonality exceeds 50 max(m, n) eps.
 CheckedSvd checked_svd(Backend& backend, const Matrix& A);
 
+/// Singular values alone, descending. Throws like Backend::singular_values and, as checked_svd, DataError and
+/// Error(internal): the latter when their squares do not add up to |A|_F^2.
+std::vector<double> checked_singular_values(Backend& backend, const Matrix& A);
+
 }  // namespace ncollapse

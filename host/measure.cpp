@@ -2,10 +2,16 @@
 // the scatter S [d x d], traces v and the classifier W [K x d] of the K classes that have samples.
 //
 // - Every Frobenius norm of a Gram matrix is taken on the smaller side, |A A^T| = |A^T A|.
-// - tr(Sigma_W Sigma_B^+): with B = diag(sqrt w) C, Sigma_B = B^T B. The eigenvectors q_i of the smaller of B B^T and
-//   B^T B give u_i = B^T q_i (or q_i itself), and the trace is sum_i u_i^T Sigma_W u_i / lambda_i^2 (or / lambda_i)
-//   over the kept directions. Kept are the largest min(K-1, d) eigenvalues that exceed max(K, d) eps lambda_max: K-1
-//   because the centred means always have one linear dependency, whose eigenvalue is only rounding.
+// - tr(Sigma_W Sigma_B^+) = sum_i y_i^T Sigma_W y_i over the rows y_i of any Y with Y^T Y = Sigma_B^+. With
+//   B = diag(sqrt w) C, Sigma_B = B^T B, and G the smaller of B B^T and B^T B. Kept are the largest min(K-1, d)
+//   eigenvalues of G that exceed max(K, d) eps lambda_max: K-1 because the centred means always have one linear
+//   dependency B^T v = 0, whose eigenvalue is only rounding. If all of those are kept and the smallest is above 1e-6 of
+//   the largest, no eigenvectors are needed: Y = L^-1 for B^T B = L L^T, and Y = (G + a v v^T)^-1 B for B B^T, where
+//   the dependency has been given an eigenvalue a among the others. Otherwise y_i = B^T q_i / lambda_i (or
+//   q_i / sqrt(lambda_i)) from the eigenvectors q_i.
+// - 1 - tr(Sigma_T^+ Sigma_B) / r, r = min(K-1, d), would cancel near collapse. With Sigma_W = L L^T and X = B L^-T it
+//   is tr((I + X X^T)^-1) / r without the dependency, whose share is known; or tr((I + X^T X)^-1) / r. An error of
+//   Cholesky's moves each term by at most n eps cond(Sigma_W) of itself.
 // - The distances to a reference frame (ETF, orthogonal frame) are summed as residuals, tile by tile: the identity
 //   |G/|G| - E|^2 = 2 - 2<G, E>/|G| would not resolve below 1e-8.
 #include <algorithm>
@@ -13,9 +19,11 @@
 #include <cmath>
 #include <cstdio>
 #include <limits>
+#include <numeric>
 
 #include "host/backend.hpp"
 #include "host/classifier_product.hpp"
+#include "host/grams.hpp"
 #include "host/moments.hpp"
 #include "host/theory/blocks.hpp"
 #include "host/theory/imbalance.hpp"
@@ -93,7 +101,11 @@ std::vector<double> pick(const std::vector<double>& values, const std::vector<In
 class Measurement {
  public:
   Measurement(const ClassMoments& moments, const Evidence& evidence, Convention convention)
-      : moments_(moments), evidence_(evidence), rules_(rules_of(convention)), backend_(*moments.context().backend()) {}
+      : moments_(moments),
+        evidence_(evidence),
+        rules_(rules_of(convention)),
+        backend_(*moments.context().backend()),
+        grams_(backend_) {}
 
   Report run();
 
@@ -125,20 +137,27 @@ class Measurement {
 
   double scatter_scale() const;  // Sigma_W = scale * S; NaN when this scatter does not fit the convention
 
-  /// Eigenvalues (descending) of the smaller side of A^T A / A A^T, and unit vectors of the row space scaled by
-  /// sqrt(lambda): row i of `directions` is u_i with |u_i|^2 = lambda_i.
+  /// Of A^T A, A [K x d].
   struct Spectrum {
-    std::vector<double> values;
-    Matrix directions;
+    std::vector<double> values;  ///< the kept eigenvalues, descending
     double tolerance = 0;
     Index kept = 0, limit = 0;
+    Matrix whitening;  ///< Y [* x d] with Y^T Y = (A^T A)^+ on the kept directions; null where it was not wanted
   };
-  Spectrum spectrum(const Matrix& A);
+  /// dependency: unit vector v [K] with A^T v = 0.
+  Spectrum spectrum(const Matrix& A, const std::vector<double>& dependency, bool whiten);
+  Matrix row(const std::vector<double>& values) {
+    Matrix result = backend_.matrix(1, static_cast<Index>(values.size()));
+    backend_.from_host(result, values);
+    return result;
+  }
+  double index_without_cancelling(Matrix& within, const Matrix& between);
 
   const ClassMoments& moments_;
   const Evidence& evidence_;
   const ConventionRules& rules_;
   Backend& backend_;
+  Grams grams_;
   Report report_;
   std::map<std::string, double> values_;
 
@@ -160,34 +179,49 @@ void Measurement::set_per_class(std::string_view key, const std::vector<double>&
   report_.per_class.push_back(std::move(metric));
 }
 
-Measurement::Spectrum Measurement::spectrum(const Matrix& A) {
+Measurement::Spectrum Measurement::spectrum(const Matrix& A, const std::vector<double>& dependency, bool whiten) {
   Spectrum result;
   const bool rows_side = A.rows <= A.cols;
-  Matrix gram = rows_side ? backend_.product(A, Transpose::no, A, Transpose::yes)
-                          : backend_.product(A, Transpose::yes, A, Transpose::no);
-  const auto ascending = backend_.eigh(gram);
+  const Matrix gram = grams_.of(A);
+  Matrix used_up = backend_.clone(gram);
+  const auto ascending = backend_.eigenvalues(used_up);
   const auto size = static_cast<Index>(ascending.size());
   const double largest = ascending.back();
   result.limit = std::min(A.rows - 1, A.cols);
   result.tolerance =
       static_cast<double>(std::max(A.rows, A.cols)) * std::numeric_limits<double>::epsilon() * std::max(largest, 0.0);
+  while (result.kept < result.limit && ascending[size - 1 - result.kept] > result.tolerance)
+    result.values.push_back(ascending[size - 1 - result.kept++]);
+  if (!whiten || result.kept == 0) return result;
+
+  constexpr double kWellConditioned = 1e-6;
+  backend_.copy(used_up.data(), gram.data(), gram.bytes());
+  if (result.kept == result.limit && result.values.back() > kWellConditioned * largest) {
+    if (rows_side) {
+      const double mean = std::accumulate(result.values.begin(), result.values.end(), 0.0) / static_cast<double>(size);
+      backend_.add_gram(mean, row(dependency), used_up);
+    }
+    if (backend_.cholesky(used_up) > 0) {
+      Matrix inverse = backend_.identity(size);  // of L
+      backend_.solve_lower(used_up, Transpose::yes, inverse);
+      result.whitening = !rows_side
+                             ? inverse
+                             : backend_.product(backend_.product(inverse, Transpose::yes, inverse, Transpose::no),
+                                                Transpose::no, A, Transpose::no);
+      return result;
+    }
+    backend_.copy(used_up.data(), gram.data(), gram.bytes());
+  }
+  const auto values = backend_.eigh(used_up);
   std::vector<Index> order;
-  for (Index i = size - 1; i >= 0 && result.kept < result.limit; --i) {
-    if (!(ascending[i] > result.tolerance)) break;
-    result.values.push_back(ascending[i]);
+  std::vector<double> scale;
+  for (Index i = size - 1; i >= size - result.kept; --i) {
     order.push_back(i);
-    ++result.kept;
+    scale.push_back(1 / (rows_side ? values[i] : std::sqrt(values[i])));
   }
-  if (result.kept == 0) return result;
-  const Matrix vectors = backend_.select_rows(gram, order);
-  if (rows_side) {
-    result.directions = backend_.product(vectors, Transpose::no, A, Transpose::no);
-  } else {
-    std::vector<double> lengths;
-    for (const double value : result.values) lengths.push_back(std::sqrt(value));
-    result.directions = backend_.matrix(result.kept, A.cols);
-    backend_.combine_rows(lengths, vectors, {}, {}, result.directions);
-  }
+  result.whitening = backend_.select_rows(used_up, order);
+  if (rows_side) result.whitening = backend_.product(result.whitening, Transpose::no, A, Transpose::no);
+  backend_.combine_rows(scale, result.whitening, {}, {}, result.whitening);
   return result;
 }
 
@@ -292,29 +326,35 @@ void Measurement::variability() {
 }
 
 void Measurement::pseudo_inverse() {
-  // The spectrum of B serves the pseudo-inverse and, where all weights are equal, the nuclear norm of C.
-  Matrix weighted = backend_.matrix(centred_.rows, centred_.cols);
-  std::vector<double> roots;
-  for (const double weight : between_weights_) roots.push_back(std::sqrt(weight));
-  backend_.combine_rows(roots, centred_, {}, {}, weighted);
-  const Spectrum between = spectrum(weighted);
-  const double frobenius = norm(centred_norms_);
-  if (frobenius > 0) {
-    const bool equal = !rules_.weigh_by_count;
-    const Spectrum own = equal ? Spectrum{} : spectrum(centred_);
+  const double scale = scatter_scale();
+  const bool full = moments_.statistics() >= Statistics::full, equal = !rules_.weigh_by_count,
+             whiten = full && !std::isnan(scale) && trace_between_ > 0;
+  // The centre is a weighted mean of the class means, so the centred ones are dependent with the same weights.
+  std::vector<double> dependency = rules_.sample_mean ? share_ : std::vector<double>(seen_.size(), 1.0);
+  const double length = norm(dependency);
+  for (double& value : dependency) value /= length;
+  const Spectrum own = spectrum(centred_, dependency, whiten && equal);
+  if (const double frobenius = norm(centred_norms_); frobenius > 0) {
     double nuclear = 0;
-    for (const double value : equal ? between.values : own.values) nuclear += std::sqrt(value * (equal ? k_ : 1.0));
+    for (const double value : own.values) nuclear += std::sqrt(value);
     set("nc2_nearest_etf", 2 - 2 * nuclear / (std::sqrt(k_ - 1) * frobenius));
   } else {
     undefined("nc2_nearest_etf", "all class means are equal");
   }
+  const Spectrum between = equal ? own : [&] {
+    Matrix weighted = backend_.matrix(centred_.rows, centred_.cols);
+    std::vector<double> roots;
+    for (const double weight : between_weights_) roots.push_back(std::sqrt(weight));
+    backend_.combine_rows(roots, centred_, {}, {}, weighted);
+    return spectrum(weighted, roots, whiten);
+  }();
+  const double common = equal ? 1 / k_ : 1;  // Sigma_B = common * the matrix of `between`
 
   auto& block = report_.convention;
   block.rank_limit = between.limit;
   block.rank_used = trace_between_ > 0 ? between.kept : 0;
-  block.rank_tolerance = between.tolerance;
-  if (moments_.statistics() < Statistics::full) return;
-  const double scale = scatter_scale();
+  block.rank_tolerance = common * between.tolerance;
+  if (!full) return;
   for (const auto* key : {"nc1_pinv", "nc1_pinv_sum"}) {
     if (std::isnan(scale))
       skip(key, rules_.scatter_over_classes
@@ -324,37 +364,77 @@ void Measurement::pseudo_inverse() {
       undefined(key, "all class means are equal");
   }
   if (std::isnan(scale) || block.rank_used == 0) return;
-  const Matrix along = backend_.product(between.directions, Transpose::no, moments_.data().scatter, Transpose::no);
-  const auto spread = backend_.row_dots(along, between.directions);
-  double sum = 0;
-  for (Index i = 0; i < between.kept; ++i) sum += spread[i] / between.values[i] / between.values[i];
-  sum *= scale;
+  const Matrix spread = backend_.product(between.whitening, Transpose::no, moments_.data().scatter, Transpose::no);
+  double sum = backend_.inner(spread, between.whitening) / common * scale;
   if (sum < 0) sum = 0;  // rounding; a NaN stays one
   set("nc1_pinv_sum", sum);
   set("nc1_pinv", rules_.divide_by_classes ? sum / k_ : sum);
+}
+
+// NaN where Sigma_W is not well enough conditioned. within: Sigma_W, used up.
+double Measurement::index_without_cancelling(Matrix& within, const Matrix& between) {
+  constexpr double kWellConditioned = 1e-8;  // then the index is right to about 1e-8 of itself at worst
+  if (!(backend_.cholesky(within) > kWellConditioned)) return kNaN;
+  Matrix X = backend_.clone(between);
+  backend_.solve_lower(within, Transpose::no, X);
+  const bool rows_side = X.rows <= X.cols;
+  const Index size = std::min(X.rows, X.cols);
+  Matrix total = backend_.identity(size);
+  double dependent = 0;  // what the dependency adds to the trace
+  if (rows_side) {
+    const std::vector<double> ones(static_cast<std::size_t>(size), 1.0);
+    backend_.combine_rows(ones, total, ones, backend_.product(X, Transpose::no, X, Transpose::yes), total);
+    const double mean = backend_.inner(X, X) / (k_ - 1);
+    std::vector<double> roots;
+    for (const double share : share_) roots.push_back(std::sqrt(share));
+    backend_.add_gram(mean, row(roots), total);
+    dependent = 1 / (1 + mean);
+  } else {
+    backend_.add_gram(1.0, X, total);
+  }
+  if (!(backend_.cholesky(total) > 0)) return kNaN;
+  Matrix inverse = backend_.identity(size);
+  backend_.solve_lower(total, Transpose::no, inverse);
+  return (backend_.inner(inverse, inverse) - dependent) / static_cast<double>(rows_side ? size - 1 : size);
 }
 
 void Measurement::collapse_index() {
   if (moments_.statistics() < Statistics::full) return;
   if (!moments_.data().options.scatter_weights.empty())
     return skip("nc1_vci", "the scatter was accumulated with class weights, the index needs weights 1");
-  // The index inverts Sigma_T, and the smallest of its eigenvalues are Sigma_W's.
+  // The index inverts Sigma_W, an error of which counts d cond(Sigma_W)-fold.
   if (moments_.data().scatter_error > 0)
     return skip("nc1_vci", "precision fast does not resolve the small eigenvalues that the index depends on");
-  const auto& scatter = moments_.data().scatter;
+  if (trace_between_ == 0) return undefined("nc1_vci", "all class means are equal");
   Matrix between = backend_.clone(means_);
   backend_.centre_rows(between, sample_mean_);
   std::vector<double> roots;
   for (const double share : share_) roots.push_back(std::sqrt(share));
   backend_.combine_rows(roots, between, {}, {}, between);
-  Matrix total = backend_.matrix(scatter.rows, scatter.cols);
-  const std::vector<double> scale(static_cast<std::size_t>(scatter.rows), 1 / static_cast<double>(moments_.samples()));
-  backend_.combine_rows(scale, scatter, {}, {}, total);
-  backend_.add_gram(1.0, between, total);
-  const PinvTrace trace = backend_.pinv_trace(total, between);
-  if (trace.rank == 0 || trace_between_ == 0) return undefined("nc1_vci", "all class means are equal");
+  const auto& scatter = moments_.data().scatter;
+  const auto within = [&] {
+    Matrix result = backend_.matrix(scatter.rows, scatter.cols);
+    const std::vector<double> scale(static_cast<std::size_t>(scatter.rows),
+                                    1 / static_cast<double>(moments_.samples()));
+    backend_.combine_rows(scale, scatter, {}, {}, result);
+    return result;
+  };
+  Matrix total = within();
+  double index = index_without_cancelling(total, between);
+  if (std::isnan(index)) {  // by the eigenvectors of Sigma_T, which alone say which directions count
+    total = within();
+    backend_.add_gram(1.0, between, total);
+    const auto values = backend_.eigh(total);
+    const double cut =
+        static_cast<double>(total.rows) * std::numeric_limits<double>::epsilon() * std::max(values.back(), 0.0);
+    const Matrix along = backend_.product(total, Transpose::no, between, Transpose::yes);
+    const auto squares = backend_.row_dots(along, along);
+    double trace = 0;
+    for (std::size_t i = 0; i < values.size(); ++i)
+      if (values[i] > cut) trace += squares[i] / values[i];
+    index = 1 - trace / std::min(k_ - 1, static_cast<double>(moments_.dim()));
+  }
   // Rounding may carry a collapsed index below 0 by some 1e-13; nothing else can.
-  const double index = 1 - trace.value / std::min(k_ - 1, static_cast<double>(moments_.dim()));
   set("nc1_vci", index < 0 ? 0 : index);
 }
 
@@ -371,7 +451,7 @@ void Measurement::geometry(const Matrix& rows, const std::vector<double>& norms,
       undefined(key, why);
   };
   query.norms = norms;
-  query.gram_norm = backend_.product_norm(rows, rows);
+  query.gram_norm = grams_.product_norm(rows, rows);
   if (!of_means) weights_gram_ = query.gram_norm;
   if (!of_means) query.frame_norm = query.gram_norm;
   const bool flat = norm(norms) == 0;
@@ -497,8 +577,8 @@ void Measurement::duality() {
   }
 
   ProductQuery query;
-  query.product_norm = backend_.product_norm(weights, centred_);
-  query.frame_norm = product_gram_ = backend_.product_norm(weights, means_);
+  query.product_norm = grams_.product_norm(weights, centred_);
+  query.frame_norm = product_gram_ = grams_.product_norm(weights, means_);
   query.row_offsets = times_vector(centre_);
   const ProductSums sums = backend_.product_sums(weights, centred_, query);
   const std::string orthogonal = "the product of classifier and means is 0";
@@ -534,7 +614,7 @@ void Measurement::imbalance(const Matrix& weights, const std::vector<double>& bi
     input.lambda_w = evidence_.lambda_w;
     input.lambda_h = evidence_.lambda_h;
   }
-  ImbalanceMeasures measures = measure_imbalance(backend_, input);
+  ImbalanceMeasures measures = measure_imbalance(backend_, grams_, input);
   for (const auto& [key, value] : measures.values) set(key, value);
   for (const auto& [key, why] : measures.undefined) undefined(key, why);
   report_.spectrum = std::move(measures.spectrum);
@@ -654,7 +734,7 @@ Report Measurement::run() {
     for (auto& offset : offsets) offset += half;
     return offsets;
   }();
-  query.frame_norm = means_gram_ = backend_.product_norm(means_, means_);
+  query.frame_norm = means_gram_ = grams_.product_norm(means_, means_);
   geometry(centred_, centred_norms_, "_h", std::move(query));
   if (!variances_.empty()) {
     std::vector<double> nearest;

@@ -90,17 +90,29 @@ class CountingBackend final : public Backend {
     workspace(cpu() ? 8 * (2 * n * n + 6 * n + 1) + 4 * (5 * n + 3) : 8 * (2 * n * n + n));
     return ones(n);
   }
+  std::vector<double> eigenvalues(Matrix& A) override {
+    const Index n = A.rows;
+    workspace(cpu() ? 8 * 34 * n : 8 * (2 * n * n + n));
+    return ones(n);
+  }
   Svd svd(const Matrix& A) override {
     const Index r = std::min(A.rows, A.cols);
     Svd result{ones(r), matrix(A.rows, r), matrix(r, A.cols)};
     workspace(8 * (A.size() + 4 * r * r + 7 * r + A.rows + A.cols));
     return result;
   }
-  PinvTrace pinv_trace(Matrix& A, Matrix& B) override {  // the larger of its two ways
-    eigh(A);
-    workspace(8 * A.rows * B.rows);
-    return {1, A.rows};
+  std::vector<double> singular_values(const Matrix& A) override {
+    const Index r = std::min(A.rows, A.cols);
+    workspace(8 * (A.size() + r * r + 7 * r + A.rows + A.cols));
+    return ones(r);
   }
+  Matrix triangular_factor(const Matrix& A) override {
+    const Matrix columns = matrix(A.cols, A.rows);
+    workspace(8 * 33 * A.cols);
+    return matrix(A.cols, A.cols);
+  }
+  double cholesky(Matrix&) override { return 0; }  // its failure leads to the larger way
+  void solve_lower(const Matrix&, Transpose, Matrix&) override {}
   PairSums pair_sums(const Matrix& A, const PairQuery& query) override {
     tile(A.rows);
     PairSums sums;

@@ -214,18 +214,21 @@ void CpuBackend::mirror_lower(Matrix& A) {
           A.data()[j * n + i] = A.data()[i * n + j];
 }
 
-std::vector<double> CpuBackend::eigh(Matrix& A) {
+std::vector<double> CpuBackend::eigh(Matrix& A) { return symmetric_eigen('V', A); }
+std::vector<double> CpuBackend::eigenvalues(Matrix& A) { return symmetric_eigen('N', A); }
+
+std::vector<double> CpuBackend::symmetric_eigen(char job, Matrix& A) {
   const Index n = A.rows;
   std::vector<double> values(static_cast<std::size_t>(n));
   if (n == 0) return values;
   constexpr Index kMaxOrder = 32766;  // dsyevd's workspace, 2 n^2 + 6 n + 1 numbers, is counted in 32 bits
-  if (n > kMaxOrder)
+  if (job == 'V' && n > kMaxOrder)
     throw UsageError("an eigenproblem of order " + std::to_string(n) + " is too large, at most " +
                          std::to_string(kMaxOrder) + " can be solved",
                      "accumulate traces instead of the full scatter");
   const BlasThreads guard(threads_);
   const int info =
-      LAPACKE_dsyevd(LAPACK_COL_MAJOR, 'V', 'U', blas_int(n, "order"), A.data(), blas_int(n, "order"), values.data());
+      LAPACKE_dsyevd(LAPACK_COL_MAJOR, job, 'U', blas_int(n, "order"), A.data(), blas_int(n, "order"), values.data());
   if (info != 0)
     throw Error(ErrorKind::internal, "the symmetric eigensolver (dsyevd) failed with info " + std::to_string(info));
   return values;
@@ -256,49 +259,92 @@ Svd CpuBackend::svd(const Matrix& A) {
   return result;
 }
 
-PinvTrace CpuBackend::pinv_trace(Matrix& A, Matrix& B) {
-  // Well conditioned: A = L L^T, and the trace is |L^-1 B^T|^2: one triangular solve. Otherwise by eigenvectors, which
-  // alone say which directions count. The factor takes the place of A's lower triangle; the upper one and the diagonal
-  // keep what is needed to bring A back.
-  constexpr double kWellConditioned = 1e-8;  // then the solve is right to about 1e-8 at worst
-  const Index n = A.rows;
-  if (n == 0 || B.rows == 0) return {};
-  const int order = blas_int(n, "order");
-  mirror_lower(A);
-  std::vector<double> diagonal;
-  for (Index i = 0; i < n; ++i) diagonal.push_back(A.data()[i * n + i]);
-  double reciprocal_condition = 0;
+std::vector<double> CpuBackend::singular_values(const Matrix& A) {
+  std::vector<double> values(static_cast<std::size_t>(std::min(A.rows, A.cols)));
+  if (values.empty()) return values;
+  const int rows = blas_int(A.rows, "rows"), cols = blas_int(A.cols, "columns");
+  const Matrix used_up = clone(A);
+  const BlasThreads guard(threads_);
+  const int info =
+      LAPACKE_dgesdd(LAPACK_COL_MAJOR, 'N', cols, rows, used_up.data(), cols, values.data(), nullptr, cols, nullptr, 1);
+  if (info == LAPACK_WORK_MEMORY_ERROR)
+    throw DeviceError("out of memory: the workspace of the singular values of " + std::to_string(A.rows) + " x " +
+                      std::to_string(A.cols) + " numbers");
+  if (info != 0)
+    throw Error(ErrorKind::internal, "the singular values (dgesdd) failed with info " + std::to_string(info));
+  return values;
+}
+
+Matrix CpuBackend::triangular_factor(const Matrix& A) {
+  // By columns: dgelqf on the memory as it lies takes three times as long.
+  const Index m = A.rows, n = A.cols;
+  Matrix columns = matrix(n, m), R = matrix(n, n);
+  if (n == 0) return R;
+#pragma omp parallel for num_threads(threads_for(A.size())) schedule(static)
+  for (Index first = 0; first < n; first += kBlockRows)
+    for (Index row = 0; row < m; row += kBlockRows)
+      for (Index j = first; j < std::min(first + kBlockRows, n); ++j)
+        for (Index i = row; i < std::min(row + kBlockRows, m); ++i) columns.data()[j * m + i] = A.data()[i * n + j];
+  std::vector<double> reflectors(static_cast<std::size_t>(n));
+  const int rows = blas_int(m, "rows"), cols = blas_int(n, "columns");
   {
     const BlasThreads guard(threads_);
-    const double one_norm = LAPACKE_dlansy(LAPACK_COL_MAJOR, '1', 'U', order, A.data(), order);
-    if (LAPACKE_dpotrf(LAPACK_COL_MAJOR, 'U', order, A.data(), order) == 0)
-      LAPACKE_dpocon(LAPACK_COL_MAJOR, 'U', order, A.data(), order, one_norm, &reciprocal_condition);
+    const int info = LAPACKE_dgeqrf(LAPACK_COL_MAJOR, rows, cols, columns.data(), rows, reflectors.data());
+    if (info == LAPACK_WORK_MEMORY_ERROR) throw DeviceError("out of memory: the workspace of a QR factorisation");
+    if (info != 0)
+      throw Error(ErrorKind::internal, "the QR factorisation (dgeqrf) failed with info " + std::to_string(info));
   }
-  if (reciprocal_condition > kWellConditioned) {
-    const Index blocks = (B.rows + kBlockRows - 1) / kBlockRows;
-    const BlasThreads guard(1);
-#pragma omp parallel for num_threads(threads_for(B.size())) schedule(dynamic)
-    for (Index block = 0; block < blocks; ++block) {
-      const Index first = block * kBlockRows, count = std::min(kBlockRows, B.rows - first);
-      cblas_dtrsm(CblasColMajor, CblasLeft, CblasUpper, CblasTrans, CblasNonUnit, order, static_cast<int>(count), 1.0,
-                  A.data(), order, B.data() + first * n, order);
+  for (Index j = 0; j < n; ++j)
+    for (Index i = 0; i <= j; ++i) R.data()[i * n + j] = columns.data()[j * m + i];
+  return R;
+}
+
+double CpuBackend::cholesky(Matrix& A) {
+  // By panels, on OpenMP's threads: BLAS's own would fight the ones that spin after the last parallel loop.
+  constexpr Index kPanel = 256;
+  const Index n = A.rows;
+  if (n == 0) return 1;
+  const int stride = blas_int(n, "order");
+  const BlasThreads guard(1);
+  const double norm = LAPACKE_dlansy(LAPACK_COL_MAJOR, '1', 'U', stride, A.data(), stride);
+  for (Index k = 0; k < n; k += kPanel) {
+    const Index width = std::min(kPanel, n - k), below = k + width, blocks = (n - below + kPanel - 1) / kPanel;
+    double* pivot = A.data() + k * n + k;
+    if (LAPACKE_dpotrf(LAPACK_COL_MAJOR, 'U', static_cast<int>(width), pivot, stride) != 0) return 0;
+    const auto rows_of = [&](Index block) { return static_cast<int>(std::min(kPanel, n - below - block * kPanel)); };
+    const auto panel_at = [&](Index block) { return A.data() + (below + block * kPanel) * n + k; };
+#pragma omp parallel num_threads(threads_for((n - below) * width))
+    {
+#pragma omp for schedule(dynamic)
+      for (Index i = 0; i < blocks; ++i)
+        cblas_dtrsm(CblasRowMajor, CblasRight, CblasLower, CblasTrans, CblasNonUnit, rows_of(i),
+                    static_cast<int>(width), 1.0, pivot, stride, panel_at(i), stride);
+#pragma omp for schedule(dynamic)
+      for (Index tile = 0; tile < blocks * blocks; ++tile) {
+        const Index i = tile / blocks, j = tile % blocks;
+        if (j <= i)
+          cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasTrans, rows_of(i), rows_of(j), static_cast<int>(width), -1.0,
+                      panel_at(i), stride, panel_at(j), stride, 1.0, panel_at(i) + width + j * kPanel, stride);
+      }
     }
-    return {inner(B, B), n};
   }
-  for (Index i = 0; i < n; ++i) {
-    A.data()[i * n + i] = diagonal[i];
-    for (Index j = 0; j < i; ++j) A.data()[i * n + j] = A.data()[j * n + i];
+  double reciprocal_condition = 0;
+  LAPACKE_dpocon(LAPACK_COL_MAJOR, 'U', stride, A.data(), stride, norm, &reciprocal_condition);
+  return reciprocal_condition;
+}
+
+void CpuBackend::solve_lower(const Matrix& L, Transpose transpose, Matrix& B) {
+  constexpr Index kSolvedRows = 128;
+  const Index blocks = (B.rows + kSolvedRows - 1) / kSolvedRows;
+  const int order = blas_int(L.rows, "order");
+  const auto flag = transpose == Transpose::yes ? CblasNoTrans : CblasTrans;
+  const BlasThreads guard(1);
+#pragma omp parallel for num_threads(threads_for(B.size())) schedule(dynamic)
+  for (Index block = 0; block < blocks; ++block) {
+    const Index first = block * kSolvedRows, count = std::min(kSolvedRows, B.rows - first);
+    cblas_dtrsm(CblasColMajor, CblasLeft, CblasUpper, flag, CblasNonUnit, order, static_cast<int>(count), 1.0, L.data(),
+                order, B.data() + first * L.rows, order);
   }
-  const auto values = eigh(A);
-  const double cut = static_cast<double>(n) * std::numeric_limits<double>::epsilon() * values.back();
-  const Matrix along = product(A, Transpose::no, B, Transpose::yes);
-  const auto squares = row_dots(along, along);
-  PinvTrace trace;
-  for (Index i = n - 1; i >= 0 && values[i] > cut && values[i] > 0; --i) {
-    trace.value += squares[i] / values[i];
-    ++trace.rank;
-  }
-  return trace;
 }
 
 }  // namespace ncollapse::cpu

@@ -30,9 +30,9 @@ std::string undetermined(const std::vector<DirectionPrediction>& directions) {
 
 }  // namespace
 
-GeometryDistance geometry_distance(Backend& backend, const LabelSpectrum& spectrum, const UfmPrediction& prediction,
-                                   const Matrix& weights, const Matrix& means, const std::vector<double>& sample_mean,
-                                   const GroupedPair& pair) {
+GeometryDistance geometry_distance(Backend& backend, Grams& grams, const LabelSpectrum& spectrum,
+                                   const UfmPrediction& prediction, const Matrix& weights, const Matrix& means,
+                                   const std::vector<double>& sample_mean, const GroupedPair& pair) {
   const bool bias = spectrum.model() == LabelModel::with_bias;
   const auto& s = spectrum.structure();
   const auto& spaces = spectrum.eigenspaces();
@@ -64,7 +64,7 @@ GeometryDistance geometry_distance(Backend& backend, const LabelSpectrum& spectr
                                  vanishes ? 0.0 : energies.cross[i] / std::sqrt(energies.left[i] * energies.right[i])});
   }
 
-  const GramNorms norms = gram_norms(backend, weights, means, class_roots, centre);
+  const GramNorms norms = gram_norms(backend, grams, weights, means, class_roots, centre);
   distance.undefined = undetermined(directions);
   if (!(norms.product > 0)) distance.undefined = "the product of classifier and means is 0";
   if (!distance.undefined.empty()) {
@@ -83,7 +83,7 @@ GeometryDistance geometry_distance(Backend& backend, const LabelSpectrum& spectr
     // Dang et al. compare M M^T itself, so classes are not weighted: m_k^2 is predicted z^2/n.
     std::vector<double> target;
     for (std::size_t i = 0; i < spaces.size(); ++i) target.push_back(z2[i] / (spaces[i].sigma * spaces[i].sigma));
-    distance.h = distance_to_diagonal(pair.right, backend.product_norm(means, means), target, spaces);
+    distance.h = distance_to_diagonal(pair.right, grams.product_norm(means, means), target, spaces);
   }
   const auto outside = [](double norm, double blocks) { return std::sqrt(std::max(0.0, 1 - blocks / (norm * norm))); };
   distance.row_orthogonality = outside(norms.left, energies.left_blocks);
@@ -127,8 +127,9 @@ GeometryDistance geometry_distance(const Context& context, const UfmOptions& mod
   for (const Index count : model.counts)
     share.push_back(static_cast<double>(count) / static_cast<double>(spectrum.samples()));
   const auto pair = group_pair(backend, spectrum.structure(), weights, centres);
-  return geometry_distance(backend, spectrum, prediction, weights, centres, backend.weighted_row_sum(centres, share),
-                           pair);
+  Grams grams(backend);
+  return geometry_distance(backend, grams, spectrum, prediction, weights, centres,
+                           backend.weighted_row_sum(centres, share), pair);
 }
 
 }  // namespace ncollapse

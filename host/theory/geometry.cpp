@@ -178,7 +178,7 @@ double distance_to_diagonal(const std::vector<double>& energies, double norm, co
   return std::sqrt(std::max(0.0, 2 - 2 * inner / (norm * std::sqrt(squares))));
 }
 
-GramNorms gram_norms(Backend& backend, const Matrix& A, const Matrix& B, const std::vector<double>& scale,
+GramNorms gram_norms(Backend& backend, Grams& grams, const Matrix& A, const Matrix& B, const std::vector<double>& scale,
                      const std::vector<double>& centre) {
   const auto scaled_rows = [&](Index first, Index count) {
     Matrix rows = backend.clone(rows_of(B, first, count));
@@ -188,9 +188,9 @@ GramNorms gram_norms(Backend& backend, const Matrix& A, const Matrix& B, const s
   };
   if (A.rows <= A.cols) {
     const Matrix X = scaled_rows(0, B.rows);
-    return {backend.product_norm(A, A), backend.product_norm(X, X), backend.product_norm(A, X)};
+    return {grams.product_norm(A, A), backend.product_norm(X, X), backend.product_norm(A, X)};
   }
-  const Matrix left = backend.product(A, Transpose::yes, A, Transpose::no);
+  const Matrix left = grams.of(A);
   Matrix right = backend.matrix(B.cols, B.cols);
   const Index chunk = rows_in(kGramBytes, B.cols);
   for (Index first = 0; first < B.rows; first += chunk)

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "host/backend.hpp"
+#include "host/grams.hpp"
 #include "host/theory/structure.hpp"
 
 namespace ncollapse {
@@ -46,11 +47,11 @@ double distance_to_diagonal(const std::vector<double>& energies, double norm, co
                             const std::vector<Eigenspace>& spaces);
 
 /// Frobenius norms of A A^T, X X^T and A X^T for X = diag(scale) (B - 1 centre^T); A, B [R x d], scale [R], centre [d]
-/// or empty. On the smaller side; where that is d x d, X is made chunk by chunk.
+/// or empty. On the smaller side; where that is d x d, X is made chunk by chunk. grams: of A, among others.
 struct GramNorms {
   double left = 0, right = 0, product = 0;
 };
-GramNorms gram_norms(Backend& backend, const Matrix& A, const Matrix& B, const std::vector<double>& scale,
+GramNorms gram_norms(Backend& backend, Grams& grams, const Matrix& A, const Matrix& B, const std::vector<double>& scale,
                      const std::vector<double>& centre);
 
 }  // namespace ncollapse

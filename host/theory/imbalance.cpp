@@ -20,7 +20,8 @@ double sum(const std::vector<double>& values) { return std::accumulate(values.be
 
 class Imbalance {
  public:
-  Imbalance(Backend& backend, const ImbalanceInput& input) : backend_(backend), in_(input) {
+  Imbalance(Backend& backend, Grams& grams, const ImbalanceInput& input)
+      : backend_(backend), grams_(grams), in_(input) {
     for (const Index count : in_.counts) {
       samples_ += static_cast<double>(count);
       roots_.push_back(std::sqrt(static_cast<double>(count)));
@@ -72,6 +73,7 @@ class Imbalance {
   double loss();
 
   Backend& backend_;
+  Grams& grams_;
   const ImbalanceInput& in_;
   double samples_ = 0, classes_ = 0;
   std::vector<double> roots_;  // sqrt n_k
@@ -136,7 +138,7 @@ void Imbalance::minorities() {
   const auto cosines = [&](const Matrix& A, const std::string& mean_key, const std::string& std_key) {
     PairQuery query;
     query.norms = norms(A);
-    query.gram_norm = query.frame_norm = backend_.product_norm(A, A);
+    query.gram_norm = query.frame_norm = 1;  // the residuals are not wanted
     const PairSums sums = backend_.pair_sums(A, query);
     const double pairs = static_cast<double>(A.rows) * static_cast<double>(A.rows - 1) / 2;
     if (static_cast<double>(sums.angles) < pairs) return undefined({mean_key.c_str()}, "a vector of the minority is 0");
@@ -186,7 +188,7 @@ double Imbalance::loss() {
   const Matrix spread = backend_.product(in_.weights, Transpose::no, in_.scatter, Transpose::no);
   double fit = backend_.inner(spread, in_.weights);
   const Matrix weighted = scaled(roots_, in_.means);  // rows sqrt(n_k) m_k
-  const double logits_norm = backend_.product_norm(in_.weights, weighted);
+  const double logits_norm = grams_.product_norm(in_.weights, weighted);
   const auto diagonal = backend_.row_dots(in_.weights, in_.means);
   Matrix mean_row = backend_.matrix(1, in_.means.cols);
   backend_.from_host(mean_row, in_.sample_mean);
@@ -229,7 +231,7 @@ void Imbalance::minimiser(const GroupedPair& contrasts) {
 
   const LabelSpectrum spectrum(in_.counts, ufm.bias ? LabelModel::with_bias : LabelModel::without_bias);
   const GeometryDistance distance =
-      geometry_distance(backend_, spectrum, prediction, in_.weights, in_.means, in_.sample_mean,
+      geometry_distance(backend_, grams_, spectrum, prediction, in_.weights, in_.means, in_.sample_mean,
                         ufm.bias ? contrasts : group_pair(backend_, spectrum.structure(), in_.weights, in_.means));
   out_.spectrum = distance.spectrum;
   Index alive = 0;
@@ -258,8 +260,8 @@ void Imbalance::minimiser(const GroupedPair& contrasts) {
   }
 }
 
-// Of W, of Z = M D and of their product, against the predicted w, z and w z: what no choice of directions enters. With
-// W = U S V^T and Z^T = U' S' V'^T the product W Z = U (S V^T V' S') U'^T has the singular values of the small matrix.
+// Of W, of Z = M D and of their product, against the predicted w, z and w z: what no choice of directions enters. Where
+// classes outnumber dimensions, W = Q R and Z^T = Q' R' leave the small matrices R, R' and R R'^T.
 void Imbalance::singular_values(const UfmPrediction& prediction, const std::string& family) {
   std::vector<double> w, z, wz;
   for (const auto& direction : prediction.directions)
@@ -289,21 +291,22 @@ void Imbalance::singular_values(const UfmPrediction& prediction, const std::stri
     Matrix features = backend_.clone(in_.means);
     if (!in_.bias.empty()) backend_.centre_rows(features, in_.sample_mean);
     backend_.combine_rows(roots_, features, {}, {}, features);
-    Svd left = checked_svd(backend_, in_.weights).svd, right = checked_svd(backend_, features).svd;
-    backend_.combine_rows(left.values, left.right, {}, {}, left.right);
-    backend_.combine_rows(right.values, right.right, {}, {}, right.right);
+    const bool tall = features.rows > features.cols;
+    if (tall) features = backend_.triangular_factor(features);
+    const Matrix weights = tall ? backend_.triangular_factor(in_.weights) : in_.weights;
+    auto left = checked_singular_values(backend_, weights), right = checked_singular_values(backend_, features);
     const auto product =
-        checked_svd(backend_, backend_.product(left.right, Transpose::no, right.right, Transpose::yes)).svd.values;
-    set(family + "sv_w", distance(left.values, size(w), w, size(w)));
-    set(family + "sv_h", distance(right.values, size(z), z, size(z)));
+        checked_singular_values(backend_, backend_.product(weights, Transpose::no, features, Transpose::yes));
+    set(family + "sv_w", distance(left, size(w), w, size(w)));
+    set(family + "sv_h", distance(right, size(z), z, size(z)));
     if (size(product) > 0)
       set(family + "sv", distance(product, size(product), wz, size(wz)));
     else
       out_.undefined[family + "sv"] = "the product of classifier and means is 0";
-    set(family + "rank_obs", static_cast<double>(std::count_if(left.values.begin(), left.values.end(),
+    set(family + "rank_obs", static_cast<double>(std::count_if(left.begin(), left.end(),
                                                                [&](double value) { return value > w.back() / 2; })));
-    out_.singular_values_w = std::move(left.values);
-    out_.singular_values_z = std::move(right.values);
+    out_.singular_values_w = std::move(left);
+    out_.singular_values_z = std::move(right);
   } catch (const Error& error) {  // too large for the solver or for the memory: the other measures stand
     if (error.kind() == ErrorKind::internal) throw;
     undefined(error.what());
@@ -353,8 +356,8 @@ void Imbalance::duality_without_bias(const UfmPrediction& prediction, const Labe
 
 }  // namespace
 
-ImbalanceMeasures measure_imbalance(Backend& backend, const ImbalanceInput& input) {
-  return Imbalance(backend, input).run();
+ImbalanceMeasures measure_imbalance(Backend& backend, Grams& grams, const ImbalanceInput& input) {
+  return Imbalance(backend, grams, input).run();
 }
 
 }  // namespace ncollapse

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "host/backend.hpp"
+#include "host/grams.hpp"
 #include "ncollapse/metrics.hpp"
 
 namespace ncollapse {
@@ -35,7 +36,8 @@ struct ImbalanceMeasures {
   std::vector<double> singular_values_w, singular_values_z;  ///< of W and of Z = M D; only with weight decays
 };
 
-/// Throws UsageError for weight decays that are not positive or do not fit the layers.
-ImbalanceMeasures measure_imbalance(Backend& backend, const ImbalanceInput& input);
+/// grams: of the input's matrices, among others. Throws UsageError for weight decays that are not positive or do not
+/// fit the layers.
+ImbalanceMeasures measure_imbalance(Backend& backend, Grams& grams, const ImbalanceInput& input);
 
 }  // namespace ncollapse

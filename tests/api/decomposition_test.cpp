@@ -226,7 +226,11 @@ class LyingBackend final : public Backend {
   void add_gram(double alpha, const Matrix& A, Matrix& T) override { honest_->add_gram(alpha, A, T); }
   void mirror_lower(Matrix& A) override { honest_->mirror_lower(A); }
   std::vector<double> eigh(Matrix& A) override { return honest_->eigh(A); }
-  PinvTrace pinv_trace(Matrix& A, Matrix& B) override { return honest_->pinv_trace(A, B); }
+  std::vector<double> eigenvalues(Matrix& A) override { return honest_->eigenvalues(A); }
+  std::vector<double> singular_values(const Matrix& A) override { return svd(A).values; }
+  Matrix triangular_factor(const Matrix& A) override { return honest_->triangular_factor(A); }
+  double cholesky(Matrix& A) override { return honest_->cholesky(A); }
+  void solve_lower(const Matrix& L, Transpose t, Matrix& B) override { honest_->solve_lower(L, t, B); }
   PairSums pair_sums(const Matrix& A, const PairQuery& query) override { return honest_->pair_sums(A, query); }
   ProductSums product_sums(const Matrix& A, const Matrix& B, const ProductQuery& query) override {
     return honest_->product_sums(A, B, query);
@@ -281,6 +285,13 @@ TEST(CheckedSvd, ALieIsFound) {
       EXPECT_EQ(error.kind(), ErrorKind::internal) << what;
       EXPECT_NE(std::string(error.what()).find("orthogonality"), std::string::npos) << error.what();
     }
+  }
+  for (const auto& [what, lie] : {lies.front(), lies[5]}) {
+    LyingBackend backend(lie);
+    Matrix A = backend.matrix(5, 4);
+    backend.from_host(A, singular);
+    EXPECT_THROW(checked_singular_values(backend, A), Error) << what;
+    EXPECT_EQ(checked_singular_values(truthful, A), checked.svd.values);
   }
 }
 

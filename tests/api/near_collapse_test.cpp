@@ -24,7 +24,7 @@ Problem collapsed(double deviation, Dtype dtype, double offset = 0) {
   return problem;
 }
 
-/// The metrics of the variability within classes; VCI is 1 minus a sum of size 1 and so only absolutely exact.
+/// The metrics of the variability within classes. The index inverts Sigma_W: its condition number counts as well.
 void expect_variability(const Report& report, const Problem& problem, double relative) {
   const Truth truth(problem);
   const auto want = truth.metrics(Convention::zhu);
@@ -33,7 +33,7 @@ void expect_variability(const Report& report, const Problem& problem, double rel
     expect_close(*report.find(key), want.at(key), relative, 0, key);
   }
   ASSERT_TRUE(report.find("nc1_vci"));
-  expect_close(*report.find("nc1_vci"), want.at("nc1_vci"), relative, 1e-9, "nc1_vci");
+  expect_close(*report.find("nc1_vci"), want.at("nc1_vci"), 10 * relative, 0, "nc1_vci");
   const auto vectors = truth.per_class(Convention::zhu);
   int compared = 0;
   for (const auto& got : report.per_class) {

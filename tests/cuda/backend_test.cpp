@@ -648,7 +648,12 @@ TEST_P(CudaBackendTest, EmptyMatrices) {
     EXPECT_EQ(svd.left.rows, empty.rows);
     EXPECT_EQ(svd.right.cols, empty.cols);
   }
-  EXPECT_EQ(backend_->pinv_trace(square, square).rank, 0);
+  EXPECT_TRUE(backend_->eigenvalues(square).empty());
+  EXPECT_TRUE(backend_->singular_values(none).empty());
+  EXPECT_EQ(backend_->triangular_factor(narrow).size(), 0);
+  EXPECT_EQ(backend_->identity(0).size(), 0);
+  EXPECT_EQ(backend_->cholesky(square), 1);
+  backend_->solve_lower(square, Transpose::no, narrow);
 }
 
 TEST_P(CudaBackendTest, ProductAndGram) {
@@ -770,68 +775,89 @@ TEST_P(CudaBackendTest, Svd) {
   }
 }
 
-/// tr(B A^-1 B^T) by elimination with pivoting.
-Real solve_trace(const Grid& A, const Grid& B) {
-  const Index n = A.rows;
-  Real trace = 0;
-  for (Index r = 0; r < B.rows; ++r) {
-    std::vector<std::vector<Real>> rows;
-    for (Index i = 0; i < n; ++i) {
-      std::vector<Real> row;
-      for (Index j = 0; j < n; ++j) row.push_back(A.at(i, j));
-      row.push_back(B.at(r, i));
-      rows.push_back(row);
-    }
-    for (Index p = 0; p < n; ++p) {
-      const auto pivot = std::max_element(rows.begin() + p, rows.end(), [p](const auto& a, const auto& b) {
-        return std::fabs(a[p]) < std::fabs(b[p]);
-      });
-      std::swap(*pivot, rows[p]);
-      for (Index i = 0; i < n; ++i) {
-        if (i == p) continue;
-        const Real factor = rows[i][p] / rows[p][p];
-        for (Index j = p; j <= n; ++j) rows[i][j] -= factor * rows[p][j];
-      }
-    }
-    for (Index i = 0; i < n; ++i) trace += B.at(r, i) * rows[i][n] / rows[i][i];
+TEST_P(CudaBackendTest, EigenvaluesAlone) {
+  for (const Index n : {Index{1}, Index{2}, Index{33}}) {
+    Grid A = Grid::random(n, n, static_cast<unsigned>(n));
+    for (Index i = 0; i < n; ++i)
+      for (Index j = i + 1; j < n; ++j) A.at(i, j) = std::numeric_limits<double>::quiet_NaN();
+    Matrix with_vectors = A.on(*backend_), alone = A.on(*backend_);
+    const auto want = backend_->eigh(with_vectors), got = backend_->eigenvalues(alone);
+    ASSERT_EQ(got.size(), want.size());
+    EXPECT_TRUE(std::is_sorted(got.begin(), got.end()));
+    const double largest = std::max(std::abs(want.front()), std::abs(want.back()));
+    for (std::size_t i = 0; i < got.size(); ++i)
+      EXPECT_TRUE(within(got[i], want[i], 20 * static_cast<Real>(n) * kUnit * largest)) << n;
   }
-  return trace;
 }
 
-TEST_P(CudaBackendTest, PinvTraceOfADefiniteMatrix) {
-  for (const Index n : {Index{1}, Index{2}, Index{17}, Index{33}}) {
+TEST_P(CudaBackendTest, SingularValuesAloneAndOfTheTriangularFactor) {
+  for (const auto& [m, n] : {std::pair<Index, Index>{1, 1}, {5, 5}, {33, 17}, {17, 33}, {40, 1}, {1, 40}}) {
+    const Grid A = Grid::random(m, n, 9);
+    const Matrix on = A.on(*backend_);
+    const auto want = backend_->svd(on).values, got = backend_->singular_values(on);
+    ASSERT_EQ(got.size(), want.size());
+    const Real bound = 20 * static_cast<Real>(std::max(m, n)) * kUnit * want.front();
+    for (std::size_t i = 0; i < got.size(); ++i) EXPECT_TRUE(within(got[i], want[i], bound)) << m << " x " << n;
+    if (m < n) continue;
+    // R^T R = A^T A, and nothing below R's diagonal.
+    const Grid R = Grid::from(*backend_, backend_->triangular_factor(on));
+    ASSERT_EQ(R.rows, n);
+    ASSERT_EQ(R.cols, n);
+    for (Index i = 0; i < n; ++i)
+      for (Index j = 0; j < n; ++j) {
+        Real gram = 0, of_factor = 0;
+        for (Index l = 0; l < m; ++l) gram += static_cast<Real>(A.at(l, i)) * A.at(l, j);
+        for (Index l = 0; l < n; ++l) of_factor += static_cast<Real>(R.at(l, i)) * R.at(l, j);
+        ASSERT_TRUE(within(static_cast<double>(of_factor), gram, bound * want.front()));
+        if (j < i) {
+          ASSERT_EQ(R.at(i, j), 0);
+        }
+      }
+    EXPECT_EQ(Grid::from(*backend_, on).values, A.values);
+  }
+}
+
+TEST_P(CudaBackendTest, CholeskyAndItsSolves) {
+  for (const Index n : {Index{1}, Index{2}, Index{17}, Index{33}, Index{130}}) {
     const Grid C = Grid::random(2 * n + 3, n, 5), B = Grid::random(4, n, 6);
     Matrix A = backend_->matrix(n, n);
     backend_->add_gram(1, C.on(*backend_), A);
-    Matrix full = backend_->clone(A);
-    backend_->mirror_lower(full);
-    const Real want = solve_trace(Grid::from(*backend_, full), B);
-    Matrix rows = B.on(*backend_);
-    const PinvTrace got = backend_->pinv_trace(A, rows);
-    EXPECT_EQ(got.rank, n);
-    EXPECT_TRUE(within(got.value, want, 1e-11L * want)) << got.value << " " << static_cast<double>(want);
-  }
-}
-
-// A = C^T C with C [r x n] of full row rank and B = M C: tr(B A^+ B^T) = |M|_F^2, since C A^+ C^T is the identity.
-TEST_P(CudaBackendTest, PinvTraceOfASingularMatrix) {
-  for (const auto& [n, r] : {std::pair<Index, Index>{2, 1}, {17, 5}, {33, 32}, {40, 3}}) {
-    const Grid C = Grid::random(r, n, 7), M = Grid::random(6, r, 8);
-    const Matrix range = C.on(*backend_);
-    Matrix B = backend_->product(M.on(*backend_), Transpose::no, range, Transpose::no);
-    Matrix A = backend_->matrix(n, n);
-    backend_->add_gram(1, range, A);
-    Real want = 0;
-    for (const double value : M.values) want += static_cast<Real>(value) * value;
-    const PinvTrace got = backend_->pinv_trace(A, B);
-    EXPECT_EQ(got.rank, r);
-    EXPECT_TRUE(within(got.value, want, 1e-9L * want)) << got.value << " " << static_cast<double>(want);
+    const Grid before = Grid::from(*backend_, A);
+    Matrix again = backend_->clone(A);
+    const auto values = backend_->eigenvalues(again);
+    const double estimate = backend_->cholesky(A), want = values.front() / values.back();
+    EXPECT_TRUE(estimate > want / (4 * static_cast<double>(n * n)) && estimate <= want * 4 * static_cast<double>(n))
+        << estimate << " " << want;
+    const Grid L = Grid::from(*backend_, A);
+    const Real bound = 10 * static_cast<Real>(n) * kUnit * values.back();
+    for (Index i = 0; i < n; ++i)
+      for (Index j = 0; j <= i; ++j) {
+        Real sum = 0;
+        for (Index l = 0; l <= j; ++l) sum += static_cast<Real>(L.at(i, l)) * L.at(j, l);
+        ASSERT_TRUE(within(static_cast<double>(sum), before.at(i, j), bound));
+      }
+    for (const bool transposed : {false, true}) {
+      Matrix rows = B.on(*backend_);
+      backend_->solve_lower(A, transposed ? Transpose::yes : Transpose::no, rows);
+      const Grid X = Grid::from(*backend_, rows);
+      for (Index r = 0; r < B.rows; ++r)
+        for (Index i = 0; i < n; ++i) {
+          Real sum = 0, size_abs = std::fabs(static_cast<Real>(B.at(r, i)));
+          for (Index j = transposed ? i : 0; j <= (transposed ? n - 1 : i); ++j) {
+            const Real term = static_cast<Real>(transposed ? L.at(j, i) : L.at(i, j)) * X.at(r, j);
+            sum += term;
+            size_abs += std::fabs(term);
+          }
+          ASSERT_TRUE(within(static_cast<double>(sum), B.at(r, i), 4 * static_cast<Real>(n) * kUnit * size_abs));
+        }
+    }
   }
   Matrix zero = backend_->matrix(3, 3);
-  Matrix two = backend_->matrix(2, 3);
-  const PinvTrace trace = backend_->pinv_trace(zero, two);
-  EXPECT_EQ(trace.rank, 0);
-  EXPECT_EQ(trace.value, 0);
+  EXPECT_EQ(backend_->cholesky(zero), 0);
+  Matrix indefinite = backend_->identity(3);
+  const double minus = -1;
+  backend_->upload(indefinite.data() + 4, &minus, sizeof minus);
+  EXPECT_EQ(backend_->cholesky(indefinite), 0);
 }
 
 // ---------------------------------------------------------------- pairs

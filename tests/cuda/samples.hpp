@@ -126,7 +126,7 @@ class Labels {
   Labels(LabelType type, const std::vector<Index>& values) : type_(type), values_(values) {
     for (const Index value : values) {
       const auto* bytes = reinterpret_cast<const unsigned char*>(&value);  // little-endian: the low bytes come first
-      bytes_.insert(bytes_.end(), bytes, bytes + size_of(type));
+      for (Index i = 0; i < size_of(type); ++i) bytes_.push_back(bytes[i]);
     }
   }
   Index operator[](Index i) const { return values_[static_cast<std::size_t>(i)]; }

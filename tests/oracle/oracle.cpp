@@ -461,8 +461,21 @@ Real vci(const Moments& m, Real cut) {
   const Matrix sigma_b = product(transpose(b.root), b.root);
   Matrix sigma_t = sigma_b;
   for (std::size_t i = 0; i < sigma_t.values.size(); ++i) sigma_t.values[i] += m.scatter.values[i] / N;
-  const Real limit = static_cast<Real>(std::min(b.d, b.K - 1));
-  return 1 - trace_of_product(pseudo_inverse(sigma_t, cut), sigma_b) / limit;
+  const Index limit = std::min(b.d, b.K - 1);
+  // Near collapse the difference has few digits even in Real. With the eigenvalues a of B Sigma_W^-1 B^T it is the mean
+  // of 1/(1+a) over all but those that are 0 by the dependency of the centred means.
+  Matrix sigma_w = m.scatter;
+  for (Real& value : sigma_w.values) value /= N;
+  const Eigen within = eigen(sigma_w);
+  const auto [least, most] = std::minmax_element(within.values.begin(), within.values.end());
+  if (*least > 1e-6L * *most) {
+    Eigen ratios = eigen(product(product(b.root, pseudo_inverse(sigma_w, 0)), transpose(b.root)));
+    std::sort(ratios.values.rbegin(), ratios.values.rend());
+    Real sum = 0;
+    for (Index i = 0; i < limit; ++i) sum += 1 / (1 + ratios.values[at(i)]);
+    return sum / static_cast<Real>(limit);
+  }
+  return 1 - trace_of_product(pseudo_inverse(sigma_t, cut), sigma_b) / static_cast<Real>(limit);
 }
 
 std::map<std::string, Vector> per_class(const Moments& m, const Evidence& evidence, Convention convention) {

@@ -47,6 +47,10 @@ cublasStatus_t cublasDgeam_64(cublasHandle_t handle, cublasOperation_t op_a, cub
 cublasStatus_t cublasDtrsm_64(cublasHandle_t handle, cublasSideMode_t side, cublasFillMode_t fill, cublasOperation_t op,
                               cublasDiagType_t diag, std::int64_t m, std::int64_t n, const double* alpha,
                               const double* A, std::int64_t lda, double* B, std::int64_t ldb);
+cublasStatus_t cublasDtrmm_64(cublasHandle_t handle, cublasSideMode_t side, cublasFillMode_t fill, cublasOperation_t op,
+                              cublasDiagType_t diag, std::int64_t m, std::int64_t n, const double* alpha,
+                              const double* A, std::int64_t lda, const double* B, std::int64_t ldb, double* C,
+                              std::int64_t ldc);
 cublasStatus_t cublasGemmEx_64(cublasHandle_t handle, cublasOperation_t op_a, cublasOperation_t op_b, std::int64_t m,
                                std::int64_t n, std::int64_t k, const void* alpha, const void* A, cudaDataType type_a,
                                std::int64_t lda, const void* B, cudaDataType type_b, std::int64_t ldb, const void* beta,

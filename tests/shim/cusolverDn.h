@@ -39,6 +39,14 @@ cusolverStatus_t cusolverDnXpotrf(cusolverDnHandle_t handle, cusolverDnParams_t 
                                   std::int64_t n, cudaDataType type_a, void* A, std::int64_t lda, cudaDataType compute,
                                   void* device_space, std::size_t device_bytes, void* host_space,
                                   std::size_t host_bytes, int* info);
+cusolverStatus_t cusolverDnXgeqrf_bufferSize(cusolverDnHandle_t handle, cusolverDnParams_t params, std::int64_t m,
+                                             std::int64_t n, cudaDataType type_a, const void* A, std::int64_t lda,
+                                             cudaDataType type_tau, const void* tau, cudaDataType compute,
+                                             std::size_t* device_bytes, std::size_t* host_bytes);
+cusolverStatus_t cusolverDnXgeqrf(cusolverDnHandle_t handle, cusolverDnParams_t params, std::int64_t m, std::int64_t n,
+                                  cudaDataType type_a, void* A, std::int64_t lda, cudaDataType type_tau, void* tau,
+                                  cudaDataType compute, void* device_space, std::size_t device_bytes, void* host_space,
+                                  std::size_t host_bytes, int* info);
 cusolverStatus_t cusolverDnXgesvd_bufferSize(cusolverDnHandle_t handle, cusolverDnParams_t params, signed char job_u,
                                              signed char job_vt, std::int64_t m, std::int64_t n, cudaDataType type_a,
                                              const void* A, std::int64_t lda, cudaDataType type_s, const void* S,

@@ -240,6 +240,23 @@ cublasStatus_t cublasDtrsm_64(cublasHandle_t handle, cublasSideMode_t side, cubl
   return CUBLAS_STATUS_SUCCESS;
 }
 
+cublasStatus_t cublasDtrmm_64(cublasHandle_t handle, cublasSideMode_t side, cublasFillMode_t fill, cublasOperation_t op,
+                              cublasDiagType_t diag, std::int64_t m, std::int64_t n, const double* alpha,
+                              const double* A, std::int64_t lda, const double* B, std::int64_t ldb, double* C,
+                              std::int64_t ldc) {
+  require_ready(handle);
+  const std::int64_t order = side == CUBLAS_SIDE_LEFT ? m : n;
+  require_matrix(A, order, order, lda);
+  require_matrix(B, m, n, ldb);
+  require_matrix(C, m, n, ldc);
+  const cuda_shim::DeviceAccess access;
+  for (std::int64_t j = 0; j < n; ++j) std::copy_n(B + j * ldb, m, C + j * ldc);
+  cblas_dtrmm(CblasColMajor, side == CUBLAS_SIDE_LEFT ? CblasLeft : CblasRight, uplo(fill), transpose(op),
+              diag == CUBLAS_DIAG_UNIT ? CblasUnit : CblasNonUnit, narrow(m), narrow(n), *alpha, A, narrow(lda), C,
+              narrow(ldc));
+  return CUBLAS_STATUS_SUCCESS;
+}
+
 cusolverStatus_t cusolverDnCreate(cusolverDnHandle_t* handle) {
   *handle = new cusolverDnContext;
   return CUSOLVER_STATUS_SUCCESS;
@@ -308,6 +325,28 @@ cusolverStatus_t cusolverDnXpotrf(cusolverDnHandle_t handle, cusolverDnParams_t,
   return CUSOLVER_STATUS_SUCCESS;
 }
 
+cusolverStatus_t cusolverDnXgeqrf_bufferSize(cusolverDnHandle_t handle, cusolverDnParams_t, std::int64_t,
+                                             std::int64_t n, cudaDataType, const void*, std::int64_t, cudaDataType,
+                                             const void*, cudaDataType, std::size_t* device_bytes,
+                                             std::size_t* host_bytes) {
+  return cusolverDnXsyevd_bufferSize(handle, nullptr, {}, {}, n, {}, nullptr, n, {}, nullptr, {}, device_bytes,
+                                     host_bytes);
+}
+
+cusolverStatus_t cusolverDnXgeqrf(cusolverDnHandle_t handle, cusolverDnParams_t, std::int64_t m, std::int64_t n,
+                                  cudaDataType, void* A, std::int64_t lda, cudaDataType, void* tau, cudaDataType,
+                                  void* device_space, std::size_t device_bytes, void* host_space,
+                                  std::size_t host_bytes, int* info) {
+  require_ready(handle);
+  require_space(device_space, device_bytes, host_space, host_bytes, n, info);
+  require_matrix(A, m, n, lda);
+  require_matrix(tau, std::min(m, n), 1, std::min(m, n));
+  const cuda_shim::DeviceAccess access;
+  *info = LAPACKE_dgeqrf(LAPACK_COL_MAJOR, narrow(m), narrow(n), static_cast<double*>(A), narrow(lda),
+                         static_cast<double*>(tau));
+  return CUSOLVER_STATUS_SUCCESS;
+}
+
 cusolverStatus_t cusolverDnXgesvd_bufferSize(cusolverDnHandle_t handle, cusolverDnParams_t, signed char, signed char,
                                              std::int64_t m, std::int64_t n, cudaDataType, const void*,
                                              std::int64_t lda, cudaDataType, const void*, cudaDataType, const void*,
@@ -330,8 +369,8 @@ cusolverStatus_t cusolverDnXgesvd(cusolverDnHandle_t handle, cusolverDnParams_t,
   require_space(device_space, device_bytes, host_space, host_bytes, m, info);
   require_matrix(A, m, n, lda);
   require_matrix(S, n, 1, n);
-  require_matrix(U, m, job_u == 'A' ? m : n, ldu);
-  require_matrix(VT, n, n, ldvt);
+  if (job_u != 'N') require_matrix(U, m, job_u == 'A' ? m : n, ldu);
+  if (job_vt != 'N') require_matrix(VT, n, n, ldvt);
   const cuda_shim::DeviceAccess access;
   std::vector<double> unconverged(static_cast<std::size_t>(n));
   *info = LAPACKE_dgesvd(LAPACK_COL_MAJOR, static_cast<char>(job_u), static_cast<char>(job_vt), narrow(m), narrow(n),
