@@ -1,10 +1,12 @@
-// large_classes [stream] [pairs] [--classes K] [--threads T] [--batch-rows R] [--commit HASH] [--json FILE]
-// What vocabularies of many classes cost on the CPU, and in how much memory (the whole process, this program included):
+// large_classes [stream] [pairs] [pairs_fast] [--classes K] [--threads T] [--batch-rows R] [--commit HASH] [--json
+// FILE] What vocabularies of many classes cost on the CPU, and in how much memory (the whole process, this program
+// included):
 //   stream   1e6 generated rows, K = 50257 (Zipf), d = 768, f32, statistics traces: seconds in Accumulator::add beside
 //            plain copies of the same batches by the same threads, taken in turn; before them one row of every class
 //   pairs    K = 131072, d = 1024, two samples a class: CDNV, cosine and distance statistics by measure(), in tiles,
 //            beside the rate of one sgemm call on the same threads; K^2 d operations (the upper triangle) and as many
 //            for nothing else
+//   pairs_fast   the same in Precision::fast
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -159,13 +161,13 @@ double sgemm_rate(int threads) {
   return 2.0 * n * n * k / best;
 }
 
-Result measure_pairs(const Context& context, const Options& options) {
+Result measure_pairs(const Context& context, const Options& options, Precision precision) {
   const Index classes = options.classes > 0 ? options.classes : 131072, dim = 1024, batch = 4096;
   const int threads = context.info().threads;
   const double bare = sgemm_rate(threads);
   std::optional<ClassMoments> moments;
   {
-    Accumulator accumulator(context, {classes, dim, Statistics::traces, {}});
+    Accumulator accumulator(context, {classes, dim, Statistics::traces, {}, precision});
     std::vector<float> features(static_cast<std::size_t>(batch * dim));
     std::vector<std::int64_t> labels(static_cast<std::size_t>(batch));
     for (Index first = 0; first < 2 * classes; first += batch) {
@@ -178,12 +180,15 @@ Result measure_pairs(const Context& context, const Options& options) {
   }
   std::optional<Report> report;
   const double time = seconds([&] { report.emplace(measure(*moments)); });
-  Result result{"pairs", threads, {{"classes", static_cast<double>(classes)}, {"dim", static_cast<double>(dim)}}};
+  Result result{precision == Precision::fast ? "pairs_fast" : "pairs",
+                threads,
+                {{"classes", static_cast<double>(classes)}, {"dim", static_cast<double>(dim)}}};
   const double k = static_cast<double>(classes), flop = k * k * static_cast<double>(dim);
   for (const char* key : {"nc1_cdnv", "nc2_cos_mean_h", "nc2_cos_std_h", "nc2_cos_max_h", "nc2_gnc_dist_mean",
                           "nc2_gnc_dist_var", "nc2_min_angle_deg"})
     if (const auto value = report->find(key)) result.numbers.emplace_back(key, *value);
-  result.numbers.insert(result.numbers.end(), {{"measure_seconds", time},
+  result.numbers.insert(result.numbers.end(), {{"cosine_error", report->cosine_error},
+                                               {"measure_seconds", time},
                                                {"gflop_per_s", flop / time * 1e-9},
                                                {"sgemm_gflop_per_s", bare * 1e-9},
                                                {"fraction_of_sgemm", flop / time / bare},
@@ -231,7 +236,7 @@ int main(int argc, char** argv) {
         options.threads = std::max(1, std::atoi(value().c_str()));
       else if (word == "--batch-rows")
         options.batch_rows = std::max(1L, std::atol(value().c_str()));
-      else if (word == "stream" || word == "pairs")
+      else if (word == "stream" || word == "pairs" || word == "pairs_fast")
         names.push_back(word);
       else
         throw UsageError("there is no measurement " + word);
@@ -240,7 +245,9 @@ int main(int argc, char** argv) {
     const Context context(Device::parse("cpu"), {.threads = options.threads});
     std::vector<Result> results;
     for (const auto& name : names) {
-      results.push_back(name == "stream" ? measure_stream(context, options) : measure_pairs(context, options));
+      const Precision precision = name == "pairs_fast" ? Precision::fast : Precision::exact;
+      results.push_back(name == "stream" ? measure_stream(context, options)
+                                         : measure_pairs(context, options, precision));
       std::cout << name << ", " << results.back().threads << " threads\n";
       for (const auto& [key, number] : results.back().numbers)
         std::cout << "  " << std::left << std::setw(24) << key << std::setprecision(6) << number << "\n";

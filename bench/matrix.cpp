@@ -21,6 +21,7 @@ const std::vector<Operation>& operations() {
       {"scatter_fast", "the same in Precision::fast"},
       {"decisions", "nearest centre and classifier, exactly: DecisionCounter::add"},
       {"pairs", "cosines, distances and CDNV over all pairs of class means"},
+      {"pairs_fast", "the same in Precision::fast"},
       {"eigen", "symmetric eigenproblem with vectors, order min(K, d)"},
       {"svd", "thin singular value decomposition, K x d"},
       {"measure", "Accumulator::finish and every metric that needs no second pass"},
@@ -33,8 +34,8 @@ const std::vector<Operation>& operations() {
 const std::vector<Case>& matrix() {
   using enum Sizes;
   using enum Dtype;
-  const std::vector<std::string_view> all{"sums",  "scatter", "scatter_fast", "decisions",
-                                          "pairs", "measure", "end_to_end"};
+  const std::vector<std::string_view> all{"sums",  "scatter",    "scatter_fast", "decisions",
+                                          "pairs", "pairs_fast", "measure",      "end_to_end"};
   static const std::vector<Case> cases{
       {{"C1", 50'000, 10, 512, bf16, equal, false, 1.0},
        "CIFAR-10",
@@ -44,22 +45,25 @@ const std::vector<Case>& matrix() {
        {"sums", "scatter", "decisions", "end_to_end"}},
       {{"I1", 1'281'167, 1000, 2048, bf16},
        "ImageNet",
-       {"sums", "scatter", "scatter_fast", "decisions", "pairs", "eigen", "svd", "measure", "end_to_end"}},
+       {"sums", "scatter", "scatter_fast", "decisions", "pairs", "pairs_fast", "eigen", "svd", "measure",
+        "end_to_end"}},
       {{"I1-sorted", 1'281'167, 1000, 2048, bf16, equal, true}, "ImageNet, sorted by class", {"sums", "scatter"}},
       {{"I1-f32", 1'281'167, 1000, 2048, f32},
        "ImageNet in single precision",
        {"sums", "scatter", "scatter_fast", "decisions"}},
-      {{"I2", 500'000, 8142, 2048, f16, power_law}, "iNaturalist", {"sums", "scatter", "decisions", "pairs"}},
+      {{"I2", 500'000, 8142, 2048, f16, power_law},
+       "iNaturalist",
+       {"sums", "scatter", "decisions", "pairs", "pairs_fast"}},
       {{"G1", 1'000'000, 50'257, 768, bf16, zipf}, "GPT-2's vocabulary", all},
       {{"L1", 1'000'000, 128'256, 4096, bf16, zipf},
        "a large language model's vocabulary",
-       {"sums", "scatter", "scatter_fast", "decisions", "pairs", "eigen"}},
+       {"sums", "scatter", "scatter_fast", "decisions", "pairs", "pairs_fast", "eigen"}},
       {{"L2", 1'048'576, 128'256, 4096, bf16, zipf, false, 1e-2, 65'536},
        "the same in 16 batches",
        {"sums", "scatter"}},
       {{"S1", 4'000'000, 1000, 1024, bf16, one_dominant}, "99 % of the samples in one class", {"sums"}},
       {{"S1-equal", 4'000'000, 1000, 1024, bf16, equal}, "the same without skew", {"sums"}},
-      {{"S2", 262'144, 262'144, 1024, f32, singletons}, "one sample a class", {"sums", "pairs"}},
+      {{"S2", 262'144, 262'144, 1024, f32, singletons}, "one sample a class", {"sums", "pairs", "pairs_fast"}},
       {{"W1", 1'000'000, 2, 8192, bf16, one_to_999},
        "two classes, wide",
        {"sums", "scatter", "scatter_fast", "decisions"}},

@@ -227,7 +227,7 @@ class Suite {
   // Each fills in what only it knows.
   void add(Measurement& m, const Instance& data, const AccumulatorOptions& how);
   void decide(Measurement& m, const Instance& data);
-  void pairs(Measurement& m, const Instance& data);
+  void pairs(Measurement& m, const Instance& data, bool fast);
   void eigen(Measurement& m, const Instance& data);
   void svd(Measurement& m, const Instance& data);
   void finish_and_measure(Measurement& m, const Instance& data);
@@ -346,6 +346,7 @@ Shape Suite::fit(const Case& from, std::string_view operation) const {
   const bool quadratic = operation == "measure" || operation == "end_to_end";
   if (quadratic) at_most(shape.classes, std::sqrt(2 * call_ * dgemm / (4 * dim)), 2);
   if (operation == "pairs") at_most(shape.classes, std::sqrt(call_ * dgemm / dim), 2);
+  if (operation == "pairs_fast") at_most(shape.classes, std::sqrt(call_ * decide / dim), 2);
   const double solver = std::cbrt(call_ * dgemm / 20);  // about 9 n^3 at a fraction of the rate of a product
   if (operation == "eigen" || operation == "svd") {
     at_most(shape.classes, solver, 2);
@@ -473,7 +474,7 @@ void Suite::decide(Measurement& m, const Instance& data) {
   m.bar = cuda_ ? (shape.dim >= 2048 ? 0.6 : 0.45) : m.floor.kind == "copy" ? 0.25 : 0.5;
 }
 
-void Suite::pairs(Measurement& m, const Instance& data) {
+void Suite::pairs(Measurement& m, const Instance& data, bool fast) {
   constexpr double kCheckedProducts = 2e7;
   const Shape& shape = m.shape;
   const Index classes = shape.classes, dim = shape.dim;
@@ -486,6 +487,7 @@ void Suite::pairs(Measurement& m, const Instance& data) {
     query.gram_norm = backend_.product_norm(A, A);
     query.frame_norm = query.gram_norm;
     query.variances.assign(static_cast<std::size_t>(rows), shape.sigma * shape.sigma);
+    query.fast = fast;
     return std::tuple{std::move(A), std::move(query), std::move(values)};
   };
   {
@@ -508,7 +510,7 @@ void Suite::pairs(Measurement& m, const Instance& data) {
   m.by_rows = false;
   m.bytes = 8 * number(classes) * number(dim);
   m.flop = number(classes) * number(classes) * number(dim);
-  const Gemm type = cuda_ ? Gemm::f16 : Gemm::f64;
+  const Gemm type = cuda_ ? Gemm::f16 : fast ? Gemm::f32 : Gemm::f64;
   set_floor(m, type, product_rate(type, false, classes, classes, dim));
   m.bar = cuda_ ? (dim >= 2048 ? 0.7 : 0.5) : 0.5;
 }
@@ -696,7 +698,7 @@ Measurement Suite::measure_one(const Case& from, std::string_view operation) {
   if (operation == "scatter") add(m, data, {.statistics = Statistics::full});
   if (operation == "scatter_fast") add(m, data, {.statistics = Statistics::full, .precision = Precision::fast});
   if (operation == "decisions") decide(m, data);
-  if (operation == "pairs") pairs(m, data);
+  if (operation == "pairs" || operation == "pairs_fast") pairs(m, data, operation == "pairs_fast");
   if (operation == "eigen") eigen(m, data);
   if (operation == "svd") svd(m, data);
   if (operation == "measure") finish_and_measure(m, data);

@@ -77,10 +77,15 @@ void gram_slices(Queue& queue, const Half* Z, Index rows, Index d, Index slice, 
 }
 
 void multiply_halves(Queue& queue, const Half* A, Index m, const Half* B, Index n, Index k, float* C) {
+  multiply_halves(queue, A, m, B, n, k, k, C, n);
+}
+
+void multiply_halves(Queue& queue, const Half* A, Index m, const Half* B, Index n, Index k, Index stride, float* C,
+                     Index ldc) {
   if (m == 0 || n == 0) return;
   const float one = 1, zero = 0;
-  check(cublasGemmStridedBatchedEx_64(queue.blas(), CUBLAS_OP_T, CUBLAS_OP_N, n, m, k, &one, B, CUDA_R_16F, k, 0, A,
-                                      CUDA_R_16F, k, 0, &zero, C, CUDA_R_32F, n, 0, 1, CUBLAS_COMPUTE_32F,
+  check(cublasGemmStridedBatchedEx_64(queue.blas(), CUBLAS_OP_T, CUBLAS_OP_N, n, m, k, &one, B, CUDA_R_16F, stride, 0,
+                                      A, CUDA_R_16F, stride, 0, &zero, C, CUDA_R_32F, ldc, 0, 1, CUBLAS_COMPUTE_32F,
                                       CUBLAS_GEMM_DEFAULT));
 }
 

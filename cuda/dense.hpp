@@ -26,6 +26,9 @@ void gram_slices(Queue& queue, const double* Z, Index rows, Index d, Index slice
 void gram_slices(Queue& queue, const Half* Z, Index rows, Index d, Index slice, float* partial);
 /// C [m x n] = A B^T of fp16 rows, A [m x k], B [n x k], products accumulated in fp32; k is a multiple of 8.
 void multiply_halves(Queue& queue, const Half* A, Index m, const Half* B, Index n, Index k, float* C);
+/// The same of k columns of wider arrays: `stride` from row to row of A and of B (a multiple of 8), ldc of C.
+void multiply_halves(Queue& queue, const Half* A, Index m, const Half* B, Index n, Index k, Index stride, float* C,
+                     Index ldc);
 /// Whether cuBLAS does with fp16 operands what these need: exact products, accumulated in fp32.
 bool half_products_are_exact(Queue& queue);
 

@@ -8,6 +8,13 @@
 #include "cuda/launch.hpp"
 #include "ncollapse/types.hpp"
 
+/// Before a loop that seldom runs: it is not unrolled, which would take registers from the ones that do.
+#ifdef __CUDACC__
+#define NCOLLAPSE_ROLLED _Pragma("unroll 1")
+#else
+#define NCOLLAPSE_ROLLED
+#endif
+
 namespace ncollapse::cuda {
 
 inline constexpr int kWarp = 32;

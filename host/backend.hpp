@@ -81,6 +81,7 @@ struct PairQuery {
   std::vector<double> offsets;    ///< [R] u; the uncentred Gram is (A A^T)_jk + u_j + u_k. Empty: all 0
   double frame_norm = 0;          ///< Frobenius norm of the uncentred Gram
   std::vector<double> variances;  ///< [R] v_k for CDNV and `nearest_squared`; empty: those are not computed
+  bool fast = false;              ///< products of narrowed rows: PairSums::cosine_error
 };
 
 /// Sums over pairs are taken about the simplex ETF's values, so that a collapsed geometry loses no digits:
@@ -99,6 +100,11 @@ struct PairSums {
   double cdnv_sum = 0;                     ///< sum over j<k of (v_j + v_k) / (2 |a_j - a_k|^2)
   Index coincident_means = 0;              ///< pairs with |a_j - a_k| = 0, left out of cdnv_sum
   std::vector<double> nearest_squared;     ///< [R] min over j != k of |a_k - a_j|^2
+  /// E, where the products were narrow (PairQuery::fast); else 0. No cosine is off by more than E. A pair whose squared
+  /// distance is below 64 E (at least 1e-4) of the sum of both squared norms is evaluated directly, in double, so that
+  /// coincident pairs are found as such; all other squared distances, of rows and of unit rows, are off by at most E
+  /// times that sum, 1/64 of themselves. The residuals come from Backend::product_residuals then.
+  double cosine_error = 0;
 };
 
 /// All entries of P = A B^T, A and B [R x d].
@@ -200,7 +206,8 @@ class Backend {
   virtual double cholesky(Matrix& A) = 0;
   /// Every row b of B becomes L^-1 b, or L^-T b; L as cholesky left it.
   virtual void solve_lower(const Matrix& L, Transpose transpose, Matrix& B) = 0;
-  /// One tiled sweep; nothing of size R x R is stored. Distances below 1e-2 of the norms are recomputed from the rows.
+  /// One tiled sweep; nothing of size R x R is stored. Distances below 1e-2 of the norms are recomputed from the rows
+  /// (PairQuery::fast: PairSums::cosine_error).
   virtual PairSums pair_sums(const Matrix& A, const PairQuery& query) = 0;
   virtual ProductSums product_sums(const Matrix& A, const Matrix& B, const ProductQuery& query) = 0;
 
@@ -215,6 +222,34 @@ class Backend {
     if (A.data() == B.data()) return std::sqrt(inner(left, left));
     const Matrix right = product(B, Transpose::yes, B, Transpose::no);
     return std::sqrt(std::max(0.0, inner(left, right)));
+  }
+  /// What product_sums finds, in O(R d): the references have norm 1, so |P/|P| - E|^2 = 2 - 2 <P, E>/|P|, and <P, E>
+  /// takes the trace and the sum of P alone. A difference of numbers of size 1: absolutely exact to some 1e-15, where
+  /// the sum of the residuals themselves would be relatively exact. Both norms of the query have to be right.
+  ProductSums product_residuals(const Matrix& A, const Matrix& B, const ProductQuery& query) {
+    const auto r = static_cast<double>(A.rows);
+    const std::vector<double> ones(static_cast<std::size_t>(A.rows), 1.0);
+    double trace = 0, offsets = 0, sum = 0;
+    for (const double dot : row_dots(A, B)) trace += dot;
+    for (const double offset : query.row_offsets) offsets += offset;
+    const auto of_a = weighted_row_sum(A, ones), of_b = weighted_row_sum(B, ones);
+    for (std::size_t j = 0; j < of_a.size(); ++j) sum += of_a[j] * of_b[j];
+    const auto residual = [](double inner, double norm) {
+      const double square = 2 - 2 * inner / norm;
+      return square < 0 ? 0 : square;  // a NaN stays one
+    };
+    ProductSums sums;
+    sums.etf_residual = residual((trace - sum / r) / std::sqrt(r - 1), query.product_norm);
+    if (query.frame_norm > 0) sums.frame_residual = residual((trace + offsets) / std::sqrt(r), query.frame_norm);
+    return sums;
+  }
+  /// The same for A A^T, whose uncentred form has offsets on both sides.
+  void set_residuals(const Matrix& A, const PairQuery& query, PairSums& sums) {
+    ProductQuery product{query.gram_norm, query.offsets, query.frame_norm};
+    for (double& offset : product.row_offsets) offset *= 2;
+    const ProductSums found = product_residuals(A, A, product);
+    sums.etf_residual = found.etf_residual;
+    sums.frame_residual = found.frame_residual;
   }
   Matrix matrix(Index rows, Index cols) { return array<double>(rows, cols); }
   Matrix identity(Index n) {

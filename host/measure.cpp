@@ -135,6 +135,8 @@ class Measurement {
   void out_of_distribution();
   void explain_missing();
 
+  /// Whether pairs of classes are taken by narrow products.
+  bool fast_pairs() const { return report_.precision == Precision::fast && report_.classes_seen > kFastPairRows; }
   double scatter_scale() const;  // Sigma_W = scale * S; NaN when this scatter does not fit the convention
 
   /// Of A^T A, A [K x d].
@@ -451,11 +453,13 @@ void Measurement::geometry(const Matrix& rows, const std::vector<double>& norms,
       undefined(key, why);
   };
   query.norms = norms;
+  query.fast = fast_pairs();
   query.gram_norm = grams_.product_norm(rows, rows);
   if (!of_means) weights_gram_ = query.gram_norm;
   if (!of_means) query.frame_norm = query.gram_norm;
   const bool flat = norm(norms) == 0;
   const PairSums sums = backend_.pair_sums(rows, query);
+  report_.cosine_error = std::max(report_.cosine_error, sums.cosine_error);
   if (of_means) nearest_squared_ = sums.nearest_squared;
 
   if (query.frame_norm > 0)
@@ -580,7 +584,8 @@ void Measurement::duality() {
   query.product_norm = grams_.product_norm(weights, centred_);
   query.frame_norm = product_gram_ = grams_.product_norm(weights, means_);
   query.row_offsets = times_vector(centre_);
-  const ProductSums sums = backend_.product_sums(weights, centred_, query);
+  const ProductSums sums = fast_pairs() ? backend_.product_residuals(weights, centred_, query)
+                                        : backend_.product_sums(weights, centred_, query);
   const std::string orthogonal = "the product of classifier and means is 0";
   if (weights_norm > 0 && centred_norm > 0)
     query.product_norm > 0 ? set("nc3_wh_etf", std::sqrt(sums.etf_residual)) : undefined("nc3_wh_etf", orthogonal);
@@ -602,6 +607,7 @@ void Measurement::imbalance(const Matrix& weights, const std::vector<double>& bi
   input.means_norm = means_gram_;
   input.weights_norm = weights_gram_;
   input.product_norm = product_gram_;
+  input.precision = report_.precision;
   input.smallest_width = moments_.dim();
   for (std::size_t l = 0; l + 1 < layers.size(); ++l)
     input.smallest_width = std::min(input.smallest_width, layers[l].rows);
@@ -743,6 +749,10 @@ Report Measurement::run() {
     set_per_class("nc1_per_class_nearest", nearest);
   }
   duality();
+  if (report_.cosine_error > 0)
+    report_.notes.push_back("statistics of pairs are by fast products: no cosine is off by more than " +
+                            text_of(report_.cosine_error) +
+                            ", no squared distance by more than that times the sum of both squared norms, or 1/64");
   decisions(evidence_.train, "train");
   decisions(evidence_.test, "test");
   out_of_distribution();

@@ -21,6 +21,9 @@ namespace ncollapse {
 /// these and for subnormals. Single precision throughout (CPU) stays below a fifth of it.
 inline constexpr double kFastError = 0x1p-10 + 0x1p-11 + 0x1p-19;
 
+/// Rows above which pair statistics are fast ones in Precision::fast (PairQuery::fast); up to here double costs little.
+inline constexpr Index kFastPairRows = 16384;
+
 struct MomentData {
   Context context;
   AccumulatorOptions options;

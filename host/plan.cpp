@@ -34,7 +34,9 @@ struct Tally {
 /// Every verb makes the arrays that it would make and fills in ones. Addresses are unique, and never read.
 class CountingBackend final : public Backend {
  public:
-  explicit CountingBackend(DeviceType type) : tally_(std::make_shared<Tally>()) { info_.device = {type, 0}; }
+  CountingBackend(DeviceType type, int threads) : tally_(std::make_shared<Tally>()), threads_(threads) {
+    info_.device = {type, 0};
+  }
 
   Index live() const { return tally_->live; }
   /// The most that `body` holds beyond what is held before it.
@@ -113,14 +115,15 @@ class CountingBackend final : public Backend {
   }
   double cholesky(Matrix&) override { return 0; }  // its failure leads to the larger way
   void solve_lower(const Matrix&, Transpose, Matrix&) override {}
+  // PairQuery::fast takes narrow copies of the rows as well, which are less than measure holds before and after.
   PairSums pair_sums(const Matrix& A, const PairQuery& query) override {
-    tile(A.rows);
+    cpu() ? tiles(threads_, A.rows, 512, 1024) : tiles(2, A.rows, 1024, 1024);
     PairSums sums;
     if (!query.variances.empty()) sums.nearest_squared = ones(A.rows);
     return sums;
   }
   ProductSums product_sums(const Matrix& A, const Matrix&, const ProductQuery&) override {
-    tile(A.rows);
+    cpu() ? tiles(1, A.rows, 512, 512) : tiles(1, A.rows, 1024, 1024);
     return {};
   }
 
@@ -128,13 +131,13 @@ class CountingBackend final : public Backend {
   bool cpu() const { return info_.device.type == DeviceType::cpu; }
   static std::vector<double> ones(Index size) { return std::vector<double>(static_cast<std::size_t>(size), 1.0); }
   void workspace(Index bytes) { tally_->peak = std::max(tally_->peak, tally_->live + bytes); }
-  void tile(Index rows) {
-    const Index side = std::min<Index>(rows, cpu() ? 512 : 1024);
-    workspace(8 * side * side);
+  void tiles(Index count, Index rows, Index height, Index width) {
+    workspace(8 * count * std::min(rows, height) * std::min(rows, width));
   }
 
   const void* filled_ = nullptr;  // the counts of the last state that took a batch
   std::shared_ptr<Tally> tally_;
+  int threads_;
   DeviceInfo info_;
 };
 
@@ -144,7 +147,7 @@ struct DryRun {
 };
 
 DryRun dry_run(const PlanRequest& request, Statistics statistics) {
-  const auto backend = std::make_shared<CountingBackend>(request.device);
+  const auto backend = std::make_shared<CountingBackend>(request.device, cpu_device(request.threads).threads);
   const Context context(backend);
   DryRun bytes;
   Accumulator accumulator(context, {request.classes, request.dim, statistics, {}});

@@ -310,7 +310,8 @@ void write_results(const Json& document, const BenchOptions& options, const Comm
 /// What is off by more is wrong, not rounded. Counts of decisions are exact; the bound of the fast scatter is relative
 /// to sums about the shifts, a few times the scatter.
 double largest_error(const bench::Measurement& row) {
-  return row.operation == "decisions" ? 0 : row.operation == "scatter_fast" ? 1e-2 : 1e-9;
+  const bool fast = row.operation == "scatter_fast" || row.operation == "pairs_fast";
+  return row.operation == "decisions" ? 0 : fast ? 1e-2 : 1e-9;
 }
 
 void run(BenchOptions& options, const Common& common) {

@@ -99,7 +99,8 @@ std::string to_table(const Report& report, bool colour) {
     char bound[32];
     std::snprintf(bound, sizeof bound, "%.1e", report.scatter_error);
     out += "precision   " + std::string(to_string(report.precision)) + ": |error of the scatter| <= " + bound +
-           " of its trace; its diagonal and everything else are exact\n";
+           " of its trace; its diagonal " +
+           (report.cosine_error > 0 ? "is exact; pairs of classes: see the note\n" : "and everything else are exact\n");
   }
   for (const auto& note : report.notes) out += "note        " + note + "\n";
 

@@ -60,6 +60,7 @@ std::string to_json(const Report& report) {
       {"accum_dtype", "f64"}};
   json["precision"] = {{"scatter", std::string(to_string(report.precision))},
                        {"scatter_error_bound", json_number(report.scatter_error)}};
+  if (report.cosine_error > 0) json["precision"]["cosine_error_bound"] = report.cosine_error;
   if (!report.lambda_w.empty()) json["weight_decay"] = {{"lambda_w", report.lambda_w}, {"lambda_h", report.lambda_h}};
   json["metrics"] = metrics_json(report);
   json["status"] = status_json(report);

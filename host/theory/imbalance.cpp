@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "host/decomposition.hpp"
+#include "host/moments.hpp"
 #include "host/theory/distance.hpp"
 #include "host/theory/geometry.hpp"
 #include "ncollapse/error.hpp"
@@ -138,6 +139,7 @@ void Imbalance::minorities() {
   const auto cosines = [&](const Matrix& A, const std::string& mean_key, const std::string& std_key) {
     PairQuery query;
     query.norms = norms(A);
+    query.fast = in_.precision == Precision::fast && A.rows > kFastPairRows;
     query.gram_norm = query.frame_norm = 1;  // the residuals are not wanted
     const PairSums sums = backend_.pair_sums(A, query);
     const double pairs = static_cast<double>(A.rows) * static_cast<double>(A.rows - 1) / 2;

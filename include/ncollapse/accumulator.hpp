@@ -24,12 +24,15 @@ enum class Statistics {
   full,    ///< and the pooled within-class scatter; state + d^2 doubles
 };
 
-/// How the pooled scatter is multiplied. Everything else is double in either.
+/// How the pooled scatter is multiplied, and how pairs of more than 16384 classes are. Everything else is double in
+/// either.
 enum class Precision {
   exact,  ///< in double
   /// In half (CUDA) or single (CPU) precision: every chunk of rows is centred and scaled first, products are added up
   /// over at most 4096 rows and the rest in double, and the diagonal is as exact as ever. Several times faster; how
-  /// large the error of the other entries can be is told by ClassMoments::scatter_error.
+  /// large the error of the other entries can be is told by ClassMoments::scatter_error. Cosines and distances between
+  /// the classes of a measurement, if there are more than 16384, come from such products of narrowed rows as well;
+  /// Report::cosine_error tells what that costs.
   fast,
 };
 
@@ -50,7 +53,7 @@ struct AccumulatorOptions {
   /// averages covariances over classes and so needs a_k = 1/n_k, which must be known before the pass (count the
   /// labels first). Every other convention needs weights 1.
   std::vector<double> scatter_weights = {};
-  Precision precision = Precision::exact;  ///< matters to Statistics::full only
+  Precision precision = Precision::exact;  ///< below Statistics::full it matters to pairs of classes only
 };
 
 /// The finished moments of a data set, in the memory of the device that made them. Immutable; copies share memory.

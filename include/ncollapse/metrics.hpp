@@ -82,9 +82,14 @@ struct Report {
   std::string dtype;  ///< of the features; empty when unknown
   DeviceInfo device;
   ConventionBlock convention;
-  Precision precision = Precision::exact;  ///< of the within-class scatter
+  Precision precision = Precision::exact;  ///< of the within-class scatter, and of pairs of many classes
   double scatter_error = 0;                ///< ClassMoments::scatter_error
-  std::vector<Metric> metrics;             ///< in catalogue order
+  /// Precision::fast and more than 16384 classes: no cosine between classes is off by more than this, before they are
+  /// summed up, no squared distance between class means or their directions by more than this times the sum of both
+  /// squared norms, or 1/64 of itself. nc2_etf_*, nc2_of_*, nc3_wh_* come from an identity then, whose squares are off
+  /// by some 1e-14. Else 0: all are as exact as double is.
+  double cosine_error = 0;
+  std::vector<Metric> metrics;  ///< in catalogue order
   std::map<std::string, MetricStatus> status;
   std::vector<Index> counts;  ///< n_k, [K]
   std::vector<PerClassMetric> per_class;

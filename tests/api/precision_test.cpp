@@ -2,6 +2,7 @@
 #include <unistd.h>
 #include <cmath>
 #include <filesystem>
+#include <random>
 
 #include "tests/api/support.hpp"
 
@@ -122,6 +123,63 @@ TEST_P(FastPrecision, AMergedStateHasTheLowerPrecisionAndKeepsItsBound) {
     add_samples(sum, third);
     expect_within_bound(sum.finish(), exact.finish());
   }
+}
+
+/// Two samples a class and a head, d = 5.
+Report measure_many(Index classes, Precision precision) {
+  const Index dim = 5;
+  std::mt19937 random(61);
+  std::normal_distribution<float> normal;
+  const Index rows = 2 * classes;
+  std::vector<float> features(at(rows * dim)), weights(at(classes * dim));
+  for (std::vector<float>* values : {&features, &weights})
+    for (float& value : *values) value = normal(random);
+  std::vector<std::int64_t> labels;
+  for (Index i = 0; i < rows; ++i) labels.push_back(i % classes);
+  const Context cpu(ncollapse::Device::parse("cpu"));
+  Accumulator moments(cpu, {.classes = classes, .dim = dim, .precision = precision});
+  moments.add(ncollapse::view(features.data(), rows, dim), ncollapse::view(labels.data(), rows));
+  const ncollapse::Classifier head{.layers = {ncollapse::view(weights.data(), classes, dim)}};
+  return measure(moments.finish(), {.classifier = &head});
+}
+
+TEST(FastPairs, AreStatedAndKeepTheirBound) {
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+  GTEST_SKIP() << "millions of pairs";
+#endif
+  const Index classes = 16385;
+  const Report fast = measure_many(classes, Precision::fast), exact = measure_many(classes, Precision::exact);
+  expect_sound(fast);
+  EXPECT_EQ(exact.cosine_error, 0);
+  EXPECT_GT(fast.cosine_error, 0);
+  EXPECT_LT(fast.cosine_error, 1e-6);  // 9 roundings to single precision
+  EXPECT_NE(to_json(fast).find("\"cosine_error_bound\": "), std::string::npos);
+  EXPECT_NE(to_table(fast).find("pairs of classes: see the note"), std::string::npos);
+  EXPECT_NE(to_table(fast).find("statistics of pairs are by fast products"), std::string::npos);
+  const auto off = [&](const std::string& key) { return std::abs(fast.find(key).value() - exact.find(key).value()); };
+  // Each e of a sum is off by E; |e| <= 2, so that a root mean square is as well.
+  for (const std::string suffix : {"_h", "_w"})
+    for (const std::string key : {"nc2_cos_mean", "nc2_cos_std", "nc2_cos_max", "nc2_equiang", "block_err"})
+      EXPECT_LE(off(key + suffix), 1.001 * fast.cosine_error) << key << suffix;
+  EXPECT_GT(off("nc2_cos_std_h"), 0);  // else they would not be the fast ones
+  for (const std::string key : {"nc2_etf_h", "nc2_etf_w", "nc2_of_h", "nc2_of_w", "nc3_wh_etf", "nc3_wh_of"})
+    EXPECT_LE(off(key), 1e-12) << key;
+  for (const std::string key : {"nc2_gnc_dist_mean", "nc2_gnc_dist_var", "nc2_gnc_log_mean", "nc2_gnc_log_var"})
+    EXPECT_LE(off(key), 1e-5) << key;
+  EXPECT_LE(off("nc2_min_angle_deg"), exact.find("nc2_min_angle_deg").value() / 64);
+  for (const auto& metric : exact.metrics) EXPECT_TRUE(fast.find(metric.key) || metric.key == "nc1_vci") << metric.key;
+}
+
+TEST(FastPairs, AreForManyClassesOnly) {
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+  GTEST_SKIP() << "millions of pairs";
+#endif
+  const Report fast = measure_many(16384, Precision::fast), exact = measure_many(16384, Precision::exact);
+  EXPECT_EQ(fast.cosine_error, 0);
+  EXPECT_EQ(to_json(fast).find("cosine_error_bound"), std::string::npos);
+  EXPECT_EQ(to_table(fast).find("fast products"), std::string::npos);
+  for (const std::string key : {"nc2_cos_std_h", "nc2_cos_std_w", "nc2_gnc_log_var", "nc1_cdnv", "nc3_wh_etf"})
+    EXPECT_EQ(fast.find(key), exact.find(key)) << key;
 }
 
 TEST(Precisions, HaveNames) {

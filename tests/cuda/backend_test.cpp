@@ -6,9 +6,10 @@
 #include <algorithm>
 #include <numeric>
 
+#include "cuda/pairs.hpp"
 #include "host/moments.hpp"
 #include "ncollapse/error.hpp"
-#include "tests/cuda/samples.hpp"
+#include "tests/cuda/pair_sums.hpp"
 
 namespace ncollapse::test {
 namespace {
@@ -24,6 +25,8 @@ cuda::Limits tiny_limits() {
   limits.row_tile = 33;
   limits.candidate_tile = 7;
   limits.pair_tile = 9;
+  limits.half_pair_tile = 11;
+  limits.pair_terms = 16;
   return limits;
 }
 
@@ -861,111 +864,6 @@ TEST_P(CudaBackendTest, CholeskyAndItsSolves) {
 }
 
 // ---------------------------------------------------------------- pairs
-struct PlainPairs {
-  Real etf = 0, frame = 0, cos = 0, cos2 = 0, cos_abs = 0, cos_max = -2, dist = 0, dist2 = 0, unit_min = 4, log = 0,
-       log2 = 0, cdnv = 0;
-  Real log_slack =
-      0;  // unit vectors are rounded: their distance errs by a few units, its log by that over the distance
-  Index angles = 0, coincident_directions = 0, coincident_means = 0;
-  std::vector<Real> nearest;
-};
-
-PlainPairs count_pairs(const Grid& A, const PairQuery& query) {
-  PlainPairs sums;
-  const Index R = A.rows;
-  const Real r = static_cast<Real>(R), s = std::sqrt(2 * r / (r - 1));
-  sums.nearest.assign(static_cast<std::size_t>(R), std::numeric_limits<Real>::infinity());
-  for (Index j = 0; j < R; ++j)
-    for (Index k = 0; k < R; ++k) {
-      const Real gram = dot(A, j, A, k);
-      const Real etf = gram / query.gram_norm - ((j == k ? 1 : 0) - 1 / r) / std::sqrt(r - 1);
-      const Real offset = query.offsets.empty() ? 0 : static_cast<Real>(query.offsets[j]) + query.offsets[k];
-      const Real frame = (gram + offset) / query.frame_norm - (j == k ? 1 / std::sqrt(r) : 0);
-      sums.etf += etf * etf;
-      sums.frame += frame * frame;
-      if (k == j) continue;
-      Real squared = 0, unit_squared = 0;
-      const Real nj = size(A, j), nk = size(A, k);
-      for (Index l = 0; l < A.cols; ++l) {
-        const Real gap = static_cast<Real>(A.at(j, l)) - A.at(k, l);
-        squared += gap * gap;
-        if (nj > 0 && nk > 0) {
-          const Real unit_gap = A.at(j, l) / nj - A.at(k, l) / nk;
-          unit_squared += unit_gap * unit_gap;
-        }
-      }
-      sums.nearest[j] = std::min(sums.nearest[j], squared);
-      if (k < j) continue;
-      if (nj > 0 && nk > 0) {
-        const Real e = gram / (nj * nk) + 1 / (r - 1), unit = std::sqrt(unit_squared);
-        ++sums.angles;
-        sums.cos += e;
-        sums.cos2 += e * e;
-        sums.cos_abs += std::fabs(e);
-        sums.cos_max = std::max(sums.cos_max, gram / (nj * nk));
-        sums.dist += unit - s;
-        sums.dist2 += (unit - s) * (unit - s);
-        sums.unit_min = std::min(sums.unit_min, unit);
-        if (unit > 0) {
-          sums.log += std::log(s / unit);
-          sums.log_slack += 8 * kUnit / unit;
-          sums.log2 += std::log(s / unit) * std::log(s / unit);
-        } else {
-          ++sums.coincident_directions;
-        }
-      }
-      if (query.variances.empty()) continue;
-      if (squared > 0)
-        sums.cdnv += (static_cast<Real>(query.variances[j]) + query.variances[k]) / (2 * squared);
-      else
-        ++sums.coincident_means;
-    }
-  return sums;
-}
-
-void expect_pairs(Backend& backend, const Grid& A, PairQuery query) {
-  const Index R = A.rows;
-  Real gram_square = 0, frame_square = 0, largest = 0;
-  for (Index j = 0; j < R; ++j) query.norms.push_back(static_cast<double>(size(A, j)));
-  for (Index j = 0; j < R; ++j)
-    for (Index k = 0; k < R; ++k) {
-      const Real gram = dot(A, j, A, k);
-      const Real offset = query.offsets.empty() ? 0 : static_cast<Real>(query.offsets[j]) + query.offsets[k];
-      gram_square += gram * gram;
-      frame_square += (gram + offset) * (gram + offset);
-      largest = std::max(largest, std::fabs(gram));
-    }
-  query.gram_norm = static_cast<double>(std::sqrt(gram_square));
-  query.frame_norm = static_cast<double>(std::sqrt(frame_square));
-  const PlainPairs want = count_pairs(A, query);
-  const PairSums got = backend.pair_sums(A.on(backend), query);
-
-  // One pair: eps (d + few) of the norms; distances lose another 1e4 where they are not recomputed, logs as much.
-  const Real pairs = static_cast<Real>(R) * static_cast<Real>(R), one = 8 * static_cast<Real>(A.cols + 8) * kUnit;
-  EXPECT_EQ(got.angles, want.angles);
-  EXPECT_EQ(got.coincident_directions, want.coincident_directions);
-  EXPECT_EQ(got.coincident_means, want.coincident_means);
-  EXPECT_TRUE(within(got.etf_residual, want.etf, one * pairs * 8));
-  EXPECT_TRUE(within(got.frame_residual, want.frame, one * pairs * 8));
-  EXPECT_TRUE(within(got.cos_sum, want.cos, one * pairs));
-  EXPECT_TRUE(within(got.cos_square_sum, want.cos2, one * pairs * 4));
-  EXPECT_TRUE(within(got.cos_abs_sum, want.cos_abs, one * pairs));
-  EXPECT_TRUE(within(got.cos_max, want.cos_max, one));
-  EXPECT_TRUE(within(got.distance_sum, want.dist, one * pairs * 100));
-  EXPECT_TRUE(within(got.distance_square_sum, want.dist2, one * pairs * 400));
-  EXPECT_TRUE(within(got.min_unit_distance, want.unit_min, one * 100 * want.unit_min));
-  EXPECT_TRUE(within(got.log_sum, want.log, one * pairs * 100 + want.log_slack));
-  EXPECT_TRUE(within(got.log_square_sum, want.log2, one * pairs * 10000 + 60 * want.log_slack));
-  ASSERT_EQ(got.nearest_squared.size(), query.variances.empty() ? 0 : static_cast<std::size_t>(R));
-  if (query.variances.empty()) {
-    EXPECT_EQ(got.cdnv_sum, 0);
-    return;
-  }
-  EXPECT_TRUE(within(got.cdnv_sum, want.cdnv, one * 10000 * want.cdnv));
-  for (Index j = 0; j < R; ++j)
-    ASSERT_TRUE(within(got.nearest_squared[j], want.nearest[j], one * 10000 * want.nearest[j])) << j;
-}
-
 TEST_P(CudaBackendTest, PairSums) {
   for (const auto& [rows, d] : shapes()) {
     if (rows < 2 || rows > 300) continue;
@@ -980,23 +878,29 @@ TEST_P(CudaBackendTest, PairSums) {
   }
 }
 
-// Rows that are equal, parallel, zero, or so close that the expanded formula would return noise.
 TEST_P(CudaBackendTest, PairSumsOfDegenerateRows) {
-  const Index rows = 40, d = 19;
-  Grid A = Grid::random(rows, d, 24);
-  for (Index j = 0; j < d; ++j) {
-    A.at(1, j) = A.at(0, j);
-    A.at(2, j) = 2 * A.at(0, j);
-    A.at(3, j) = 0;
-    A.at(38, j) = 0;
-    A.at(5, j) = A.at(4, j) * (1 + 1e-9 * static_cast<double>(j));
-    A.at(39, j) = A.at(4, j) + (j == 3 ? 1e-10 : 0);
-    A.at(20, j) = A.at(39, j) * 1.001 + (j == 7 ? 1e-7 : 0);
-  }
+  const Grid A = degenerate_rows();
   PairQuery query;
-  query.variances.assign(static_cast<std::size_t>(rows), 0.5);
+  query.variances.assign(static_cast<std::size_t>(A.rows), 0.5);
   expect_pairs(*backend_, A, query);
 }
+
+TEST_P(CudaBackendTest, FastPairSumsKeepTheirBound) {
+  std::vector<std::pair<Index, Index>> sizes{{2, 1}, {2, 3}, {33, 17}, {40, 5}};
+  if (!kSmall) sizes.insert(sizes.end(), {{150, 17}, {31, 257}, {9, 64}});
+  expect_fast_pairs(*backend_, sizes, cuda::half_pair_error);
+  EXPECT_LE(cuda::half_pair_error(Index{1} << 18), kFastError);
+}
+
+// Products of more than 4096 terms are added in double.
+TEST_P(CudaBackendTest, FastPairSumsInPieces) {
+  const Index d = kSmall ? 4099 : 8195;
+  PairQuery query;
+  query.variances.assign(3, 0.5);
+  expect_pairs(*backend_, Grid::random(3, d, 30), query, cuda::half_pair_error(d));
+}
+
+TEST_P(CudaBackendTest, FastPairSumsRepeatTheirBits) { expect_same_pair_bits(*backend_, kSmall ? 33 : 200, 17); }
 
 TEST_P(CudaBackendTest, ProductSums) {
   for (const auto& [rows, d] : shapes()) {
