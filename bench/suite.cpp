@@ -510,9 +510,9 @@ void Suite::pairs(Measurement& m, const Instance& data, bool fast) {
   m.by_rows = false;
   m.bytes = 8 * number(classes) * number(dim);
   m.flop = number(classes) * number(classes) * number(dim);
-  const Gemm type = cuda_ ? Gemm::f16 : fast ? Gemm::f32 : Gemm::f64;
+  const Gemm type = !fast ? Gemm::f64 : cuda_ ? Gemm::f16 : Gemm::f32;
   set_floor(m, type, product_rate(type, false, classes, classes, dim));
-  m.bar = cuda_ ? (dim >= 2048 ? 0.7 : 0.5) : 0.5;
+  m.bar = cuda_ && fast && dim >= 2048 ? 0.7 : 0.5;
 }
 
 void Suite::eigen(Measurement& m, const Instance& data) {

@@ -75,7 +75,7 @@ std::vector<double> inverse_norms(const std::vector<double>& norms, const std::v
 }  // namespace
 
 PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
-  constexpr double kClose = 1e-4, kCloseByError = 64;
+  constexpr double kClose = 1e-4;
   const DeviceGuard on(queue_->device());
   const Index count = A.rows, d = A.cols;
   const Index side = std::min(query.fast ? limits_.half_pair_tile : limits_.pair_tile, count);
@@ -115,7 +115,7 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
     const Optional scaled_inverse(*queue_, inverse_norms(query.norms, scales.to_host()));
     PairTask task = exact;
     task.inverse = scaled_inverse.get();
-    task.close = kCloseByError * sums.cosine_error;
+    task.close = kPairMargin * sums.cosine_error;
     const Buffer<unsigned char> left(
         *queue_, std::vector<unsigned char>(static_cast<std::size_t>(static_cast<Index>(tiles.size()) * blocks), 0));
     sweep<float>(

@@ -106,6 +106,7 @@ struct PairSums {
   /// times that sum, 1/64 of themselves. The residuals come from Backend::product_residuals then.
   double cosine_error = 0;
 };
+inline constexpr double kPairMargin = 64;  ///< the factor of E above
 
 /// All entries of P = A B^T, A and B [R x d].
 struct ProductQuery {

@@ -40,7 +40,6 @@ constexpr Index kTile = 512;      // side of a square tile of product_sums
 constexpr Index kPairRows = 512;  // of a tile of pairs, which has twice as many columns; fewer where there are few rows
 constexpr double kSameDirection = 4 * std::numeric_limits<double>::epsilon();  // closer is only rounding of the norms
 constexpr double kClose = 1e-4;  // of a squared distance against the squared norms: at most 1e-12 is lost above it
-constexpr double kCloseByError = 64;
 constexpr Index kDense = 32;
 
 // |a/na - b/nb|^2
@@ -374,7 +373,7 @@ PairSums CpuBackend::pair_sums(const Matrix& A, const PairQuery& query) {
   reducers.reserve(static_cast<std::size_t>(team));
   for (int thread = 0; thread < team; ++thread) reducers.emplace_back(A, query, height, width);
   std::vector<PairSums> parts(tiles.size());
-  const double close = std::max(kClose, kCloseByError * total.cosine_error);
+  const double close = std::max(kClose, kPairMargin * total.cosine_error);
   const BlasThreads guard(1);
 #pragma omp parallel for num_threads(team) schedule(dynamic)
   for (Index t = 0; t < static_cast<Index>(tiles.size()); ++t) {
