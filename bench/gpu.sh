@@ -29,7 +29,7 @@ gpu_bundle() {
   # The C++ runtime is a fallback: a newer one of the GPU machine's own must win, since the CUDA tools may need it.
   ldd bundle/bin/* "$build"/libncollapse.so | awk '$2 == "=>" && $3 ~ "^/" {print $3}' | sort -u | while read -r library; do
     case ${library##*/} in
-      libc.so.* | libm.so.* | libpthread.so.* | libdl.so.* | librt.so.* | libcu* | libnv* | libnccl*) ;;
+      libc.so.* | libm.so.* | libmvec.so.* | libpthread.so.* | libdl.so.* | librt.so.* | libcu* | libnv* | libnccl*) ;;
       libstdc++.so.* | libgcc_s.so.*) cp -L "$library" bundle/lib/fallback/ ;;
       *) cp -L "$library" bundle/lib/ ;;
     esac

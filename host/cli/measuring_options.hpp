@@ -28,9 +28,8 @@ struct DeviceOptions {
 inline void add_precision_option(CLI::App& command, std::string& name) {
   command
       .add_option("--precision", name,
-                  "Of the within-class scatter, and of pairs of more than 16384 classes: exact (double), or fast (half "
-                  "on a GPU, "
-                  "single on a CPU; the report tells the error)")
+                  "Of the within-class scatter, and of pairs of more than 16384 classes: exact (double), or fast "
+                  "(half on a GPU, single on a CPU; the report tells the error)")
       ->capture_default_str()
       ->type_name("NAME");
 }
