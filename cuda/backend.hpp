@@ -50,9 +50,11 @@ class CudaBackend final : public Backend {
   struct Workspace;
   struct Prepared;
   struct DecideBuffers;
+  struct Scorer;
   Workspace& workspace(MomentState& state);
   void add_block(MomentState& state, const Batch& batch, Index first_row, bool watch, Workspace& space);
-  std::shared_ptr<Prepared> prepare(const DecisionState& state);
+  Prepared& prepared(DecisionState& state);
+  Scorer make_scorer(const DecisionState& state, const Prepared& prepared, Dtype type, bool raw);
   void decide(DecisionState& state, Prepared& prepared, const FeatureBlock& features, const LabelBlock& labels,
               const DecideBuffers& buffers);
 

@@ -5,45 +5,64 @@ namespace ncollapse::cuda {
 namespace {
 
 constexpr double kNoScore = -HUGE_VAL;
-constexpr int kNormExponent = 6;  // of a row of halves: norms in [64, 128)
+constexpr int kNormExponent = 6;  // of a rounded row: norms in [64, 128)
+
+__device__ Half narrow(float x, Half) { return to_half(x); }
+__device__ Bfloat16 narrow(float x, Bfloat16) { return to_bfloat16(x); }
+
+/// |row - origin|, the same in every lane.
+template <class T>
+__device__ double row_norm(const Rows<T>& x, Index i, const double* origin) {
+  constexpr int V = kPacket<T>;
+  double square = 0;
+  for (Index col = Index{lane_id()} * V; col < x.cols; col += kWarp * V) {
+    const Packet<T> packet = x.read(x.row(i), col);
+    for (int v = 0; v < V; ++v) {
+      if (col + v >= x.cols) continue;
+      const double shifted = to_double(packet.value[v]) - (origin ? origin[col + v] : 0);
+      square += shifted * shifted;
+    }
+  }
+  return sqrt(warp_sum(square));
+}
+
+template <class T>
+__global__ void row_norms(Rows<T> x, double* norms) {
+  for (Index i = warp_id(); i < x.rows; i += warp_count()) {
+    const double norm = row_norm(x, i, nullptr);
+    if (lane_id() == 0) norms[i] = norm;
+  }
+}
 
 /// A warp per row, which is read once for its norm and once more, from the cache, to be rounded.
-template <class T>
-__global__ void half_rows(Rows<T> x, const double* origin, Index padded, HalfRows half) {
+template <class T, class N>
+__global__ void narrow_rows(Rows<T> x, const double* origin, Index padded, N* rows, double* scales, double* norms,
+                            double* lost) {
   constexpr int V = kPacket<T>;
   for (Index i = warp_id(); i < x.rows; i += warp_count()) {
-    double square = 0;
-    for (Index col = Index{lane_id()} * V; col < x.cols; col += kWarp * V) {
-      const Packet<T> packet = x.read(x.row(i), col);
-      for (int v = 0; v < V; ++v) {
-        if (col + v >= x.cols) continue;
-        const double shifted = to_double(packet.value[v]) - (origin ? origin[col + v] : 0);
-        square += shifted * shifted;
-      }
-    }
-    const double norm = sqrt(warp_sum(square));
+    const double norm = row_norm(x, i, origin);
     int exponent = norm > 0 && norm < HUGE_VAL ? ilogb(norm) - kNormExponent : 0;
     exponent = max(-1000, min(exponent, 1000));
     const double up = power_of_two(exponent), down = power_of_two(-exponent);
 
-    square = 0;
+    double square = 0;
     for (Index col = Index{lane_id()} * V; col < padded; col += kWarp * V) {
       const Packet<T> packet = x.read(x.row(i), col);
       for (int v = 0; v < V; ++v) {
         if (col + v >= padded) continue;
         double shifted = 0;
         if (col + v < x.cols) shifted = to_double(packet.value[v]) - (origin ? origin[col + v] : 0);
-        const Half rounded = to_half(static_cast<float>(shifted * down));
-        half.rows[i * padded + col + v] = rounded;
+        const N rounded = narrow(static_cast<float>(shifted * down), N{});
+        rows[i * padded + col + v] = rounded;
         const double gap = shifted - up * to_double(rounded);
         square += gap * gap;
       }
     }
     square = warp_sum(square);
     if (lane_id() != 0) continue;
-    half.scales[i] = up;
-    half.norms[i] = norm;
-    half.lost[i] = sqrt(square);
+    scales[i] = up;
+    norms[i] = norm;
+    lost[i] = sqrt(square);
   }
 }
 
@@ -73,7 +92,7 @@ __global__ void merge_leaders(const float* products, const double* row_scales, c
   for (Index i = warp_id(); i < rows; i += warp_count()) {
     Leader mine[kLeaders];
     for (int place = 0; place < kLeaders; ++place) mine[place] = {kNoScore, kNobody};
-    const double scale = row_scales[i];
+    const double scale = row_scales ? row_scales[i] : 1;
     for (Index k = lane_id(); k < count; k += kWarp)
       insert(mine,
              {static_cast<double>(products[i * count + k]) * (scale * candidate_scales[k]) + constants[k], first + k});
@@ -96,17 +115,22 @@ __global__ void merge_leaders(const float* products, const double* row_scales, c
 }
 
 __global__ void certify(Leaders leaders, const double* norms, const double* lost, Index rows, ScoreBound bound,
-                        Index* decisions) {
+                        Index count, Index* decisions, Count* evaluations) {
+  Count wanted = 0;
   for (Index i = thread_id(); i < rows; i += thread_count()) {
     const double* scores = leaders.scores + i * kLeaders;
-    const double error = bound.of(norms[i], lost[i]);
+    const double error = bound.of(norms[i], lost ? lost[i] : 0);
     // Scores are at most error/u, so below 1e280 nothing has overflowed; every comparison is false for NaN.
     int open = 0;  // the first leaders that may win
-    if (error < 1e280)
+    if (error < 1e280 && norms[i] < bound.largest_norm)
       for (int place = kLeaders - 1; place > 0; --place)
         if (scores[0] - scores[place] > 2 * error) open = place;
     decisions[i] = open == 1 ? leaders.candidates[i * kLeaders] : open > 1 ? -open : -1;
+    if (open != 1) wanted += static_cast<Count>(open > 1 ? open : count);
   }
+  if (!evaluations) return;  // the same for all
+  wanted = warp_sum(wanted);
+  if (lane_id() == 0 && wanted > 0) atomicAdd(evaluations, wanted);
 }
 
 /// A block per row, most of which have nothing to do; a warp per candidate.
@@ -168,10 +192,9 @@ double product_error(Index dim, double largest, double lost) {
 
 }  // namespace
 
-ScoreBound centre_bound(Index dim, double largest_centre, double lost) {
-  const double g = relative_error(dim + 32);
-  return {g * largest_centre * largest_centre, 2 * g * largest_centre, g, largest_centre,
-          product_error(dim, largest_centre, lost)};
+ScoreBound centre_bound(Index dim, double largest_centre, double origin, double lost) {
+  const double g = relative_error(dim + 32), size = origin + largest_centre;
+  return {g * size * size, 2 * g * size, g, largest_centre, product_error(dim, largest_centre, lost)};
 }
 
 ScoreBound classifier_bound(Index dim, double largest_weights, double origin, double largest_bias, double lost) {
@@ -180,11 +203,32 @@ ScoreBound classifier_bound(Index dim, double largest_weights, double origin, do
           product_error(dim, largest_weights, lost)};
 }
 
-void launch_half_rows(cudaStream_t stream, const FeatureBlock& x, const double* origin, Index padded,
-                      const HalfRows& half) {
+void allow_for_range(ScoreBound& bound, Dtype type, Index dim) {
+  if (type != Dtype::bf16) return;
+  bound.constant += static_cast<double>(dim) * 0x1p-124 * bound.candidate;
+  bound.largest_norm = 0x1p119;
+}
+
+bool can_be_raw(const FeatureBlock& x) {
+  return (x.dtype == Dtype::f16 && rows_of<Half>(x).aligned) ||
+         (x.dtype == Dtype::bf16 && rows_of<Bfloat16>(x).aligned);
+}
+
+void launch_narrow_rows(cudaStream_t stream, const FeatureBlock& x, const double* origin, Index padded, Dtype type,
+                        void* rows, double* scales, double* norms, double* lost) {
+  const Grid grid{blocks_for(x.rows, kWarps)};
+  if (type == Dtype::bf16)
+    return launch(stream, grid, narrow_rows<double, Bfloat16>, rows_of<double>(x), origin, padded,
+                  static_cast<Bfloat16*>(rows), scales, norms, lost);
   with_element(x.dtype, [&]<class T>(T) {
-    launch(stream, {blocks_for(x.rows, kWarps)}, half_rows<T>, rows_of<T>(x), origin, padded, half);
+    launch(stream, grid, narrow_rows<T, Half>, rows_of<T>(x), origin, padded, static_cast<Half*>(rows), scales, norms,
+           lost);
   });
+}
+
+void launch_row_norms(cudaStream_t stream, const FeatureBlock& x, double* norms) {
+  with_element(x.dtype,
+               [&]<class T>(T) { launch(stream, {blocks_for(x.rows, kWarps)}, row_norms<T>, rows_of<T>(x), norms); });
 }
 
 void launch_merge_leaders(cudaStream_t stream, const float* products, const double* row_scales,
@@ -194,9 +238,9 @@ void launch_merge_leaders(cudaStream_t stream, const float* products, const doub
          first, count, leaders);
 }
 
-void launch_certify(cudaStream_t stream, const Leaders& leaders, const HalfRows& z, Index rows, const ScoreBound& bound,
-                    Index* decisions) {
-  launch(stream, {blocks_for(rows)}, certify, leaders, z.norms, z.lost, rows, bound, decisions);
+void launch_certify(cudaStream_t stream, const Leaders& leaders, const NarrowRows& z, Index rows,
+                    const ScoreBound& bound, Index count, Index* decisions, Count* evaluations) {
+  launch(stream, {blocks_for(rows)}, certify, leaders, z.norms, z.lost, rows, bound, count, decisions, evaluations);
 }
 
 void launch_decide_exactly(cudaStream_t stream, const FeatureBlock& x, const double* A, const double* bias, Index count,

@@ -11,6 +11,15 @@ namespace {
 
 cublasOperation_t operation(Transpose transpose) { return transpose == Transpose::yes ? CUBLAS_OP_T : CUBLAS_OP_N; }
 
+cublasStatus_t product_of_narrow(Queue& queue, Dtype type, const void* A, Index lda, Index m, const void* B, Index ldb,
+                                 Index n, Index k, float* C, Index ldc) {
+  const float one = 1, zero = 0;
+  const cudaDataType operand = type == Dtype::bf16 ? CUDA_R_16BF : CUDA_R_16F;
+  return cublasGemmStridedBatchedEx_64(queue.blas(), CUBLAS_OP_T, CUBLAS_OP_N, n, m, k, &one, B, operand, ldb, 0, A,
+                                       operand, lda, 0, &zero, C, CUDA_R_32F, ldc, 0, 1, CUBLAS_COMPUTE_32F,
+                                       CUBLAS_GEMM_DEFAULT);
+}
+
 /// Work space of a cuSOLVER call: one part on the device, one on the host.
 struct SolverSpace {
   SolverSpace(Queue& queue, std::size_t device_bytes, std::size_t host_bytes)
@@ -76,32 +85,44 @@ void gram_slices(Queue& queue, const Half* Z, Index rows, Index d, Index slice, 
   multiply(rows / slice, rows % slice, 1);
 }
 
-void multiply_halves(Queue& queue, const Half* A, Index m, const Half* B, Index n, Index k, float* C) {
-  multiply_halves(queue, A, m, B, n, k, k, C, n);
+void multiply_narrow(Queue& queue, Dtype type, const void* A, Index lda, Index m, const void* B, Index ldb, Index n,
+                     Index k, float* C, Index ldc) {
+  if (m > 0 && n > 0) check(product_of_narrow(queue, type, A, lda, m, B, ldb, n, k, C, ldc));
 }
 
-void multiply_halves(Queue& queue, const Half* A, Index m, const Half* B, Index n, Index k, Index stride, float* C,
-                     Index ldc) {
-  if (m == 0 || n == 0) return;
-  const float one = 1, zero = 0;
-  check(cublasGemmStridedBatchedEx_64(queue.blas(), CUBLAS_OP_T, CUBLAS_OP_N, n, m, k, &one, B, CUDA_R_16F, stride, 0,
-                                      A, CUDA_R_16F, stride, 0, &zero, C, CUDA_R_32F, ldc, 0, 1, CUBLAS_COMPUTE_32F,
-                                      CUBLAS_GEMM_DEFAULT));
-}
-
-bool half_products_are_exact(Queue& queue) {
-  // (1 + 2^-10)^2 = 1 + 2^-9 + 2^-20 takes 21 bits and 2050 + 2^-10 takes 22: neither survives fp16 or TF32 on the way.
+bool narrow_products_are_exact(Queue& queue, Dtype type) {
+  // With e = 2^-10 (f16) or 2^-7 (bf16), (1 + e)^2 = 1 + 2e + e^2 takes 21 or 15 bits, 1024 ((1 + e)^2 + 1) 22 or 16:
+  // neither survives f16, bf16 or TF32 on the way.
   constexpr Index kSide = 8;
-  std::vector<Half> rows(2 * kSide * kSide);
-  const auto fill = [&](Index row, float value) { std::fill_n(rows.begin() + row * kSide, kSide, to_half(value)); };
-  fill(0, 1 + 0x1p-10f);
-  fill(kSide, 0x1p5f + 0x1p-5f);  // its square: 1024 + 2 + 2^-10
-  fill(kSide + 1, 0x1p5f);        // and 1024
-  const Buffer<Half> z(queue, rows);
-  const Buffer<float> partial(queue, 2 * kSide * kSide);
-  gram_slices(queue, z.get(), 2 * kSide, kSide, kSide, partial.get());
-  const auto products = partial.to_host();
-  return products.front() == 1 + 0x1p-9f + 0x1p-20f && products.back() == 2050 + 0x1p-10f;
+  const float e = type == Dtype::f16 ? 0x1p-10f : 0x1p-7f, square = (1 + e) * (1 + e);
+  std::vector<std::uint16_t> rows(2 * kSide * kSide);
+  const auto fill = [&](Index row, float value) {
+    std::fill_n(rows.begin() + row * kSide, kSide, type == Dtype::f16 ? to_half(value).bits : to_bfloat16(value).bits);
+  };
+  fill(0, 1 + e);
+  fill(kSide, 32 * (1 + e));
+  fill(kSide + 1, 32);
+  const auto right = [&](const std::vector<float>& products, float first) {
+    return products.front() == first && products.back() == 1024 * square + 1024;
+  };
+  const Buffer<std::uint16_t> z(queue, rows);
+  const Buffer<float> products(queue, 2 * kSide * kSide);
+  if (type == Dtype::f16) {
+    gram_slices(queue, reinterpret_cast<const Half*>(z.get()), 2 * kSide, kSide, kSide, products.get());
+    if (!right(products.to_host(), square)) return false;
+  }
+  // Rows against rows: the first of them by itself, the last ones' columns are the same numbers again.
+  std::vector<std::uint16_t> columns(2 * kSide * kSide);
+  for (Index i = 0; i < 2 * kSide; ++i)
+    for (Index j = 0; j < kSide; ++j) columns[i * kSide + j] = rows[(i / kSide * kSide + j) * kSide];
+  const Buffer<std::uint16_t> transposed(queue, columns);
+  for (const Index slice : {Index{0}, kSide}) {
+    const std::uint16_t* operand = transposed.get() + slice * kSide;
+    if (product_of_narrow(queue, type, operand, kSide, kSide, operand, kSide, kSide, kSide,
+                          products.get() + slice * kSide, kSide) != CUBLAS_STATUS_SUCCESS)
+      return false;
+  }
+  return right(products.to_host(), square);
 }
 
 void symmetric_eigen(Queue& queue, cusolverEigMode_t mode, double* A, Index n, double* values) {

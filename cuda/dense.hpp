@@ -24,13 +24,13 @@ void gram_slices(Queue& queue, const double* Z, Index rows, Index d, Index slice
 /// The same for fp16 rows, products accumulated in fp32; d is a multiple of 8. Entries far above the diagonal may be
 /// left as they are.
 void gram_slices(Queue& queue, const Half* Z, Index rows, Index d, Index slice, float* partial);
-/// C [m x n] = A B^T of fp16 rows, A [m x k], B [n x k], products accumulated in fp32; k is a multiple of 8.
-void multiply_halves(Queue& queue, const Half* A, Index m, const Half* B, Index n, Index k, float* C);
-/// The same of k columns of wider arrays: `stride` from row to row of A and of B (a multiple of 8), ldc of C.
-void multiply_halves(Queue& queue, const Half* A, Index m, const Half* B, Index n, Index k, Index stride, float* C,
-                     Index ldc);
-/// Whether cuBLAS does with fp16 operands what these need: exact products, accumulated in fp32.
-bool half_products_are_exact(Queue& queue);
+/// C [m x n] = A B^T of rows of that 16-bit type, A [m x k], B [n x k], products accumulated in fp32. Rows start at
+/// multiples of 16 bytes.
+void multiply_narrow(Queue& queue, Dtype type, const void* A, Index lda, Index m, const void* B, Index ldb, Index n,
+                     Index k, float* C, Index ldc);
+/// Whether cuBLAS has products of that 16-bit type here, and does with them what these need: exact products,
+/// accumulated in fp32.
+bool narrow_products_are_exact(Queue& queue, Dtype type);
 
 /// Eigenvalues, ascending, to `values` [n]; row i of A [n x n] (lower triangle read) becomes eigenvector i, or with
 /// CUSOLVER_EIG_MODE_NOVECTOR nothing of use. Throws Error(internal) when the solver reports a failure. n >= 1.

@@ -67,6 +67,17 @@ __host__ __device__ inline Half to_half(float x) {
   return {static_cast<std::uint16_t>(sign | half)};
 }
 
+/// The nearest bf16 number, ties to even; what is below 2^-126, the smallest normal one, becomes 0. Large enough values
+/// become infinite.
+__host__ __device__ inline Bfloat16 to_bfloat16(float x) {
+  std::uint32_t bits = 0;
+  memcpy(&bits, &x, sizeof bits);
+  const std::uint32_t sign = bits & 0x80000000u, magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return {0x7fc0u};  // NaN
+  if (magnitude < 0x00800000u) return {static_cast<std::uint16_t>(sign >> 16)};
+  return {static_cast<std::uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
+}
+
 /// Calls f with a value of the element type.
 template <class F>
 decltype(auto) with_element(Dtype dtype, F&& f) {

@@ -103,15 +103,15 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
   PairSums sums;
 
   if (query.fast) {
-    if (!half_products_are_exact(*queue_))
+    if (!narrow_products_are_exact(*queue_, Dtype::f16))
       throw DeviceError("cuBLAS does not accumulate products of fp16 numbers in fp32 on this device",
                         "use the exact precision");
     sums.cosine_error = half_pair_error(d);
     const Index padded = (d + kHalfPadding - 1) / kHalfPadding * kHalfPadding, terms = limits_.pair_terms;
     const Buffer<Half> rows(*queue_, count * padded);
     const Buffer<double> scales(*queue_, count), own_norms(*queue_, count), lost(*queue_, count);
-    launch_half_rows(queue_->stream(), {A.data(), Dtype::f64, count, d, d}, nullptr, padded,
-                     {rows.get(), scales.get(), own_norms.get(), lost.get()});
+    launch_narrow_rows(queue_->stream(), {A.data(), Dtype::f64, count, d, d}, nullptr, padded, Dtype::f16, rows.get(),
+                       scales.get(), own_norms.get(), lost.get());
     const Optional scaled_inverse(*queue_, inverse_norms(query.norms, scales.to_host()));
     PairTask task = exact;
     task.inverse = scaled_inverse.get();
@@ -122,9 +122,9 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
         *queue_, task, tiles, side, (padded + terms - 1) / terms,
         [&](const Rectangle& at, Index pitch, float* products) {
           for (Index first = 0; first < padded; first += terms, products += side * pitch)
-            multiply_halves(*queue_, rows.get() + at.first_row * padded + first, at.height,
-                            rows.get() + at.first_col * padded + first, at.width, std::min(terms, padded - first),
-                            padded, products, pitch);
+            multiply_narrow(*queue_, Dtype::f16, rows.get() + at.first_row * padded + first, padded, at.height,
+                            rows.get() + at.first_col * padded + first, padded, at.width,
+                            std::min(terms, padded - first), products, pitch);
         },
         nullptr, left.get(), block_totals.get());
 

@@ -442,6 +442,60 @@ TEST_P(CudaBackendTest, DecisionsAreThoseOfTheFormulas) {
   }
 }
 
+// Rows of 16 bits are scored as they lie where that is possible, and shifted where it is not or does not pay: every
+// count is that of the formulas. `offset`: of all centres, in units of their size.
+TEST_P(CudaBackendTest, NarrowRowsAreDecidedByTheFormulas) {
+  struct Layout {
+    Index dim, padding, misaligned;
+  };
+  const Index rows = kSmall ? 36 : 100, classes = 21;
+  unsigned seed = 300;
+  for (const auto type : {Dtype::f16, Dtype::bf16, Dtype::f32})
+    for (const Layout& layout : {Layout{16, 0, 0}, {13, 3, 8}, {72, 8, 0}, {16, 0, 3}, {17, 0, 0}, {1, 7, 0}})
+      for (const auto& [spread, offset] : {std::pair{1e-3, 0.0}, {2.0, 0.0}, {2.0, 50.0}}) {
+        SCOPED_TRACE(testing::Message() << to_string(type) << ", d = " << layout.dim << " + " << layout.padding
+                                        << ", at " << layout.misaligned << ", " << spread << ", " << offset);
+        const auto labels = make_labels(Classes::uniform, rows, classes, ++seed);
+        Samples x(type, rows, layout.dim, layout.padding, layout.misaligned);
+        Grid centres = Grid::random(classes, layout.dim, seed), weights = centres;
+        for (double& value : centres.values) value = std::round(8 * (value + offset)) / 8;  // some coincide at d = 1
+        const Grid noise = Grid::random(rows, layout.dim, seed + 1);
+        for (Index i = 0; i < rows; ++i)
+          for (Index j = 0; j < layout.dim; ++j) x.set(i, j, centres.at(labels[i], j) + spread * noise.at(i, j));
+        std::vector<Index> all(static_cast<std::size_t>(classes));
+        std::iota(all.begin(), all.end(), 0);
+        const auto bias = Grid::random(1, classes, seed + 2).values;
+        const Labels y(LabelType::i32, labels);
+        DecisionState state = new_decisions(*backend_, classes, centres, all, &weights, bias);
+        const auto want = count_plainly(x, y, classes, centres, all, &weights, bias);
+        std::shared_ptr<void> keep_x, keep_y;
+        ASSERT_FALSE(backend_->decide_batch(state, x.device(*backend_, keep_x), y.device(*backend_, keep_y)).any());
+        EXPECT_EQ(backend_->to_host(state.counters), want);
+      }
+}
+
+// The largest and the smallest numbers of bf16, whose products neither fp32 nor fp16 holds; and all the same.
+TEST_P(CudaBackendTest, NarrowRowsOfExtremeSizeAreDecidedByTheFormulas) {
+  const Index rows = 60, classes = 6, d = 24;
+  const Grid directions = Grid::random(classes, d, 77);
+  for (const double size : {0x1p125, 0x1p100, 0x1p-100, 0x1p-130}) {
+    SCOPED_TRACE(size);
+    Grid centres = directions;
+    for (double& value : centres.values) value *= size / 4;
+    Samples x(Dtype::bf16, rows, d);
+    std::vector<Index> labels, all{0, 1, 2, 3, 4, 5};
+    for (Index i = 0; i < rows; ++i) {
+      labels.push_back(i % classes);
+      for (Index j = 0; j < d; ++j) x.set(i, j, centres.at(i % classes, j) * (1 + static_cast<double>(i) / 100));
+    }
+    const std::vector<double> bias(static_cast<std::size_t>(classes), 0.0);
+    const Labels y(LabelType::i64, labels);
+    DecisionState state = new_decisions(*backend_, classes, centres, all, &directions, bias);
+    ASSERT_FALSE(backend_->decide_batch(state, x.host(), y.host()).any());
+    EXPECT_EQ(backend_->to_host(state.counters), count_plainly(x, y, classes, centres, all, &directions, bias));
+  }
+}
+
 // Scores in double cannot tell these centres apart (their distances are 1e-12 of their size), the formulas can.
 TEST_P(CudaBackendTest, CloseCentresAreDecidedByTheFormulas) {
   const Index rows = 64, d = 33, classes = 8;
@@ -464,12 +518,14 @@ TEST_P(CudaBackendTest, CloseCentresAreDecidedByTheFormulas) {
   for (Index k = 0; k < classes; ++k) EXPECT_EQ(counters[classes + k], rows / classes) << k;
 }
 
-TEST_P(CudaBackendTest, TiesGoToTheLowestClass) {
-  const Index rows = 40, d = 5, classes = 20;
+void expect_ties_to_go_to_the_lowest_class(Backend& backend, Dtype type) {
+  SCOPED_TRACE(to_string(type));
+  const Index rows = 40, d = 8, classes = 20;
   Grid centres = Grid::random(classes, d, 11);
-  for (Index k = 10; k < classes; ++k)  // class k + 10 is class k once more
+  for (double& value : centres.values) value = std::round(16 * value) / 16;  // f16 and bf16 hold them
+  for (Index k = 10; k < classes; ++k)                                       // class k + 10 is class k once more
     for (Index j = 0; j < d; ++j) centres.at(k, j) = centres.at(k - 10, j);
-  Samples x(Dtype::f32, rows, d);
+  Samples x(type, rows, d);
   std::vector<Index> labels, all(static_cast<std::size_t>(classes));
   std::iota(all.begin(), all.end(), 0);
   for (Index i = 0; i < rows; ++i) {
@@ -478,14 +534,18 @@ TEST_P(CudaBackendTest, TiesGoToTheLowestClass) {
   }
   std::vector<double> bias(static_cast<std::size_t>(classes));
   for (Index k = 0; k < classes; ++k) bias[k] = static_cast<double>(-dot(centres, k, centres, k) / 2);
-  DecisionState state = new_decisions(*backend_, classes, centres, all, &centres, bias);
-  ASSERT_FALSE(backend_->decide_batch(state, x.host(), Labels(LabelType::i64, labels).host()).any());
-  const auto counters = backend_->to_host(state.counters);
+  DecisionState state = new_decisions(backend, classes, centres, all, &centres, bias);
+  ASSERT_FALSE(backend.decide_batch(state, x.host(), Labels(LabelType::i64, labels).host()).any());
+  const auto counters = backend.to_host(state.counters);
   for (Index k = 0; k < classes; ++k) {
     EXPECT_EQ(counters[classes + k], k < 10 ? 2 : 0) << k;
     EXPECT_EQ(counters[2 * classes + k], k < 10 ? 2 : 0) << k;
     EXPECT_EQ(counters[3 * classes + k], 2) << k;
   }
+}
+
+TEST_P(CudaBackendTest, TiesGoToTheLowestClass) {
+  for (const auto type : {Dtype::f32, Dtype::f16, Dtype::bf16}) expect_ties_to_go_to_the_lowest_class(*backend_, type);
 }
 
 TEST_P(CudaBackendTest, DecideBatchReportsFaultsAndEmptyBatches) {

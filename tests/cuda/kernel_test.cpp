@@ -69,6 +69,25 @@ TEST(ElementTest, FloatsAreRoundedToTheNearestHalf) {
   EXPECT_TRUE(std::isnan(to_double(to_half(std::numeric_limits<float>::quiet_NaN()))));
 }
 
+TEST(ElementTest, FloatsAreRoundedToTheNearestBfloat16) {
+  for (std::uint32_t high = 0; high < 0x10000; ++high) {
+    const Bfloat16 x{static_cast<std::uint16_t>(high)};
+    const double value = to_double(x);
+    if (std::isnan(value)) {
+      EXPECT_TRUE(std::isnan(to_double(to_bfloat16(static_cast<float>(value)))));
+      continue;
+    }
+    const bool tiny = std::abs(value) < 0x1p-126;
+    ASSERT_EQ(to_bfloat16(static_cast<float>(value)).bits, tiny ? high & 0x8000u : high);
+    if (tiny || std::isinf(value)) continue;
+    const float half = float_of_bits(high << 16 | 0x8000u), below = float_of_bits(high << 16 | 0x7fffu),
+                above = float_of_bits(high << 16 | 0x8001u);
+    ASSERT_EQ(to_bfloat16(half).bits, high + (high & 1u));  // ties to even
+    ASSERT_EQ(to_bfloat16(below).bits, high);
+    ASSERT_EQ(to_bfloat16(above).bits, high + 1);
+  }
+}
+
 TEST(ElementTest, LanesCoverARow) {
   EXPECT_EQ(lanes_log2<float>(0), 0);
   EXPECT_EQ(lanes_log2<float>(1), 0);
@@ -176,7 +195,7 @@ TEST_F(KernelTest, LeadersAreTheBestAndTheLowestOfEquals) {
 
 TEST_F(KernelTest, CertificatesAreStrictAndFailForNaN) {
   const double nan = std::numeric_limits<double>::quiet_NaN(), inf = std::numeric_limits<double>::infinity();
-  const ScoreBound bound = centre_bound(100, 2.0, 1e-4);
+  const ScoreBound bound = centre_bound(100, 2.0, 0, 1e-4);
   const double lost = 1e-3, error = bound.of(3, lost);
   const Real product = 1e-4L + 164 * 0x1p-23L * 2.0001L;
   EXPECT_TRUE(test::within(error, 132 * 0x1p-53L * 25 + 1.001L * (1e-3L * 2 + 3.001L * product), 1e-15L));
@@ -199,9 +218,25 @@ TEST_F(KernelTest, CertificatesAreStrictAndFailForNaN) {
   const Index rows = static_cast<Index>(scores.size());
   const Buffer<double> s(queue_, flat), n(queue_, norms), l(queue_, losses);
   const Buffer<Index> c(queue_, std::vector<Index>(flat.size(), 5)), decisions(queue_, rows);
-  launch_certify(stream(), {s.get(), c.get()}, {nullptr, nullptr, n.get(), l.get()}, rows, bound, decisions.get());
+  const Buffer<Count> evaluations(queue_, std::vector<Count>{7});
+  const NarrowRows z{Dtype::f16, nullptr, 0, nullptr, n.get(), l.get()};
+  launch_certify(stream(), {s.get(), c.get()}, z, rows, bound, 50, decisions.get(), evaluations.get());
   EXPECT_EQ(decisions.to_host(), (std::vector<Index>{-1, -1, 5, -2, -3, -2, 5, -1, -1, -1}));
-  EXPECT_EQ(centre_bound(Index{1} << 53, 1, 0).quadratic, inf);
+  EXPECT_EQ(evaluations.to_host().front(), 7u + 5 * 50 + 2 + 3 + 2);
+  EXPECT_EQ(centre_bound(Index{1} << 53, 1, 0, 0).quadratic, inf);
+
+  // Rows as they lie in bf16 may overflow in fp32: then no margin is large enough.
+  ScoreBound raw = centre_bound(100, 2.0, 3.0, 1e-4);
+  EXPECT_TRUE(test::within(raw.of(3, 0), 132 * 0x1p-53L * 64 + 1.001L * 3 * product, 1e-15L));
+  allow_for_range(raw, Dtype::f16, 100);
+  EXPECT_EQ(raw.largest_norm, inf);
+  allow_for_range(raw, Dtype::bf16, 100);
+  EXPECT_GE(raw.of(0, 0), 100 * 0x1p-123);
+  for (double& norm : norms) norm = 0x1p119;
+  const Buffer<double> large(queue_, norms);
+  launch_certify(stream(), {s.get(), c.get()}, {Dtype::bf16, nullptr, 0, nullptr, large.get(), nullptr}, rows, raw, 50,
+                 decisions.get(), nullptr);
+  EXPECT_EQ(decisions.to_host(), std::vector<Index>(scores.size(), -1));
 }
 
 TEST_F(KernelTest, RowsAsHalvesSayWhatTheyLost) {
@@ -217,8 +252,8 @@ TEST_F(KernelTest, RowsAsHalvesSayWhatTheyLost) {
     const Buffer<Half> half(queue_, rows * padded);
     const Buffer<double> scales(queue_, rows), norms(queue_, rows), lost(queue_, rows), centre(queue_, origin);
     for (const double* from : {static_cast<const double*>(nullptr), static_cast<const double*>(centre.get())}) {
-      launch_half_rows(stream(), {view.data, view.dtype, rows, d, view.row_stride()}, from, padded,
-                       {half.get(), scales.get(), norms.get(), lost.get()});
+      launch_narrow_rows(stream(), {view.data, view.dtype, rows, d, view.row_stride()}, from, padded, Dtype::f16,
+                         half.get(), scales.get(), norms.get(), lost.get());
       const auto got = half.to_host();
       const auto scale = scales.to_host(), norm = norms.to_host(), loss = lost.to_host();
       for (Index i = 0; i < rows; ++i) {
@@ -254,10 +289,10 @@ TEST_F(KernelTest, CollapsedRowsAreCertified) {
   struct Halves {
     Halves(Queue& queue, const Grid& grid) : values(queue, grid.values), half(queue, grid.rows * 128) {
       for (auto* each : {&scales, &norms, &lost}) *each = Buffer<double>(queue, grid.rows);
-      launch_half_rows(queue.stream(), {values.get(), Dtype::f64, grid.rows, grid.cols, grid.cols}, nullptr, 128,
-                       get());
+      launch_narrow_rows(queue.stream(), {values.get(), Dtype::f64, grid.rows, grid.cols, grid.cols}, nullptr, 128,
+                         Dtype::f16, half.get(), scales.get(), norms.get(), lost.get());
     }
-    HalfRows get() const { return {half.get(), scales.get(), norms.get(), lost.get()}; }
+    NarrowRows get() const { return {Dtype::f16, half.get(), 128, scales.get(), norms.get(), lost.get()}; }
     Buffer<double> values;
     Buffer<Half> half;
     Buffer<double> scales, norms, lost;
@@ -267,17 +302,92 @@ TEST_F(KernelTest, CollapsedRowsAreCertified) {
   const Buffer<double> constant(queue_, constants), scores(queue_, rows * kLeaders);
   const Buffer<Index> candidates(queue_, rows * kLeaders), decisions(queue_, rows);
   const Leaders leaders{scores.get(), candidates.get()};
-  multiply_halves(queue_, z.get().rows, rows, c.get().rows, count, padded, products.get());
+  multiply_narrow(queue_, Dtype::f16, z.half.get(), padded, rows, c.half.get(), padded, count, padded, products.get());
   launch_merge_leaders(stream(), products.get(), z.get().scales, c.get().scales, constant.get(), rows, 0, count,
                        leaders);
   const auto lost = c.lost.to_host();
   launch_certify(stream(), leaders, z.get(), rows,
-                 centre_bound(d, largest, *std::max_element(lost.begin(), lost.end())), decisions.get());
+                 centre_bound(d, largest, 0, *std::max_element(lost.begin(), lost.end())), count, decisions.get(),
+                 nullptr);
   const auto got = decisions.to_host();
   for (Index i = 0; i < rows; ++i) EXPECT_EQ(got[i], i % count);
 }
 
-TEST_F(KernelTest, ProductsOfHalvesAreAccumulatedInSinglePrecision) { EXPECT_TRUE(half_products_are_exact(queue_)); }
+// The same of rows as they lie, scored without their centre, beside what lies between and behind them.
+TEST_F(KernelTest, CollapsedRowsAreCertifiedAsTheyLie) {
+  const Index rows = 40, count = 5, d = 70, stride = 80;
+  for (const auto type : {Dtype::f16, Dtype::bf16}) {
+    const Grid centres = Grid::random(count, d, 12);  // about an origin that is as far away as they are large
+    test::Samples x(type, rows, d, stride - d, 8);
+    for (Index i = 0; i < rows; ++i)
+      for (Index j = 0; j < d; ++j) x.set(i, j, centres.at(i % count, j) + 1 + 1e-3 * static_cast<double>((i * j) % 7));
+    CudaBackend backend(0, {});
+    std::shared_ptr<void> keep;
+    const MatrixView view = x.device(backend, keep);
+    const FeatureBlock block{view.data, type, rows, d, view.row_stride()};
+    ASSERT_TRUE(can_be_raw(block));
+    double largest = 0;
+    std::vector<double> constants;
+    for (Index k = 0; k < count; ++k) {
+      Real along = dot(centres, k, centres, k) / 2;
+      for (Index j = 0; j < d; ++j) along += static_cast<Real>(centres.at(k, j));
+      largest = std::max(largest, static_cast<double>(test::size(centres, k)));
+      constants.push_back(static_cast<double>(-along));
+    }
+    const Buffer<double> values(queue_, centres.values), scales(queue_, count), sizes(queue_, count),
+        lost(queue_, count);
+    const Buffer<std::uint16_t> narrow(queue_, count * 128);
+    launch_narrow_rows(stream(), {values.get(), Dtype::f64, count, d, d}, nullptr, 128, type, narrow.get(),
+                       scales.get(), sizes.get(), lost.get());
+    const Buffer<float> products(queue_, rows * count);
+    const Buffer<double> constant(queue_, constants), scores(queue_, rows * kLeaders), norms(queue_, rows);
+    const Buffer<Index> candidates(queue_, rows * kLeaders), decisions(queue_, rows);
+    const Leaders leaders{scores.get(), candidates.get()};
+    launch_row_norms(stream(), block, norms.get());
+    multiply_narrow(queue_, type, block.data, block.stride, rows, narrow.get(), 128, count, d, products.get());
+    launch_merge_leaders(stream(), products.get(), nullptr, scales.get(), constant.get(), rows, 0, count, leaders);
+    const auto losses = lost.to_host(), norm = norms.to_host();
+    ScoreBound bound =
+        centre_bound(d, largest, std::sqrt(static_cast<double>(d)), *std::max_element(losses.begin(), losses.end()));
+    allow_for_range(bound, type, d);
+    launch_certify(stream(), leaders, {type, block.data, block.stride, nullptr, norms.get(), nullptr}, rows, bound,
+                   count, decisions.get(), nullptr);
+    const auto got = decisions.to_host();
+    const auto best = scores.to_host();
+    for (Index i = 0; i < rows; ++i) {
+      EXPECT_EQ(got[i], i % count) << to_string(type);
+      Real square = 0, score = -0.0L;
+      for (Index j = 0; j < d; ++j) {
+        square += static_cast<Real>(x.at(i, j)) * x.at(i, j);
+        score += static_cast<Real>(x.at(i, j)) * centres.at(i % count, j);
+      }
+      EXPECT_TRUE(test::within(norm[i], std::sqrt(square), 1e-13L * std::sqrt(square)));
+      // The bound holds, and is not far beyond what is lost.
+      const double error = bound.of(norm[i], 0);
+      EXPECT_TRUE(test::within(best[i * kLeaders], score + constants[i % count], error));
+      EXPECT_LE(error, (type == Dtype::f16 ? 0x1p-11 : 0x1p-8) * norm[i] * largest);
+    }
+  }
+}
+
+TEST_F(KernelTest, RowsAreRawOnlyWhereProductsCanReadThem) {
+  alignas(16) unsigned char memory[64] = {};
+  const auto raw = [&](Dtype type, Index stride, Index offset_bytes) {
+    return can_be_raw({memory + offset_bytes, type, 2, 5, stride});
+  };
+  for (const auto type : {Dtype::f16, Dtype::bf16}) {
+    EXPECT_TRUE(raw(type, 8, 0));
+    EXPECT_TRUE(raw(type, 16, 16));
+    for (const Index stride : {5, 9, 12}) EXPECT_FALSE(raw(type, stride, 0));
+    for (const Index offset : {2, 8}) EXPECT_FALSE(raw(type, 8, offset));
+  }
+  EXPECT_FALSE(raw(Dtype::f32, 8, 0));
+  EXPECT_FALSE(raw(Dtype::f64, 8, 0));
+}
+
+TEST_F(KernelTest, NarrowProductsAreAccumulatedInSinglePrecision) {
+  for (const auto type : {Dtype::f16, Dtype::bf16}) EXPECT_TRUE(narrow_products_are_exact(queue_, type));
+}
 
 // ---------------------------------------------------------------- the backend's care for what it is given
 TEST_F(KernelTest, NothingIsLeftBehind) {

@@ -149,7 +149,9 @@ cublasStatus_t cublasGemmStridedBatchedEx_64(cublasHandle_t handle, cublasOperat
   if ((type_a != CUDA_R_16F && type_a != CUDA_R_16BF) || type_b != type_a || type_c != CUDA_R_32F ||
       compute != CUBLAS_COMPUTE_32F)
     return CUBLAS_STATUS_INVALID_VALUE;
-  if (lda % 8 != 0 || ldb % 8 != 0) fail("16-bit operands whose rows do not start at multiples of 16 bytes");
+  const auto misaligned = [](const void* data) { return reinterpret_cast<std::uintptr_t>(data) % 16 != 0; };
+  if (lda % 8 != 0 || ldb % 8 != 0 || misaligned(A) || misaligned(B))
+    fail("16-bit operands whose rows do not start at multiples of 16 bytes");
   const float scale = *static_cast<const float*>(alpha), keep = *static_cast<const float*>(beta);
   const auto value = [&](const void* data, std::int64_t at) {
     const std::uint16_t bits = static_cast<const std::uint16_t*>(data)[at];
