@@ -18,7 +18,7 @@ struct Limits {
   Index block_bytes = Index{512} << 20;  ///< features of a block; bounds the staging buffers
   Index block_rows = Index{1} << 22;
   Index piece_bytes = Index{8} << 20;            ///< of pinned memory, of which there are two
-  Index centred_bytes = Index{512} << 20;        ///< Z of a chunk
+  Index centred_bytes = Index{512} << 20;        ///< Z of a chunk; there are two where a block has several
   Index wide_dim = 1024;                         ///< above it the exact scatter is one DSYRK a chunk
   Index slice_rows = 4096;                       ///< of a product whose partial results are added up by us
   Index row_tile = 2048, candidate_tile = 2048;  ///< scores of decisions: two of 16 MB

@@ -1,6 +1,7 @@
 // add_batch: per block of rows, put the rows together by class, give new classes their shift, centre and sum
 // (class_sums.hpp), and add Z^T Z to the scatter chunk by chunk (scatter.hpp). Chunks are whole runs, so the sums do
-// not depend on them.
+// not depend on them. Where there are several, a second stream gathers one into Z while the first multiplies the one
+// before, with two Z taken in turn. Both do the same work in the same order as one stream would: no bit depends on it.
 //
 // Nothing here waits for the device, and after the first batch of a shape nothing is allocated: the scratch stays with
 // the state, as does the record of what is wrong (validate.hpp), whose copy to the host is looked at by later calls. So
@@ -43,15 +44,25 @@ ScatterPlan plan_scatter(const SumPlan& sums, Precision precision, const Limits&
 /// Elements of every scratch array for batches like this one.
 struct ScratchSizes {
   Index rows = 0, classes = 0, carry = 0, squares = 0, columns = 0, z_bytes = 0, partial_bytes = 0, dim = 0;
+  Index other_z_bytes = 0;                        ///< of the second Z; 0: one chunk is all
   Index snapshot_rows = 0, snapshot_scatter = 0;  ///< 0: no snapshot
 
   void take(const ScratchSizes& other) {
-    for (const auto size : {&ScratchSizes::rows, &ScratchSizes::classes, &ScratchSizes::carry, &ScratchSizes::squares,
-                            &ScratchSizes::columns, &ScratchSizes::z_bytes, &ScratchSizes::partial_bytes,
-                            &ScratchSizes::dim, &ScratchSizes::snapshot_rows, &ScratchSizes::snapshot_scatter})
+    for (const auto size :
+         {&ScratchSizes::rows, &ScratchSizes::classes, &ScratchSizes::carry, &ScratchSizes::squares,
+          &ScratchSizes::columns, &ScratchSizes::z_bytes, &ScratchSizes::partial_bytes, &ScratchSizes::dim,
+          &ScratchSizes::other_z_bytes, &ScratchSizes::snapshot_rows, &ScratchSizes::snapshot_scatter})
       this->*size = std::max(this->*size, other.*size);
   }
   bool operator==(const ScratchSizes&) const = default;
+};
+
+/// What a chunk's product needs of its gathering.
+struct Chunk {
+  Chunk(Queue& queue, Index dim, Index z_bytes) : squares(queue, dim), exponents(queue, dim), z(queue, z_bytes) {}
+  Buffer<double> squares;
+  Buffer<int> exponents;
+  Buffer<unsigned char> z;
 };
 
 struct Scratch {
@@ -61,9 +72,7 @@ struct Scratch {
         carry(queue, wanted.carry),
         piece_squares(queue, wanted.squares),
         column_squares(queue, wanted.columns),
-        chunk_squares(queue, wanted.dim),
-        exponents(queue, wanted.dim),
-        z(queue, wanted.z_bytes),
+        chunks{{queue, wanted.dim, wanted.z_bytes}, {queue, wanted.dim, wanted.other_z_bytes}},
         partial(queue, wanted.partial_bytes),
         counts(queue, wanted.snapshot_rows),
         sums(queue, wanted.snapshot_rows * wanted.dim),
@@ -72,9 +81,9 @@ struct Scratch {
 
   ScratchSizes sizes;
   BucketSorter sorter;
-  Buffer<double> carry, piece_squares, column_squares, chunk_squares;
-  Buffer<int> exponents;
-  Buffer<unsigned char> z, partial;
+  Buffer<double> carry, piece_squares, column_squares;
+  Chunk chunks[2];
+  Buffer<unsigned char> partial;
   Buffer<Index> counts;  // of the snapshot, as the next three
   Buffer<double> sums, square_sums, scatter;
 };
@@ -87,7 +96,9 @@ StateArrays arrays_of(const MomentState& state) {
 
 /// What a state has beside its arrays.
 struct CudaBackend::Workspace {
-  explicit Workspace(std::shared_ptr<Queue> on) : queue(std::move(on)), record(*queue, 1), seen(1) { reset(0); }
+  explicit Workspace(std::shared_ptr<Queue> on) : queue(std::move(on)), record(*queue, 1), seen(1), gathering(nullptr) {
+    reset(0);
+  }
   ~Workspace() {
     if (on_its_way) cudaStreamSynchronize(queue->stream());  // `seen` goes
   }
@@ -108,6 +119,9 @@ struct CudaBackend::Workspace {
   Pinned<BatchRecord> seen;  ///< the last copy of the record
   Event arrived;             ///< of that copy
   bool on_its_way = false;
+  Stream gathering;
+  Event begun;                       ///< the block may be gathered
+  Event gathered[2], multiplied[2];  ///< of the chunks in turn
   std::shared_ptr<Scratch> scratch;
   /// A captured graph goes on using the scratch that it was captured with.
   std::vector<std::shared_ptr<Scratch>> captured;
@@ -138,39 +152,50 @@ void CudaBackend::add_block(MomentState& state, const Batch& batch, Index first_
       full ? plan_scatter(plan, state.precision, limits_) : ScatterPlan{false, d, d, 0, 0, plan.runs};
   const SumScratch sums{scratch.carry.get(), scratch.piece_squares.get(),
                         scatter.fast ? scratch.column_squares.get() : nullptr};
-  const SumTarget target{state.shifts.data(),
-                         state.scatter_scale.data(),
-                         state.sums.data(),
-                         full && !scatter.fast ? reinterpret_cast<double*>(scratch.z.get()) : nullptr,
-                         record,
-                         first_row,
-                         watch};
-
   const Buckets buckets = scratch.sorter.sort(batch.labels(), record);
   launch_take_shifts(stream, features, buckets, state.counts.data(), record, state.shifts.data());
-  for (Index run = 0; run < plan.runs; run += scatter.runs_per_chunk) {
+  // Only events of this block are waited for: a captured stream must not wait for what was recorded before the capture.
+  const bool two_streams = scatter.runs_per_chunk < plan.runs;
+  const cudaStream_t gathering = two_streams ? space.gathering.get() : stream;
+  if (two_streams) {
+    space.begun.record(stream);
+    space.begun.hold(gathering);
+  }
+  for (Index run = 0, number = 0; run < plan.runs; run += scatter.runs_per_chunk, ++number) {
     const Index last = std::min(run + scatter.runs_per_chunk, plan.runs), first = run * plan.run;
-    const Index rows = std::min(last * plan.run, plan.rows) - first;
-    launch_centre_and_sum(stream, features, buckets, plan, run, last, sums, target);
-    if (!full) continue;
+    const Index rows = std::min(last * plan.run, plan.rows) - first, turn = number % 2;
+    const Chunk& chunk = scratch.chunks[turn];
+    auto* z = full && !scatter.fast ? reinterpret_cast<double*>(chunk.z.get()) : nullptr;
+    auto* half = reinterpret_cast<Half*>(chunk.z.get());
+    if (number >= 2) space.multiplied[turn].hold(gathering);
+    launch_centre_and_sum(
+        gathering, features, buckets, plan, run, last, sums,
+        {state.shifts.data(), state.scatter_scale.data(), state.sums.data(), z, record, first_row, watch});
     if (scatter.fast) {
-      auto* z = reinterpret_cast<Half*>(scratch.z.get());
-      auto* partial = reinterpret_cast<float*>(scratch.partial.get());
-      launch_fold_columns(stream, sums.column_squares, last - run, d, rows, scratch.chunk_squares.get(),
-                          scratch.exponents.get());
-      launch_write_half(stream, features, buckets, first, rows, state.shifts.data(), state.scatter_scale.data(),
-                        scratch.exponents.get(), scatter.padded, z);
-      gram_slices(*queue_, z, rows, scatter.padded, scatter.slice_rows, partial);
-      launch_promote(stream, partial, (rows + scatter.slice_rows - 1) / scatter.slice_rows, d, scatter.padded,
-                     scratch.exponents.get(), scratch.chunk_squares.get(), record, state.scatter.data());
-    } else if (scatter.slices > 0) {
-      auto* partial = reinterpret_cast<double*>(scratch.partial.get());
-      gram_slices(*queue_, target.z, rows, d, scatter.slice_rows, partial);
-      launch_promote(stream, partial, (rows + scatter.slice_rows - 1) / scatter.slice_rows, d, d, nullptr, nullptr,
-                     record, state.scatter.data());
-    } else {
-      cuda::add_gram(*queue_, 1.0, target.z, rows, d, state.scatter.data());  // Z is 0 where the gate is shut
+      launch_fold_columns(gathering, sums.column_squares, last - run, d, rows, chunk.squares.get(),
+                          chunk.exponents.get());
+      launch_write_half(gathering, features, buckets, first, rows, state.shifts.data(), state.scatter_scale.data(),
+                        chunk.exponents.get(), scatter.padded, half);
     }
+    if (two_streams) {
+      space.gathered[turn].record(gathering);
+      space.gathered[turn].hold(stream);
+    }
+    if (!full) continue;
+    const Index slices = scatter.slices > 0 ? (rows + scatter.slice_rows - 1) / scatter.slice_rows : 0;
+    if (scatter.fast) {
+      auto* partial = reinterpret_cast<float*>(scratch.partial.get());
+      gram_slices(*queue_, half, rows, scatter.padded, scatter.slice_rows, partial);
+      launch_promote(stream, partial, slices, d, scatter.padded, chunk.exponents.get(), chunk.squares.get(), record,
+                     state.scatter.data());
+    } else if (slices > 0) {
+      auto* partial = reinterpret_cast<double*>(scratch.partial.get());
+      gram_slices(*queue_, z, rows, d, scatter.slice_rows, partial);
+      launch_promote(stream, partial, slices, d, d, nullptr, nullptr, record, state.scatter.data());
+    } else {
+      cuda::add_gram(*queue_, 1.0, z, rows, d, state.scatter.data());  // Z is 0 where the gate is shut
+    }
+    if (two_streams) space.multiplied[turn].record(stream);
   }
   launch_add_carries(stream, buckets, plan, sums, record, state.sums.data(), state.square_sums.data());
   launch_close_classes(stream, buckets, plan, sums, record, state.counts.data(), state.square_sums.data());
@@ -192,12 +217,19 @@ BatchFaults CudaBackend::add_batch(MomentState& state, const MatrixView& feature
   ScratchSizes sizes;
   for (const Index rows : {batch.block_rows(), features.rows - (batch.blocks() - 1) * batch.block_rows()}) {
     const SumPlan plan = plan_sums(rows, d, features.dtype);
-    ScratchSizes wanted{rows, K, plan.runs * 2 * d, plan.slabs * rows,       0, 0,
-                        0,    d, watch ? K : 0,     watch ? full * d * d : 0};
+    ScratchSizes wanted;
+    wanted.rows = rows;
+    wanted.classes = K;
+    wanted.dim = d;
+    wanted.carry = plan.runs * 2 * d;
+    wanted.squares = plan.slabs * rows;
+    wanted.snapshot_rows = watch ? K : 0;
+    wanted.snapshot_scatter = watch ? full * d * d : 0;
     if (full) {
       const ScatterPlan scatter = plan_scatter(plan, state.precision, limits_);
       wanted.columns = scatter.fast ? scatter.runs_per_chunk * d : 0;
       wanted.z_bytes = scatter.z_bytes(plan);
+      if (scatter.runs_per_chunk < plan.runs) wanted.other_z_bytes = wanted.z_bytes;
       wanted.partial_bytes = scatter.partial_bytes();
     }
     sizes.take(wanted);

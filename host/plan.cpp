@@ -204,7 +204,7 @@ Index cuda_scratch_bytes(Index classes, Index dim, Index rows, Index element_byt
       chunk = std::min(chunk, kSliceRows * std::clamp<Index>((Index{256} << 20) / (8 * dim * dim), 1, 16));
       scatter += (chunk + kSliceRows - 1) / kSliceRows * 8 * dim * dim;
     }
-    scatter += 8 * chunk * dim;
+    scatter += (chunk < n ? 2 : 1) * 8 * chunk * dim;
   }
   const Index state = 8 * (classes * (dim + 2) + (full ? dim * dim : 0));
   const bool snapshot = 2 * state <= rows * dim * element_bytes;

@@ -19,16 +19,17 @@ class StreamOrderTest : public testing::Test {
     cuda_shim::check_guards();
   }
 
-  MomentState new_state(Precision precision = Precision::exact) {
+  MomentState new_state(Precision precision = Precision::exact) { return new_state(backend_, precision); }
+  static MomentState new_state(Backend& backend, Precision precision) {
     MomentState state;
     state.classes = kClasses;
     state.dim = kDim;
     state.precision = precision;
-    state.counts = backend_.index_array(kClasses, 1);
-    state.shifts = backend_.matrix(kClasses, kDim);
-    state.sums = backend_.matrix(kClasses, kDim);
-    state.square_sums = backend_.matrix(kClasses, 1);
-    state.scatter = backend_.matrix(kDim, kDim);
+    state.counts = backend.index_array(kClasses, 1);
+    state.shifts = backend.matrix(kClasses, kDim);
+    state.sums = backend.matrix(kClasses, kDim);
+    state.square_sums = backend.matrix(kClasses, 1);
+    state.scatter = backend.matrix(kDim, kDim);
     return state;
   }
   std::vector<double> image(const MomentState& state) {
@@ -39,7 +40,14 @@ class StreamOrderTest : public testing::Test {
     return all;
   }
 
+  static cuda::Limits small_chunks() {
+    cuda::Limits limits;
+    limits.centred_bytes = 40 * 8 * kDim;
+    return limits;
+  }
+
   cuda::CudaBackend backend_{0, {}};
+  cuda::CudaBackend in_chunks_{0, {}, small_chunks()};  // takes its second stream
 };
 
 /// A batch in host and in device memory. Classes from `first_class` on.
@@ -92,6 +100,27 @@ TEST_F(StreamOrderTest, AfterTheFirstBatchNothingIsAllocatedAndNothingWaits) {
       EXPECT_EQ(image(on_device), image(from_host));
       EXPECT_EQ(image(on_device)[0], 13 * std::count(batch.labels.begin(), batch.labels.end(), 0));
     }
+}
+
+TEST_F(StreamOrderTest, NeitherDoTheTwoStreamsOfSeveralChunksNorDoesACapture) {
+  for (const auto precision : {Precision::exact, Precision::fast}) {
+    const OneBatch batch(in_chunks_, 400, 11);
+    MomentState state = new_state(in_chunks_, precision), plain = new_state(precision);
+    for (int i = 0; i < 2; ++i) ASSERT_FALSE(in_chunks_.add_batch(state, batch.device_x, batch.device_y).any());
+    const cuda_shim::Calls before = cuda_shim::calls();
+    for (const bool capturing : {false, true, false, true}) {
+      cuda_shim::set_capturing(capturing);
+      ASSERT_FALSE(in_chunks_.add_batch(state, batch.device_x, batch.device_y).any());
+    }
+    cuda_shim::set_capturing(false);
+    expect_no_calls(before);
+    for (int i = 0; i < 6; ++i) backend_.add_batch(plain, batch.device_x, batch.device_y);
+    const auto got = image(state), want = image(plain);
+    for (Index i = 0; i < kClasses; ++i) EXPECT_EQ(got[i], want[i]);
+    for (std::size_t i = 0; i < got.size(); ++i)  // the chunks of the scatter are others
+      EXPECT_TRUE(within(got[i], want[i], (precision == Precision::exact ? 1e-12 : 1e-3) * (1 + std::abs(want[i]))))
+          << i;
+  }
 }
 
 TEST_F(StreamOrderTest, AHostBatchWaitsOnlyForPiecesStillBeingCopied) {
@@ -210,7 +239,7 @@ TEST_F(StreamOrderTest, ABatchThatDoesNotFitChangesNothing) {
   backend.add_batch(state, batch.device_x, batch.device_y);
   const auto before = image(state);
   int failures = 0;
-  for (std::size_t limit = std::size_t{64} << 20; limit < std::size_t{65} << 20; limit += 1024) {  // two workspaces
+  for (std::size_t limit = std::size_t{96} << 20; limit < std::size_t{97} << 20; limit += 1024) {  // three workspaces
     cuda_shim::set_memory_limit(limit);
     try {
       backend.add_batch(state, batch.x.host(), batch.y->host());
