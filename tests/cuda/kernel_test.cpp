@@ -450,6 +450,35 @@ TEST_F(KernelTest, DISABLED_ARaceIsReported) {
   launch(stream(), {1, 1, kBlock * static_cast<Index>(sizeof(double))}, pass_on_without_waiting, out.get());
 }
 
+/// A kernel on one stream, a copy of its result on another.
+double read_on_another_stream(Queue& queue, bool in_order, bool host_waits) {
+  const Stream other(nullptr);
+  Event written, copied;
+  const Buffer<double> value(queue, std::vector<double>{1}), copy(queue, std::vector<double>{2});
+  launch_identity(queue.stream(), value.get(), 1);
+  launch_combine_rows(queue.stream(), value.get(), value.get(), value.get(), value.get(), 1, 1, value.get());  // 2
+  written.record(queue.stream());
+  if (in_order) written.hold(other.get());
+  check(cudaMemcpyAsync(copy.get(), value.get(), sizeof(double), cudaMemcpyDeviceToDevice, other.get()));
+  copied.record(other.get());
+  if (host_waits)
+    copied.wait();
+  else
+    copied.hold(queue.stream());
+  return copy.to_host().front();
+}
+
+TEST_F(KernelTest, WorkOfOtherStreamsIsOrderedByEvents) {
+  for (const bool host_waits : {false, true}) EXPECT_EQ(read_on_another_stream(queue_, true, host_waits), 2);
+  // What nothing orders is seen to be out of order.
+  const auto order = cuda_shim::order();
+  if (order == cuda_shim::Order::needed_only) {
+    EXPECT_EQ(read_on_another_stream(queue_, false, true), 1);
+  } else if (order == cuda_shim::Order::others_first) {
+    EXPECT_EQ(read_on_another_stream(queue_, false, false), 1);
+  }
+}
+
 #if !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
 
 class ShimDeathTest : public KernelTest {};
@@ -494,6 +523,30 @@ TEST_F(ShimDeathTest, SeesHostCodeThatReadsDeviceMemory) {
 
 TEST_F(ShimDeathTest, SeesThreadsThatWaitForEachOtherForEver) {
   EXPECT_DEATH(launch(stream(), {1}, half_of_them_wait), "wait for each other");
+}
+
+TEST_F(ShimDeathTest, RefusesWhatACaptureCannotHold) {
+  const Buffer<double> out(queue_, 1);
+  const Stream other(nullptr);
+  Event before, within;
+  before.record(other.get());
+  const auto begin = [&] {
+    cuda_shim::set_capturing(true);
+    launch_identity(stream(), out.get(), 1);
+    within.record(stream());
+  };
+  EXPECT_DEATH((begin(), launch_identity(other.get(), out.get(), 1)), "not part of it");
+  EXPECT_DEATH((begin(), before.hold(stream())), "not recorded in it");
+  EXPECT_DEATH((begin(), cuda_shim::set_capturing(false), within.hold(other.get())), "recorded in a capture");
+  EXPECT_DEATH(
+      (begin(), within.hold(other.get()), launch_identity(other.get(), out.get(), 1), cuda_shim::set_capturing(false)),
+      "not joined");
+  begin();
+  within.hold(other.get());
+  launch_identity(other.get(), out.get(), 1);
+  before.record(other.get());
+  before.hold(stream());
+  cuda_shim::set_capturing(false);
 }
 
 TEST_F(ShimDeathTest, RefusesTheDefaultStreamAndEmptyGrids) {

@@ -4,6 +4,9 @@
 // and under ThreadSanitizer races between CUDA threads are seen (shim.cpp). The stand-in is stricter than a GPU where
 // it can be: fresh memory is poisoned, allocations have guard zones and cannot be touched by host code, copies are
 // checked against the allocations, the default stream is refused.
+//
+// What is queued on a stream is done at once, or, to show work that is ordered by luck, as late and in as bad an order
+// as the streams and events allow: see Order.
 #pragma once
 
 #include <algorithm>
@@ -11,6 +14,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 
@@ -143,9 +148,21 @@ T exchange_value(unsigned mask, T value, int from_lane) {
   return value;
 }
 
-/// One CUDA thread's run of the kernel.
-using Body = void (*)(const void* closure);
-cudaError_t run(const cudaLaunchConfig_t& config, Body body, const void* closure);
+/// body: one CUDA thread's run of the kernel.
+cudaError_t launch(const cudaLaunchConfig_t& config, std::function<void()> body);
+/// Queues work that touches device memory, of whatever it was given by value.
+void submit(cudaStream_t stream, std::function<void()> work);
+
+/// When queued work is done. Everything but at_once is started by a wait of the host (for a stream, an event, a copy to
+/// ordinary memory) and ends when that is satisfied.
+enum class Order {
+  at_once,       ///< in the order of the calls
+  needed_only,   ///< only what the wait is for and, by events, what that depends on; nothing else moves
+  others_first,  ///< all other streams first, as far as events let them
+  random         ///< a stream that can go on, by chance, step by step
+};
+/// From the environment: CUDA_SHIM_ORDER=needed_only, others_first, or random and a number (the seed).
+Order order();
 
 /// While one exists, host code may touch device memory: the vendor stand-ins, copies, kernels.
 class DeviceAccess {
@@ -172,8 +189,10 @@ struct Calls {
   std::size_t allocations = 0, waits = 0, pageable_copies = 0, launches = 0;
 };
 const Calls& calls();
-/// While capturing, every stream is in a capture: what a capture forbids (an allocation, a wait, a query, a copy from
-/// ordinary memory) ends the process. The work itself is done at once.
+/// While capturing, the stream that gets work first is captured, and those that wait for its events with it. What a
+/// capture forbids ends the process: an allocation, a wait, a query, a copy from ordinary memory, work on a stream that
+/// is not part of it, a wait for an event from before it (or later, for one of it), a stream that is not joined in the
+/// end. The work itself is done as ever.
 void set_capturing(bool capturing);
 /// While the device is slow, no event is found to have happened; waiting for one still works.
 void set_slow(bool slow);
@@ -248,9 +267,6 @@ using std::min;
 // ---------------------------------------------------------------- launch
 template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args&&... args) {
-  return [&](Params... params) {
-    const auto body = [&] { kernel(params...); };
-    return cuda_shim::run(
-        *config, [](const void* closure) { (*static_cast<const decltype(body)*>(closure))(); }, &body);
-  }(std::forward<Args>(args)...);
+  return cuda_shim::launch(
+      *config, [kernel, params = std::tuple<Params...>(std::forward<Args>(args)...)] { std::apply(kernel, params); });
 }

@@ -11,8 +11,12 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
+#include <list>
 #include <map>
 #include <memory>
+#include <random>
+#include <string>
 #include <vector>
 
 #include "tests/shim/cuda_runtime.h"
@@ -26,14 +30,41 @@
 #include <sanitizer/tsan_interface.h>
 #endif
 
+namespace {
+
+struct Line;
+/// All of a line's work up to `number`.
+struct Point {
+  std::shared_ptr<Line> line;
+  std::uint64_t number = 0;
+
+  bool reached() const;
+};
+/// What is queued on a stream.
+struct Line {
+  struct Item {
+    std::function<void()> work;  // empty: waits for the point
+    Point point;
+  };
+  std::deque<Item> items;
+  std::uint64_t queued = 0, done = 0;
+  bool captured = false;                    // in the capture that is going on
+  std::uint64_t last_work = 0, joined = 0;  // in it; joined: what the captured stream has waited for
+};
+bool Point::reached() const { return !line || line->done >= number; }
+
+}  // namespace
+
 struct CUstream_st {
   int device;
+  std::shared_ptr<Line> line;
 };
 struct CUmemPool_st {
   int device;
 };
 struct CUevent_st {
-  bool recorded = false;
+  Point point;
+  std::uint64_t capture = 0;  // in which it was recorded
 };
 
 // The block's dynamic shared memory: what cuda/device.hpp declares `extern __shared__`.
@@ -65,6 +96,7 @@ constexpr std::size_t kPoisonedBytes = std::size_t{1} << 20;  // the rest of a l
 struct Allocation {
   std::size_t bytes, mapped;
   unsigned char* base;
+  bool freed = false;  // by a call whose turn in its stream has not come
 };
 struct Memory {
   std::map<unsigned char*, Allocation> live;
@@ -100,6 +132,8 @@ void check_guard(const Allocation& allocation) {
   hide(data + allocation.bytes, kGuardBytes, true);
 }
 
+int at_work = 0;  // inside queued work, where memory is what the stream's order says
+
 /// The allocation that holds [at, at + bytes), or null when `at` is no device memory at all.
 const Allocation* find(const void* at, std::size_t bytes) {
   auto& live = memory().live;
@@ -107,7 +141,7 @@ const Allocation* find(const void* at, std::size_t bytes) {
   auto next = live.upper_bound(const_cast<unsigned char*>(address));
   if (next == live.begin()) return nullptr;
   const auto& [data, allocation] = *--next;
-  if (address >= data + allocation.bytes + kGuardBytes) return nullptr;
+  if (address >= data + allocation.bytes + kGuardBytes || (allocation.freed && at_work == 0)) return nullptr;
   if (address + bytes > data + allocation.bytes) fail("an access behind the end of an allocation");
   return &allocation;
 }
@@ -124,6 +158,8 @@ int opened = 0;  // nested DeviceAccess
 std::map<const unsigned char*, std::size_t> pinned;  // host memory that a GPU copies from and to without a wait
 cuda_shim::Calls counted;
 bool is_capturing = false, is_slow = false;
+std::uint64_t captures = 0;
+Line* captured_first = nullptr;
 
 void forbid_in_capture(const char* what) {
   if (is_capturing) fail(what);
@@ -147,7 +183,108 @@ void count_wait() {
 
 }  // namespace
 
+using cuda_shim::DeviceAccess;
+using cuda_shim::Order;
+using cuda_shim::order;
+using cuda_shim::require_device;
+using cuda_shim::submit;
+
+// ---------------------------------------------------------------- the order of work
+namespace {
+
+std::list<std::shared_ptr<Line>> lines;  // of the streams that there are
+std::mt19937 chance;
+
+/// Does the first item of a line, if it can be done.
+bool step(Line& line) {
+  if (line.items.empty() || !line.items.front().point.reached()) return false;
+  const Line::Item item = std::move(line.items.front());
+  line.items.pop_front();
+  if (item.work) {
+    const DeviceAccess access;
+    ++at_work;
+    item.work();
+    --at_work;
+  }
+  ++line.done;
+  return true;
+}
+
+void run_others(const Line* but) {
+  for (bool moved = true; moved;) {
+    moved = false;
+    for (const auto& line : lines)
+      if (line.get() != but)
+        while (step(*line)) moved = true;
+  }
+}
+
+void step_by_chance() {
+  std::vector<Line*> ready;
+  for (const auto& line : lines)
+    if (!line->items.empty() && line->items.front().point.reached()) ready.push_back(line.get());
+  if (ready.empty()) fail("streams that wait for each other");
+  step(*ready[chance() % ready.size()]);
+}
+
+void reach(const Point& point) {
+  Line& line = *point.line;
+  while (!point.reached()) {
+    if (order() == Order::random) {
+      step_by_chance();
+      continue;
+    }
+    if (order() == Order::others_first) run_others(&line);
+    if (!line.items.front().point.reached()) reach(Point(line.items.front().point));
+    step(line);
+  }
+}
+
+void drain(const std::shared_ptr<Line>& line) { reach({line, line->queued}); }
+void drain_all() {
+  for (const auto& line : lines) drain(line);
+}
+
+/// The stream of `line` is given work, or an event to record.
+void require_in_capture(Line& line) {
+  if (!is_capturing) return;
+  if (captured_first == nullptr) {
+    captured_first = &line;
+    line.captured = true;
+  }
+  if (!line.captured) fail("work in a capture on a stream that is not part of it");
+}
+
+void put(const std::shared_ptr<Line>& line, Line::Item item) {
+  ++line->queued;
+  line->items.push_back(std::move(item));
+  if (order() == Order::at_once) drain(line);
+}
+
+}  // namespace
+
 namespace cuda_shim {
+
+Order order() {
+  static const Order chosen = [] {
+    const char* text = std::getenv("CUDA_SHIM_ORDER");
+    const std::string name = text == nullptr ? "" : text;
+    if (name.empty()) return Order::at_once;
+    if (name == "needed_only") return Order::needed_only;
+    if (name == "others_first") return Order::others_first;
+    if (name.rfind("random", 0) != 0) fail("CUDA_SHIM_ORDER: needed_only, others_first, random and a number");
+    chance.seed(static_cast<unsigned>(std::atoi(name.c_str() + 6)));
+    return Order::random;
+  }();
+  return chosen;
+}
+
+void submit(cudaStream_t stream, std::function<void()> work) {
+  require_stream(stream);
+  require_in_capture(*stream->line);
+  stream->line->last_work = stream->line->queued + 1;
+  put(stream->line, {std::move(work), {}});
+}
 
 DeviceAccess::DeviceAccess() {
   if (opened++ == 0)
@@ -162,20 +299,30 @@ void require_device(const void* at, std::size_t bytes) {
   if (bytes > 0 && find(at, bytes) == nullptr) fail("host memory where device memory is needed");
 }
 
-std::size_t live_allocations() { return memory().live.size(); }
+std::size_t live_allocations() {
+  drain_all();
+  return memory().live.size();
+}
 void check_guards() {
+  drain_all();
   const DeviceAccess access;
   for (const auto& [data, allocation] : memory().live) check_guard(allocation);
 }
 void set_memory_limit(std::size_t bytes) { memory().limit = bytes; }
 const Calls& calls() { return counted; }
-void set_capturing(bool capturing) { is_capturing = capturing; }
+void set_capturing(bool capturing) {
+  if (is_capturing && !capturing)
+    for (const auto& line : lines)
+      if (line->captured && line.get() != captured_first && line->last_work > line->joined)
+        fail("a stream that is not joined at the end of the capture");
+  if (capturing) ++captures;
+  captured_first = nullptr;
+  for (const auto& line : lines) line->captured = false;
+  is_capturing = capturing;
+}
 void set_slow(bool slow) { is_slow = slow; }
 
 }  // namespace cuda_shim
-
-using cuda_shim::DeviceAccess;
-using cuda_shim::require_device;
 
 cudaError_t cudaMallocFromPoolAsync(void** result, std::size_t bytes, cudaMemPool_t pool, cudaStream_t stream) {
   require_stream(stream);
@@ -198,6 +345,8 @@ cudaError_t cudaMallocFromPoolAsync(void** result, std::size_t bytes, cudaMemPoo
   state.live[data] = allocation;
   state.used += bytes;
   *result = data;
+  // Whoever writes to it before its turn in the stream has come loses that.
+  if (order() != Order::at_once) submit(stream, [=] { std::memset(data, kPoison, std::min(bytes, kPoisonedBytes)); });
   return cudaSuccess;
 }
 
@@ -205,14 +354,16 @@ cudaError_t cudaFreeAsync(void* data, cudaStream_t stream) {
   require_stream(stream);
   auto& state = memory();
   const auto found = state.live.find(static_cast<unsigned char*>(data));
-  if (found == state.live.end()) fail("freeing what is not allocated");
-  const Allocation allocation = found->second;
-  state.live.erase(found);
-  state.used -= allocation.bytes;
-  protect(allocation, true);
-  check_guard(allocation);
-  hide(allocation.base, allocation.mapped, false);
-  munmap(allocation.base, allocation.mapped);  // a later access ends the process
+  if (found == state.live.end() || found->second.freed) fail("freeing what is not allocated");
+  found->second.freed = true;
+  state.used -= found->second.bytes;
+  submit(stream, [found] {
+    const Allocation allocation = found->second;
+    memory().live.erase(found);
+    check_guard(allocation);
+    hide(allocation.base, allocation.mapped, false);
+    munmap(allocation.base, allocation.mapped);  // a later access ends the process
+  });
   return cudaSuccess;
 }
 
@@ -225,8 +376,7 @@ cudaError_t cudaMemGetInfo(std::size_t* free_bytes, std::size_t* total_bytes) {
 cudaError_t cudaMemsetAsync(void* at, int value, std::size_t bytes, cudaStream_t stream) {
   require_stream(stream);
   require_device(at, bytes);
-  const DeviceAccess access;
-  std::memset(at, value, bytes);
+  submit(stream, [=] { std::memset(at, value, bytes); });
   return cudaSuccess;
 }
 
@@ -249,9 +399,25 @@ cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, 
     require_host(from);
   else
     require_device(from, from_pitch * (height - 1) + width);
-  const DeviceAccess access;
-  for (std::size_t row = 0; row < height; ++row)
-    std::memcpy(static_cast<char*>(to) + row * to_pitch, static_cast<const char*>(from) + row * from_pitch, width);
+  // Ordinary memory has been read when the call returns, pinned memory is read when the copy's turn comes.
+  std::shared_ptr<std::vector<char>> staged;
+  if (kind == cudaMemcpyHostToDevice && !is_pinned(from)) {
+    staged = std::make_shared<std::vector<char>>(width * height);
+    for (std::size_t row = 0; row < height; ++row)
+      std::memcpy(staged->data() + row * width, static_cast<const char*>(from) + row * from_pitch, width);
+    from = staged->data();
+    from_pitch = width;
+  }
+  const bool reads_pinned = kind == cudaMemcpyHostToDevice && !staged,
+             writes_pinned = kind == cudaMemcpyDeviceToHost && is_pinned(to);
+  submit(stream, [=] {
+    if ((reads_pinned && !is_pinned(from)) || (writes_pinned && !is_pinned(to)))
+      fail("pinned memory was freed before its copy was done");
+    [[maybe_unused]] const auto keep = staged;
+    for (std::size_t row = 0; row < height; ++row)
+      std::memcpy(static_cast<char*>(to) + row * to_pitch, static_cast<const char*>(from) + row * from_pitch, width);
+  });
+  if (kind == cudaMemcpyDeviceToHost && !writes_pinned) drain(stream->line);
   return cudaSuccess;
 }
 
@@ -302,21 +468,34 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = new CUstream_st{current_device};
+  *stream = new CUstream_st{current_device, lines.emplace_back(std::make_shared<Line>())};
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  drain(stream->line);  // what is queued is still done
+  lines.remove(stream->line);
   delete stream;
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   require_stream(stream);
   count_wait();
+  drain(stream->line);
   return cudaSuccess;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   require_stream(stream);
-  return event == nullptr ? cudaErrorInvalidValue : cudaSuccess;  // all work is done in the order of the calls
+  if (event == nullptr) return cudaErrorInvalidValue;
+  Line& line = *stream->line;
+  if (!is_capturing && event->capture != 0) fail("a wait for an event that was recorded in a capture");
+  if (is_capturing) {
+    if (event->capture != captures) fail("a wait in a capture for an event that was not recorded in it");
+    line.captured = true;
+    Point& point = event->point;
+    if (&line == captured_first) point.line->joined = std::max(point.line->joined, point.number);
+  }
+  if (event->point.line) put(stream->line, {{}, event->point});
+  return cudaSuccess;
 }
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
   require_stream(stream);
@@ -333,15 +512,21 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   require_stream(stream);
-  event->recorded = true;
+  require_in_capture(*stream->line);
+  event->point = {stream->line, stream->line->queued};
+  event->capture = is_capturing ? captures : 0;
   return cudaSuccess;
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   forbid_in_capture("a query in a capture");
-  return is_slow && event->recorded ? cudaErrorNotReady : cudaSuccess;
+  if (event->capture != 0) fail("a query of an event that was recorded in a capture");
+  if (order() == Order::others_first) run_others(nullptr);
+  return (is_slow && event->point.line) || !event->point.reached() ? cudaErrorNotReady : cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-  if (event->recorded && is_slow) count_wait();
+  if (event->capture != 0) fail("a wait for an event that was recorded in a capture");
+  if (event->point.line && is_slow) count_wait();
+  if (event->point.line) reach(event->point);
   return cudaSuccess;
 }
 cudaError_t cudaHostAlloc(void** memory_at, std::size_t bytes, unsigned) {
@@ -440,8 +625,7 @@ struct Scheduler {
   Fiber main;
   Thread* current = nullptr;
   unsigned size = 0;
-  Body body = nullptr;
-  const void* closure = nullptr;
+  const std::function<void()>* body = nullptr;
 };
 Scheduler scheduler;
 
@@ -487,7 +671,7 @@ void fiber_main() {
 #endif
   for (;;) {
     depart(begin_edge);
-    scheduler.body(scheduler.closure);
+    (*scheduler.body)();
     arrive(end_edge);
     self.state = State::done;
     switch_to(self.fiber, scheduler.main);
@@ -579,11 +763,10 @@ void prepare_threads(const cudaLaunchConfig_t& config, std::uint64_t block) {
   }
 }
 
-void run_blocks(const cudaLaunchConfig_t& config, Body body, const void* closure) {
+void run_blocks(const cudaLaunchConfig_t& config, const std::function<void()>& body) {
   auto& s = scheduler;
   s.size = config.blockDim.x;
-  s.body = body;
-  s.closure = closure;
+  s.body = &body;
   make_fibers();
   const std::uint64_t blocks = std::uint64_t{config.gridDim.x} * config.gridDim.y;
   for (std::uint64_t block = 0; block < blocks; ++block) {
@@ -622,11 +805,10 @@ std::uint32_t ballot(unsigned mask, bool vote) {
   return votes;
 }
 
-cudaError_t run(const cudaLaunchConfig_t& config, Body body, const void* closure) {
+cudaError_t launch(const cudaLaunchConfig_t& config, std::function<void()> body) {
   require_valid(config);
   ++counted.launches;
-  const DeviceAccess access;
-  run_blocks(config, body, closure);
+  submit(config.stream, [config, body = std::move(body)] { run_blocks(config, body); });
   return cudaSuccess;
 }
 

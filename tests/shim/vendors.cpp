@@ -49,6 +49,11 @@ void require_space(const void* device, std::size_t device_bytes, const void* hos
   cuda_shim::require_device(info, sizeof(int));
   if (host == nullptr) fail("no host work space");
 }
+/// Work spaces are written to when the solver's turn has come: they have to be there still.
+void use_up(void* device, std::size_t device_bytes, void* host, std::size_t host_bytes) {
+  std::memset(device, 0xff, device_bytes);
+  std::memset(host, 0xff, host_bytes);
+}
 
 CBLAS_TRANSPOSE transpose(cublasOperation_t op) { return op == CUBLAS_OP_T ? CblasTrans : CblasNoTrans; }
 CBLAS_UPLO uplo(cublasFillMode_t fill) { return fill == CUBLAS_FILL_MODE_UPPER ? CblasUpper : CblasLower; }
@@ -90,9 +95,10 @@ cublasStatus_t cublasDgemm_64(cublasHandle_t handle, cublasOperation_t op_a, cub
   require_matrix(A, op_a == CUBLAS_OP_N ? m : k, op_a == CUBLAS_OP_N ? k : m, lda);
   require_matrix(B, op_b == CUBLAS_OP_N ? k : n, op_b == CUBLAS_OP_N ? n : k, ldb);
   require_matrix(C, m, n, ldc);
-  const cuda_shim::DeviceAccess access;
-  cblas_dgemm(CblasColMajor, transpose(op_a), transpose(op_b), narrow(m), narrow(n), narrow(k), *alpha, A, narrow(lda),
-              B, narrow(ldb), *beta, C, narrow(ldc));
+  cuda_shim::submit(handle->stream, [=, by = *alpha, keep = *beta] {
+    cblas_dgemm(CblasColMajor, transpose(op_a), transpose(op_b), narrow(m), narrow(n), narrow(k), by, A, narrow(lda), B,
+                narrow(ldb), keep, C, narrow(ldc));
+  });
   return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -109,20 +115,20 @@ cublasStatus_t cublasGemmEx_64(cublasHandle_t handle, cublasOperation_t op_a, cu
     const std::size_t count = static_cast<std::size_t>(ld * (cols - 1) + rows);
     if (ld < rows) fail("a leading dimension smaller than the column");
     cuda_shim::require_device(data, count * (type == CUDA_R_32F ? sizeof(float) : sizeof(_Float16)));
-    const cuda_shim::DeviceAccess access;
     std::vector<float> floats(count);
     for (std::size_t i = 0; i < count; ++i)
       floats[i] = type == CUDA_R_32F ? static_cast<const float*>(data)[i]
                                      : static_cast<float>(static_cast<const _Float16*>(data)[i]);
     return floats;
   };
-  const auto a = floats_of(A, type_a, op_a == CUBLAS_OP_N ? m : k, op_a == CUBLAS_OP_N ? k : m, lda);
-  const auto b = floats_of(B, type_b, op_b == CUBLAS_OP_N ? k : n, op_b == CUBLAS_OP_N ? n : k, ldb);
   cuda_shim::require_device(C, sizeof(float) * static_cast<std::size_t>(ldc * (n - 1) + m));
-  const cuda_shim::DeviceAccess access;
-  cblas_sgemm(CblasColMajor, transpose(op_a), transpose(op_b), narrow(m), narrow(n), narrow(k),
-              *static_cast<const float*>(alpha), a.data(), narrow(lda), b.data(), narrow(ldb),
-              *static_cast<const float*>(beta), static_cast<float*>(C), narrow(ldc));
+  const float by = *static_cast<const float*>(alpha), keep = *static_cast<const float*>(beta);
+  cuda_shim::submit(handle->stream, [=] {
+    const auto a = floats_of(A, type_a, op_a == CUBLAS_OP_N ? m : k, op_a == CUBLAS_OP_N ? k : m, lda);
+    const auto b = floats_of(B, type_b, op_b == CUBLAS_OP_N ? k : n, op_b == CUBLAS_OP_N ? n : k, ldb);
+    cblas_sgemm(CblasColMajor, transpose(op_a), transpose(op_b), narrow(m), narrow(n), narrow(k), by, a.data(),
+                narrow(lda), b.data(), narrow(ldb), keep, static_cast<float*>(C), narrow(ldc));
+  });
   return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -153,7 +159,7 @@ cublasStatus_t cublasGemmStridedBatchedEx_64(cublasHandle_t handle, cublasOperat
   if (lda % 8 != 0 || ldb % 8 != 0 || misaligned(A) || misaligned(B))
     fail("16-bit operands whose rows do not start at multiples of 16 bytes");
   const float scale = *static_cast<const float*>(alpha), keep = *static_cast<const float*>(beta);
-  const auto value = [&](const void* data, std::int64_t at) {
+  const auto value = [type_a](const void* data, std::int64_t at) {
     const std::uint16_t bits = static_cast<const std::uint16_t*>(data)[at];
     if (type_a == CUDA_R_16BF) {
       const std::uint32_t wide = std::uint32_t{bits} << 16;
@@ -165,28 +171,31 @@ cublasStatus_t cublasGemmStridedBatchedEx_64(cublasHandle_t handle, cublasOperat
     std::memcpy(&half, &bits, sizeof half);
     return static_cast<float>(half);
   };
-  std::vector<float> a(static_cast<std::size_t>(m * k)), b(static_cast<std::size_t>(n * k));
   for (std::int64_t slice = 0; slice < count; ++slice) {
-    const std::int64_t a0 = slice * stride_a, b0 = slice * stride_b;
-    require_matrix(static_cast<const std::uint16_t*>(A) + a0, op_a == CUBLAS_OP_N ? m : k, op_a == CUBLAS_OP_N ? k : m,
-                   lda, 2);
-    require_matrix(static_cast<const std::uint16_t*>(B) + b0, op_b == CUBLAS_OP_N ? k : n, op_b == CUBLAS_OP_N ? n : k,
-                   ldb, 2);
-    float* c = static_cast<float*>(C) + slice * stride_c;
-    require_matrix(c, m, n, ldc, 4);
-    const cuda_shim::DeviceAccess access;
-    for (std::int64_t l = 0; l < k; ++l) {
-      for (std::int64_t i = 0; i < m; ++i)
-        a[l * m + i] = value(A, a0 + (op_a == CUBLAS_OP_N ? i + l * lda : l + i * lda));
-      for (std::int64_t j = 0; j < n; ++j)
-        b[l * n + j] = value(B, b0 + (op_b == CUBLAS_OP_N ? l + j * ldb : j + l * ldb));
-    }
-    for (std::int64_t j = 0; j < n; ++j)
-      for (std::int64_t i = 0; i < m; ++i) c[i + j * ldc] = keep == 0 ? 0 : keep * c[i + j * ldc];
-    for (std::int64_t l = 0; l < k; ++l)
-      for (std::int64_t j = 0; j < n; ++j)
-        for (std::int64_t i = 0; i < m; ++i) c[i + j * ldc] += scale * a[l * m + i] * b[l * n + j];
+    require_matrix(static_cast<const std::uint16_t*>(A) + slice * stride_a, op_a == CUBLAS_OP_N ? m : k,
+                   op_a == CUBLAS_OP_N ? k : m, lda, 2);
+    require_matrix(static_cast<const std::uint16_t*>(B) + slice * stride_b, op_b == CUBLAS_OP_N ? k : n,
+                   op_b == CUBLAS_OP_N ? n : k, ldb, 2);
+    require_matrix(static_cast<float*>(C) + slice * stride_c, m, n, ldc, 4);
   }
+  cuda_shim::submit(handle->stream, [=] {
+    std::vector<float> a(static_cast<std::size_t>(m * k)), b(static_cast<std::size_t>(n * k));
+    for (std::int64_t slice = 0; slice < count; ++slice) {
+      const std::int64_t a0 = slice * stride_a, b0 = slice * stride_b;
+      float* c = static_cast<float*>(C) + slice * stride_c;
+      for (std::int64_t l = 0; l < k; ++l) {
+        for (std::int64_t i = 0; i < m; ++i)
+          a[l * m + i] = value(A, a0 + (op_a == CUBLAS_OP_N ? i + l * lda : l + i * lda));
+        for (std::int64_t j = 0; j < n; ++j)
+          b[l * n + j] = value(B, b0 + (op_b == CUBLAS_OP_N ? l + j * ldb : j + l * ldb));
+      }
+      for (std::int64_t j = 0; j < n; ++j)
+        for (std::int64_t i = 0; i < m; ++i) c[i + j * ldc] = keep == 0 ? 0 : keep * c[i + j * ldc];
+      for (std::int64_t l = 0; l < k; ++l)
+        for (std::int64_t j = 0; j < n; ++j)
+          for (std::int64_t i = 0; i < m; ++i) c[i + j * ldc] += scale * a[l * m + i] * b[l * n + j];
+    }
+  });
   return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -196,9 +205,10 @@ cublasStatus_t cublasDsyrk_64(cublasHandle_t handle, cublasFillMode_t fill, cubl
   require_ready(handle);
   require_matrix(A, op == CUBLAS_OP_N ? n : k, op == CUBLAS_OP_N ? k : n, lda);
   require_matrix(C, n, n, ldc);
-  const cuda_shim::DeviceAccess access;
-  cblas_dsyrk(CblasColMajor, uplo(fill), transpose(op), narrow(n), narrow(k), *alpha, A, narrow(lda), *beta, C,
-              narrow(ldc));
+  cuda_shim::submit(handle->stream, [=, by = *alpha, keep = *beta] {
+    cblas_dsyrk(CblasColMajor, uplo(fill), transpose(op), narrow(n), narrow(k), by, A, narrow(lda), keep, C,
+                narrow(ldc));
+  });
   return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -216,15 +226,16 @@ cublasStatus_t cublasDgeam_64(cublasHandle_t handle, cublasOperation_t op_a, cub
   if ((C == A && (op_a != CUBLAS_OP_N || lda != ldc)) || (C == B && (op_b != CUBLAS_OP_N || ldb != ldc)) ||
       ldb < side(op_b, m, n))
     return CUBLAS_STATUS_INVALID_VALUE;
-  const cuda_shim::DeviceAccess access;
   const auto at = [](const double* M, cublasOperation_t op, std::int64_t ld, std::int64_t i, std::int64_t j) {
     return op == CUBLAS_OP_N ? M[i + j * ld] : M[j + i * ld];
   };
-  for (std::int64_t j = 0; j < n; ++j)
-    for (std::int64_t i = 0; i < m; ++i) {
-      const double added = *beta == 0 ? 0.0 : *beta * at(B, op_b, ldb, i, j);
-      C[i + j * ldc] = *alpha * at(A, op_a, lda, i, j) + added;
-    }
+  cuda_shim::submit(handle->stream, [=, by = *alpha, keep = *beta] {
+    for (std::int64_t j = 0; j < n; ++j)
+      for (std::int64_t i = 0; i < m; ++i) {
+        const double added = keep == 0 ? 0.0 : keep * at(B, op_b, ldb, i, j);
+        C[i + j * ldc] = by * at(A, op_a, lda, i, j) + added;
+      }
+  });
   return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -235,10 +246,11 @@ cublasStatus_t cublasDtrsm_64(cublasHandle_t handle, cublasSideMode_t side, cubl
   const std::int64_t order = side == CUBLAS_SIDE_LEFT ? m : n;
   require_matrix(A, order, order, lda);
   require_matrix(B, m, n, ldb);
-  const cuda_shim::DeviceAccess access;
-  cblas_dtrsm(CblasColMajor, side == CUBLAS_SIDE_LEFT ? CblasLeft : CblasRight, uplo(fill), transpose(op),
-              diag == CUBLAS_DIAG_UNIT ? CblasUnit : CblasNonUnit, narrow(m), narrow(n), *alpha, A, narrow(lda), B,
-              narrow(ldb));
+  cuda_shim::submit(handle->stream, [=, by = *alpha] {
+    cblas_dtrsm(CblasColMajor, side == CUBLAS_SIDE_LEFT ? CblasLeft : CblasRight, uplo(fill), transpose(op),
+                diag == CUBLAS_DIAG_UNIT ? CblasUnit : CblasNonUnit, narrow(m), narrow(n), by, A, narrow(lda), B,
+                narrow(ldb));
+  });
   return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -251,11 +263,12 @@ cublasStatus_t cublasDtrmm_64(cublasHandle_t handle, cublasSideMode_t side, cubl
   require_matrix(A, order, order, lda);
   require_matrix(B, m, n, ldb);
   require_matrix(C, m, n, ldc);
-  const cuda_shim::DeviceAccess access;
-  for (std::int64_t j = 0; j < n; ++j) std::copy_n(B + j * ldb, m, C + j * ldc);
-  cblas_dtrmm(CblasColMajor, side == CUBLAS_SIDE_LEFT ? CblasLeft : CblasRight, uplo(fill), transpose(op),
-              diag == CUBLAS_DIAG_UNIT ? CblasUnit : CblasNonUnit, narrow(m), narrow(n), *alpha, A, narrow(lda), C,
-              narrow(ldc));
+  cuda_shim::submit(handle->stream, [=, by = *alpha] {
+    for (std::int64_t j = 0; j < n; ++j) std::copy_n(B + j * ldb, m, C + j * ldc);
+    cblas_dtrmm(CblasColMajor, side == CUBLAS_SIDE_LEFT ? CblasLeft : CblasRight, uplo(fill), transpose(op),
+                diag == CUBLAS_DIAG_UNIT ? CblasUnit : CblasNonUnit, narrow(m), narrow(n), by, A, narrow(lda), C,
+                narrow(ldc));
+  });
   return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -302,10 +315,12 @@ cusolverStatus_t cusolverDnXsyevd(cusolverDnHandle_t handle, cusolverDnParams_t,
   require_space(device_space, device_bytes, host_space, host_bytes, n, info);
   require_matrix(A, n, n, lda);
   require_matrix(W, n, 1, n);
-  const cuda_shim::DeviceAccess access;
-  *info = LAPACKE_dsyevd(LAPACK_COL_MAJOR, mode == CUSOLVER_EIG_MODE_VECTOR ? 'V' : 'N', uplo_letter(fill), narrow(n),
-                         static_cast<double*>(A), narrow(lda), static_cast<double*>(W));
-  if (std::exchange(spoil, false)) static_cast<double*>(A)[0] += 0.5;
+  cuda_shim::submit(handle->stream, [=, spoiled = std::exchange(spoil, false)] {
+    use_up(device_space, device_bytes, host_space, host_bytes);
+    *info = LAPACKE_dsyevd(LAPACK_COL_MAJOR, mode == CUSOLVER_EIG_MODE_VECTOR ? 'V' : 'N', uplo_letter(fill), narrow(n),
+                           static_cast<double*>(A), narrow(lda), static_cast<double*>(W));
+    if (spoiled) static_cast<double*>(A)[0] += 0.5;
+  });
   return CUSOLVER_STATUS_SUCCESS;
 }
 
@@ -322,8 +337,10 @@ cusolverStatus_t cusolverDnXpotrf(cusolverDnHandle_t handle, cusolverDnParams_t,
   require_ready(handle);
   require_space(device_space, device_bytes, host_space, host_bytes, n, info);
   require_matrix(A, n, n, lda);
-  const cuda_shim::DeviceAccess access;
-  *info = LAPACKE_dpotrf(LAPACK_COL_MAJOR, uplo_letter(fill), narrow(n), static_cast<double*>(A), narrow(lda));
+  cuda_shim::submit(handle->stream, [=] {
+    use_up(device_space, device_bytes, host_space, host_bytes);
+    *info = LAPACKE_dpotrf(LAPACK_COL_MAJOR, uplo_letter(fill), narrow(n), static_cast<double*>(A), narrow(lda));
+  });
   return CUSOLVER_STATUS_SUCCESS;
 }
 
@@ -343,9 +360,11 @@ cusolverStatus_t cusolverDnXgeqrf(cusolverDnHandle_t handle, cusolverDnParams_t,
   require_space(device_space, device_bytes, host_space, host_bytes, n, info);
   require_matrix(A, m, n, lda);
   require_matrix(tau, std::min(m, n), 1, std::min(m, n));
-  const cuda_shim::DeviceAccess access;
-  *info = LAPACKE_dgeqrf(LAPACK_COL_MAJOR, narrow(m), narrow(n), static_cast<double*>(A), narrow(lda),
-                         static_cast<double*>(tau));
+  cuda_shim::submit(handle->stream, [=] {
+    use_up(device_space, device_bytes, host_space, host_bytes);
+    *info = LAPACKE_dgeqrf(LAPACK_COL_MAJOR, narrow(m), narrow(n), static_cast<double*>(A), narrow(lda),
+                           static_cast<double*>(tau));
+  });
   return CUSOLVER_STATUS_SUCCESS;
 }
 
@@ -373,10 +392,12 @@ cusolverStatus_t cusolverDnXgesvd(cusolverDnHandle_t handle, cusolverDnParams_t,
   require_matrix(S, n, 1, n);
   if (job_u != 'N') require_matrix(U, m, job_u == 'A' ? m : n, ldu);
   if (job_vt != 'N') require_matrix(VT, n, n, ldvt);
-  const cuda_shim::DeviceAccess access;
-  std::vector<double> unconverged(static_cast<std::size_t>(n));
-  *info = LAPACKE_dgesvd(LAPACK_COL_MAJOR, static_cast<char>(job_u), static_cast<char>(job_vt), narrow(m), narrow(n),
-                         static_cast<double*>(A), narrow(lda), static_cast<double*>(S), static_cast<double*>(U),
-                         narrow(ldu), static_cast<double*>(VT), narrow(ldvt), unconverged.data());
+  cuda_shim::submit(handle->stream, [=] {
+    use_up(device_space, device_bytes, host_space, host_bytes);
+    std::vector<double> unconverged(static_cast<std::size_t>(n));
+    *info = LAPACKE_dgesvd(LAPACK_COL_MAJOR, static_cast<char>(job_u), static_cast<char>(job_vt), narrow(m), narrow(n),
+                           static_cast<double*>(A), narrow(lda), static_cast<double*>(S), static_cast<double*>(U),
+                           narrow(ldu), static_cast<double*>(VT), narrow(ldvt), unconverged.data());
+  });
   return CUSOLVER_STATUS_SUCCESS;
 }
