@@ -8,6 +8,11 @@ cuda_filter='*cuda*:*Cuda*:*CUDA*'  # of the tests that run on every backend, th
 small_filter='*/tiny'                # of the backend's tests, those in small chunks: the sanitizers slow everything down
 total_seconds=${GPU_SECONDS:-450}    # for all steps together
 
+# The steps and the seconds each may take, the most telling first. They add up to 450. What a step leaves goes to the
+# next ones: all may run until the later ones' own seconds begin.
+plan=(demo 15 demo_test 15 cuda_gpu_tests 60 nccl_gpu_tests 15 api_tests 50 theory_tests 30 bench 110
+      memcheck 45 racecheck 45 synccheck 20 initcheck 20 theory 25)
+
 program() {  # where a program lies: bin/ in a bundle, somewhere in the build folder otherwise
   if [[ -f BUNDLE ]]; then find bin -name "$1"; else find "$build" -type f -executable -name "$1" -print -quit; fi
 }
@@ -73,7 +78,7 @@ set_library_path() {
 }
 
 gpu() {
-  local name driver commit archs='' results stem tool
+  local name driver commit archs='' results stem tool budget
   command -v nvidia-smi >/dev/null || die 'no nvidia-smi: no NVIDIA driver, so no GPU to use'
   IFS=, read -r name driver < <(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader) || true
   [[ -n ${driver-} ]] || die 'nvidia-smi sees no GPU'
@@ -91,26 +96,28 @@ gpu() {
   mkdir -p "$results" out/gpu
   entries=() verdict=passed deadline=$((SECONDS + total_seconds))
 
-  step demo 30 "$(program ncollapse)" analyze --device cuda --features data/demo/features.npy \
+  step demo "$(program ncollapse)" analyze --device cuda --features data/demo/features.npy \
     --labels data/demo/labels.npy --weights data/demo/W1.npy --bias data/demo/b.npy --json out/gpu/demo.json
-  step demo_test 30 env NCOLLAPSE_DEMO_DATA=data/demo "$(program demo_test)"
-  step cuda_gpu_tests 90 "$(program cuda_gpu_tests)"
-  [[ -z $(program nccl_gpu_tests) ]] || step nccl_gpu_tests 30 "$(program nccl_gpu_tests)"  # where there is NCCL
-  step api_tests 90 "$(program api_tests)" --gtest_filter="$cuda_filter"
-  step theory_tests 60 "$(program theory_tests)" --gtest_filter="$cuda_filter"
+  step demo_test env NCOLLAPSE_DEMO_DATA=data/demo "$(program demo_test)"
+  step cuda_gpu_tests "$(program cuda_gpu_tests)"
+  [[ -z $(program nccl_gpu_tests) ]] || step nccl_gpu_tests "$(program nccl_gpu_tests)"  # where there is NCCL
+  step api_tests "$(program api_tests)" --gtest_filter="$cuda_filter"
+  step theory_tests "$(program theory_tests)" --gtest_filter="$cuda_filter"
   rm -f out/gpu/bench.json out/gpu/theory.json
-  step bench 170 "$(program ncollapse)" bench --device cuda --plain --limit 130 --commit "$commit" --quiet \
-    --json out/gpu/bench.json
+  # No row is begun that might not be done: the slowest takes 20 seconds, with making its samples and checking it.
+  budget=$(seconds_for bench)
+  step bench "$(program ncollapse)" bench --device cuda --plain --limit $((budget > 40 ? budget - 30 : 10)) --quiet \
+    --commit "$commit" --json out/gpu/bench.json
   [[ ! -x $(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer) ]] || PATH=$PATH:/usr/local/cuda/bin
   for tool in memcheck racecheck synccheck initcheck; do
     if command -v compute-sanitizer >/dev/null; then
-      step "$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 "$(program cuda_gpu_tests)" \
+      step "$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 "$(program cuda_gpu_tests)" \
         --gtest_filter="$small_filter"
     else
       record "$tool" 'not run: no compute-sanitizer here' 0 '' ''
     fi
   done
-  step theory 60 "$(program theory)" spectrum distance --classes 1024,2048 --device cuda --commit "$commit" \
+  step theory "$(program theory)" spectrum distance --classes 1024,2048 --device cuda --commit "$commit" \
     --json out/gpu/theory.json
 
   {
@@ -128,12 +135,22 @@ gpu() {
 
 json_or_null() { if [[ -s $1 ]]; then cat "$1"; else echo null; fi; }
 
-# step NAME LIMIT_SECONDS COMMAND..: runs it, keeps its output in out/gpu/, and remembers how it went. Google tests must
-# have run: where all are skipped, nobody looked.
+# seconds_for NAME: how long that step of the plan may take, if it is the next one.
+seconds_for() {
+  local i later=0 own=0 left=$((deadline - SECONDS))
+  for ((i = 0; i < ${#plan[@]}; i += 2)); do
+    if [[ ${plan[i]} == "$1" ]]; then own=${plan[i + 1]} later=0; else later=$((later + plan[i + 1])); fi
+  done
+  [[ $own -ge $((left - later)) ]] || own=$((left - later))
+  echo $((own < left ? own : left))
+}
+
+# step NAME COMMAND..: runs it, keeps its output in out/gpu/, and remembers how it went. Google tests must have run:
+# where all are skipped, nobody looked.
 step() {
-  local name=$1 limit=$2 outcome=passed status=0 start=$SECONDS passed='' skipped=''
-  shift 2
-  [[ $limit -le $((deadline - SECONDS)) ]] || limit=$((deadline - SECONDS))
+  local name=$1 limit outcome=passed status=0 start=$SECONDS passed='' skipped=''
+  shift
+  limit=$(seconds_for "$name")
   if [[ $limit -lt 5 ]]; then
     record "$name" 'not run: no time was left' 0 '' ''
     return
