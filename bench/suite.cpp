@@ -242,16 +242,18 @@ class Suite {
     m.fastest = timing.fastest;
     m.slowest = timing.slowest;
   }
-  /// Runs `once` from a fresh start, twice at least and more often where that is quick, and compares the bits.
+  /// Runs `once` from a fresh start and compares the bits: a hundred times where those fit an eighth of the row's time,
+  /// on a GPU all of it once more, else as often as fit, twice at least. The row says how often.
   template <class Once>
   void hash(Measurement& m, const Once& once) {
     constexpr Index kMost = 100;
+    const double seconds = options_.seconds / (cuda_ ? 1 : 8);
     const auto start = Clock::now();
     do {
       const std::uint64_t value = once();
       if (m.hashed++ == 0) m.hash = value;
       m.same_bits = m.same_bits && value == m.hash;
-    } while (m.hashed < 2 || (m.hashed < kMost && since(start) < options_.seconds / 8));
+    } while (m.hashed < 2 || (m.hashed < kMost && since(start) < seconds));
   }
   /// The larger of both needs; kind says which.
   void set_floor(Measurement& m, Gemm type, double rate) {

@@ -165,7 +165,8 @@ std::vector<std::string> cells(const Json& row) {
               ? fmt::format("{:.0f}%{}", 100 * floor.at("fraction").get<double>(), below_bar(row) ? " <" : "")
               : "-",
           error.is_number() ? fmt::format("{:.0e}", error.get<double>()) : "none",
-          (bits.at("equal").get<bool>() ? "" : "DIFFER ") + bits.at("hash").get<std::string>().substr(0, 8)};
+          (bits.at("equal").get<bool>() ? "" : "DIFFER ") + bits.at("hash").get<std::string>().substr(0, 8) +
+              fmt::format(" {}x", bits.at("runs").get<Index>())};
 }
 
 std::string heading(const Json& document) {
@@ -192,8 +193,9 @@ const std::string kLegend =
     "N, K, d are what was measured, scaled to this machine; time is the median. floor: what the bytes need at the\n"
     "rate of a copy (read and written), or the operations at that of a product of the row's shape (on a GPU: the best\n"
     "of large squares), whichever is more; or the bare solver. of it: floor / time, < where that is below the bar.\n"
-    "error: against an oracle in long double. bits: a hash of the results, equal in all repetitions unless it says\n"
-    "DIFFER.\n";
+    "error: against an oracle in long double. bits: a hash of the results and in how many runs from a fresh start it "
+    "was\n"
+    "the same, unless it says DIFFER: 100 where so many fit the time of the row, fewer where not.\n";
 
 std::string plain_text(const Json& row) {
   const Json& plain = row.at("plain");
