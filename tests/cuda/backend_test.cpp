@@ -496,6 +496,23 @@ TEST_P(CudaBackendTest, NarrowRowsOfExtremeSizeAreDecidedByTheFormulas) {
   }
 }
 
+// Rows between two centres, so close that their scores are wrong, among rows whose own size would certify anything.
+TEST_P(CudaBackendTest, RowsAreCertifiedByTheirOwnSize) {
+  const Index first = 140, last = 172, rows = 210, d = 16;  // a tiny tile, between the looks at what is evaluated
+  Grid centres = Grid::random(2, d, 78);
+  const Grid noise = Grid::random(rows, d, 79);
+  Samples x(Dtype::bf16, rows, d);
+  for (Index i = 0; i < rows; ++i)
+    for (Index j = 0; j < d; ++j) {
+      const double middle = (centres.at(0, j) + centres.at(1, j)) / 2;
+      x.set(i, j, i >= first && i <= last ? middle + 1e-3 * noise.at(i, j) * middle : 0);
+    }
+  const Labels y(LabelType::u8, std::vector<Index>(static_cast<std::size_t>(rows), 0));
+  DecisionState state = new_decisions(*backend_, 2, centres, {0, 1}, nullptr, {});
+  ASSERT_FALSE(backend_->decide_batch(state, x.host(), y.host()).any());
+  EXPECT_EQ(backend_->to_host(state.counters), count_plainly(x, y, 2, centres, {0, 1}, nullptr, {}));
+}
+
 // Scores in double cannot tell these centres apart (their distances are 1e-12 of their size), the formulas can.
 TEST_P(CudaBackendTest, CloseCentresAreDecidedByTheFormulas) {
   const Index rows = 64, d = 33, classes = 8;
