@@ -65,7 +65,7 @@ struct CudaBackend::Scorer {
 /// What scores need besides the state; see decide.hpp.
 struct CudaBackend::Prepared {
   explicit Prepared(std::shared_ptr<Queue> on)
-      : queue(std::move(on)), evaluations(*queue, std::vector<unsigned long long>(1)), side(nullptr) {}
+      : queue(std::move(on)), evaluations(*queue, std::vector<unsigned long long>(1)), side(nullptr, Stream::kBeside) {}
 
   std::shared_ptr<Queue> queue;                      // first: what follows frees its memory there
   std::vector<double> origin;                        ///< [d]
@@ -170,7 +170,9 @@ void CudaBackend::decide(DecisionState& state, Prepared& prepared, const Feature
     if (!slot) slot = make_scorer(state, prepared, raw ? x.dtype : Dtype::f16, raw);
     const Scorer& scorer = *slot;
     NarrowRows z = buffers.z.get();
-    if (raw) {
+    if (!scorer.centres && !scorer.weights) {
+      // Samples are counted, nothing is scored; work on the second stream would be waited for by nobody.
+    } else if (raw) {
       z = {x.dtype, x.data, x.stride, nullptr, buffers.z.norms.get(), nullptr};
       prepared.ready.record(stream);  // the tile before has used its norms
       prepared.ready.hold(side);
@@ -215,6 +217,9 @@ void CudaBackend::decide(DecisionState& state, Prepared& prepared, const Feature
 BatchFaults CudaBackend::decide_batch(DecisionState& state, const MatrixView& features, const LabelView& labels) {
   if (features.rows == 0) return {};
   const DeviceGuard on(queue_->device());
+  if (queue_->capturing())
+    throw UsageError("decisions cannot be captured in a CUDA graph: a batch is looked at before it is counted",
+                     "count them outside of the capture");
   Batch batch(*queue_, *staging_, limits_, features, labels);
   const Buffer<BatchRecord> record(*queue_, std::vector<BatchRecord>(1));
   batch.check(state.classes, true, record.get());

@@ -96,7 +96,8 @@ StateArrays arrays_of(const MomentState& state) {
 
 /// What a state has beside its arrays.
 struct CudaBackend::Workspace {
-  explicit Workspace(std::shared_ptr<Queue> on) : queue(std::move(on)), record(*queue, 1), seen(1), gathering(nullptr) {
+  explicit Workspace(std::shared_ptr<Queue> on)
+      : queue(std::move(on)), record(*queue, 1), seen(1), gathering(nullptr, Stream::kBeside) {
     reset(0);
   }
   ~Workspace() {

@@ -30,10 +30,9 @@ Owned<cudaMemPool_t, cudaMemPoolDestroy> make_pool(int device) {
 
 }  // namespace
 
-Stream::Stream(cudaStream_t borrowed) : raw_(borrowed) {
+Stream::Stream(cudaStream_t borrowed, unsigned flags) : raw_(borrowed) {
   if (borrowed) return;
-  // Not cudaStreamNonBlocking: callers who queue their work on the legacy default stream are to be seen.
-  check(cudaStreamCreateWithFlags(&raw_, cudaStreamDefault));
+  check(cudaStreamCreateWithFlags(&raw_, flags));
   own_.reset(raw_);
 }
 

@@ -44,10 +44,13 @@ struct Destroy {
 template <class Handle, auto destroy>
 using Owned = std::unique_ptr<std::remove_pointer_t<Handle>, Destroy<destroy>>;
 
-/// An own stream, or one borrowed from the caller.
+/// An own stream, or one borrowed from the caller. An own one also keeps the order of the legacy default stream, so
+/// that callers who queue their work there are seen; one beside it (kBeside) follows events alone: it may become part
+/// of a capture, which a stream tied to the default stream must not while anybody works there.
 class Stream {
  public:
-  explicit Stream(cudaStream_t borrowed);
+  static constexpr unsigned kBeside = cudaStreamNonBlocking;
+  explicit Stream(cudaStream_t borrowed, unsigned flags = cudaStreamDefault);
   cudaStream_t get() const { return raw_; }
 
  private:

@@ -527,7 +527,7 @@ TEST_F(ShimDeathTest, SeesThreadsThatWaitForEachOtherForEver) {
 
 TEST_F(ShimDeathTest, RefusesWhatACaptureCannotHold) {
   const Buffer<double> out(queue_, 1);
-  const Stream other(nullptr);
+  const Stream other(nullptr, Stream::kBeside), tied(nullptr);
   Event before, within;
   before.record(other.get());
   const auto begin = [&] {
@@ -536,6 +536,7 @@ TEST_F(ShimDeathTest, RefusesWhatACaptureCannotHold) {
     within.record(stream());
   };
   EXPECT_DEATH((begin(), launch_identity(other.get(), out.get(), 1)), "not part of it");
+  EXPECT_DEATH((begin(), within.hold(tied.get())), "tied to the legacy default stream");
   EXPECT_DEATH((begin(), before.hold(stream())), "not recorded in it");
   EXPECT_DEATH((begin(), cuda_shim::set_capturing(false), within.hold(other.get())), "recorded in a capture");
   EXPECT_DEATH(

@@ -168,6 +168,36 @@ TEST_F(StreamOrderTest, ABatchOfAKnownShapeCanBeCaptured) {
   }
 }
 
+TEST_F(StreamOrderTest, DecisionsCannotBeCaptured) {
+  const OneBatch batch(backend_, 20, 12);
+  DecisionState state;
+  state.classes = kClasses;
+  state.dim = kDim;
+  state.centres = backend_.matrix(kClasses, kDim);
+  state.centre_class = backend_.index_array(kClasses, 1);
+  state.counters = backend_.index_array(4, kClasses);
+  cuda_shim::set_capturing(true);
+  EXPECT_THROW(backend_.decide_batch(state, batch.device_x, batch.device_y), UsageError);
+  cuda_shim::set_capturing(false);
+  EXPECT_FALSE(backend_.decide_batch(state, batch.device_x, batch.device_y).any());
+}
+
+// Nothing is scored then, and the second stream has nothing to do that somebody would have to wait for.
+TEST_F(StreamOrderTest, WithoutCentresSamplesAreCounted) {
+  Samples x(Dtype::bf16, 30, 8);
+  const auto labels = make_labels(Classes::uniform, 30, kClasses, 13);
+  fill(x, labels, 0.1, 13);
+  DecisionState state;
+  state.classes = kClasses;
+  state.dim = 8;
+  state.centres = backend_.matrix(0, 8);
+  state.centre_class = backend_.index_array(0, 1);
+  state.counters = backend_.index_array(4, kClasses);
+  ASSERT_FALSE(backend_.decide_batch(state, x.host(), Labels(LabelType::i32, labels).host()).any());
+  const auto counters = backend_.to_host(state.counters);
+  for (Index k = 0; k < kClasses; ++k) EXPECT_EQ(counters[k], std::count(labels.begin(), labels.end(), k));
+}
+
 TEST_F(StreamOrderTest, AFaultFoundLateLosesAndSpoilsNothing) {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   for (const Index rows : {7, 400})

@@ -57,6 +57,7 @@ bool Point::reached() const { return !line || line->done >= number; }
 
 struct CUstream_st {
   int device;
+  unsigned flags;
   std::shared_ptr<Line> line;
 };
 struct CUmemPool_st {
@@ -467,8 +468,8 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   *value = attribute == cudaDevAttrL2CacheSize ? 1 << 20 : 1;
   return cudaSuccess;
 }
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = new CUstream_st{current_device, lines.emplace_back(std::make_shared<Line>())};
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
+  *stream = new CUstream_st{current_device, flags, lines.emplace_back(std::make_shared<Line>())};
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
@@ -490,6 +491,8 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
   if (!is_capturing && event->capture != 0) fail("a wait for an event that was recorded in a capture");
   if (is_capturing) {
     if (event->capture != captures) fail("a wait in a capture for an event that was not recorded in it");
+    if (!line.captured && stream->flags != cudaStreamNonBlocking)
+      fail("a stream joins a capture that is tied to the legacy default stream");
     line.captured = true;
     Point& point = event->point;
     if (&line == captured_first) point.line->joined = std::max(point.line->joined, point.number);
