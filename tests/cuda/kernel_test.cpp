@@ -344,7 +344,7 @@ TEST_F(KernelTest, CollapsedRowsAreCertifiedAsTheyLie) {
     const Buffer<Index> candidates(queue_, rows * kLeaders), decisions(queue_, rows);
     const Leaders leaders{scores.get(), candidates.get()};
     launch_row_norms(stream(), block, norms.get());
-    multiply_narrow(queue_, type, block.data, block.stride, rows, narrow.get(), 128, count, d, products.get());
+    multiply_narrow(queue_, type, block.data, block.stride, rows, narrow.get(), 128, count, d, products.get(), count);
     launch_merge_leaders(stream(), products.get(), nullptr, scales.get(), constant.get(), rows, 0, count, leaders);
     const auto losses = lost.to_host(), norm = norms.to_host();
     ScoreBound bound =
