@@ -520,6 +520,9 @@ void Measurement::blocks(const Matrix& rows, const std::vector<double>& norms, c
   for (const Index k : seen_) counts.push_back(moments_.counts()[k]);
   if (auto found = block_cosines(backend_, counts, rows, norms, sums)) {
     set("block_err" + suffix, found->error);
+    if (found->mean.cosines.empty() && suffix == "_h")
+      report_.notes.push_back("block_cos_h and block_cos_w are not listed: there are " +
+                              std::to_string(found->mean.sizes.size()) + " class sizes");
     (suffix == "_h" ? report_.block_cos_h : report_.block_cos_w) = std::move(found->mean);
   } else {
     undefined("block_err" + suffix, "no two classes have the same size");

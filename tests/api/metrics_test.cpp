@@ -453,6 +453,47 @@ TEST_P(Measure, InputsThatWereNotGivenAreNamed) {
   EXPECT_TRUE(no_bias.find("nc4_agree_test").has_value());
 }
 
+// What is reported for few classes is reported for many, or says why not. 1500 classes in 300 sizes and 5 dimensions
+// are above every size at which something is cut into tiles, groups or pages, and above the dimension.
+TEST_P(Measure, ManyClassesReportWhatFewDo) {
+  for (const bool bias : {false, true}) {
+    const auto report_of = [&](Index classes) {
+      Problem problem;
+      std::vector<Index> counts;
+      for (Index k = 0; k < classes; ++k) counts.push_back(classes < 300 ? 2 + k / 2 : k < 300 ? 1 + k : 1 + k % 2);
+      problem.train = make_samples({counts, 5, {0.1}, 1.0, 0.2, 8});
+      problem.head = random_head(classes, 5, 9);
+      if (!bias) problem.head.bias.clear();
+      const ClassMoments moments = moments_of(context(), problem.train);
+      const DecisionCounts decisions = count_decisions(moments, problem.head, problem.train);
+      const auto head = problem.head.classifier();
+      const std::vector<double> ood_mean{1, 2, 3, 4, 5};
+      return ncollapse::measure(moments, {.classifier = &head,
+                                          .train = &decisions,
+                                          .test = &decisions,
+                                          .ood_mean = &ood_mean,
+                                          .lambda_w = {1e-7},
+                                          .lambda_h = 1e-7});
+    };
+    const Report few = report_of(8), many = report_of(1500);
+    expect_sound(many);
+    EXPECT_GT(few.metrics.size(), 60U);
+    for (const auto& metric : few.metrics) EXPECT_TRUE(many.find(metric.key)) << metric.key;
+    for (const auto& [key, status] : many.status) {
+      EXPECT_TRUE(few.status.contains(key)) << key << ": " << status.why;
+      EXPECT_EQ(status.why.find("its inputs were not given"), std::string::npos) << key;
+    }
+    ASSERT_EQ(many.per_class.size(), few.per_class.size());
+    for (std::size_t i = 0; i < few.per_class.size(); ++i) EXPECT_EQ(many.per_class[i].key, few.per_class[i].key);
+    EXPECT_EQ(many.spectrum.empty(), few.spectrum.empty());
+    EXPECT_FALSE(few.block_cos_h.cosines.empty());
+    EXPECT_TRUE(many.block_cos_h.cosines.empty());  // 300 x 300 numbers
+    EXPECT_NE(std::find(many.notes.begin(), many.notes.end(),
+                        "block_cos_h and block_cos_w are not listed: there are 300 class sizes"),
+              many.notes.end());
+  }
+}
+
 TEST_P(Measure, LowerStatisticsMeasureLess) {
   const Problem problem = typical_problem();
   const auto want = Truth(problem).metrics(Convention::zhu);

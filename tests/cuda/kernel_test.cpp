@@ -302,7 +302,8 @@ TEST_F(KernelTest, CollapsedRowsAreCertified) {
   const Buffer<double> constant(queue_, constants), scores(queue_, rows * kLeaders);
   const Buffer<Index> candidates(queue_, rows * kLeaders), decisions(queue_, rows);
   const Leaders leaders{scores.get(), candidates.get()};
-  multiply_narrow(queue_, Dtype::f16, z.half.get(), padded, rows, c.half.get(), padded, count, padded, products.get());
+  multiply_narrow(queue_, Dtype::f16, z.half.get(), padded, rows, c.half.get(), padded, count, padded, products.get(),
+                  count);
   launch_merge_leaders(stream(), products.get(), z.get().scales, c.get().scales, constant.get(), rows, 0, count,
                        leaders);
   const auto lost = c.lost.to_host();
