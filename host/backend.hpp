@@ -233,7 +233,7 @@ class Backend {
     double trace = 0, offsets = 0, sum = 0;
     for (const double dot : row_dots(A, B)) trace += dot;
     for (const double offset : query.row_offsets) offsets += offset;
-    const auto of_a = weighted_row_sum(A, ones), of_b = weighted_row_sum(B, ones);
+    const auto of_a = weighted_row_sum(A, ones), of_b = A.data() == B.data() ? of_a : weighted_row_sum(B, ones);
     for (std::size_t j = 0; j < of_a.size(); ++j) sum += of_a[j] * of_b[j];
     const auto residual = [](double inner, double norm) {
       const double square = 2 - 2 * inner / norm;
