@@ -753,9 +753,9 @@ Report Measurement::run() {
   }
   duality();
   if (report_.cosine_error > 0)
-    report_.notes.push_back("statistics of pairs are by fast products: no cosine is off by more than " +
-                            text_of(report_.cosine_error) +
-                            ", no squared distance by more than that times the sum of both squared norms, or 1/64");
+    report_.notes.push_back(
+        "statistics of pairs are by fast products: no cosine is off by more than " + text_of(report_.cosine_error) +
+        ", no squared distance by more than that times the sum of both squared norms, 1/64 of itself at most");
   decisions(evidence_.train, "train");
   decisions(evidence_.test, "test");
   out_of_distribution();
