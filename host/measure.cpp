@@ -153,7 +153,7 @@ class Measurement {
     backend_.from_host(result, values);
     return result;
   }
-  double index_without_cancelling(Matrix& within, const Matrix& between);
+  double index_without_cancelling(Matrix& within, Matrix X);
 
   const ClassMoments& moments_;
   const Evidence& evidence_;
@@ -373,11 +373,10 @@ void Measurement::pseudo_inverse() {
   set("nc1_pinv", rules_.divide_by_classes ? sum / k_ : sum);
 }
 
-// NaN where Sigma_W is not well enough conditioned. within: Sigma_W, used up.
-double Measurement::index_without_cancelling(Matrix& within, const Matrix& between) {
+// NaN where Sigma_W is not well enough conditioned. within: Sigma_W, used up. X: B, used up.
+double Measurement::index_without_cancelling(Matrix& within, Matrix X) {
   constexpr double kWellConditioned = 1e-8;  // then the index is right to about 1e-8 of itself at worst
   if (!(backend_.cholesky(within) > kWellConditioned)) return kNaN;
-  Matrix X = backend_.clone(between);
   backend_.solve_lower(within, Transpose::no, X);
   const bool rows_side = X.rows <= X.cols;
   const Index size = std::min(X.rows, X.cols);
@@ -394,7 +393,14 @@ double Measurement::index_without_cancelling(Matrix& within, const Matrix& betwe
   } else {
     backend_.add_gram(1.0, X, total);
   }
-  if (!(backend_.cholesky(total) > 0)) return kNaN;
+  if (!(backend_.cholesky(total) > kWellConditioned)) {
+    // The means differ far more in some directions than in others: the squares in X X^T have lost the smaller ones.
+    const auto values = backend_.singular_values(rows_side ? X : backend_.triangular_factor(X));
+    const Index terms = rows_side ? size - 1 : size;  // without the dependency
+    double sum = 0;
+    for (Index i = 0; i < terms; ++i) sum += 1 / (1 + values[i] * values[i]);
+    return sum / static_cast<double>(terms);
+  }
   Matrix inverse = backend_.identity(size);
   backend_.solve_lower(total, Transpose::no, inverse);
   return (backend_.inner(inverse, inverse) - dependent) / static_cast<double>(rows_side ? size - 1 : size);
@@ -408,11 +414,14 @@ void Measurement::collapse_index() {
   if (moments_.data().scatter_error > 0)
     return skip("nc1_vci", "precision fast does not resolve the small eigenvalues that the index depends on");
   if (trace_between_ == 0) return undefined("nc1_vci", "all class means are equal");
-  Matrix between = backend_.clone(means_);
-  backend_.centre_rows(between, sample_mean_);
-  std::vector<double> roots;
-  for (const double share : share_) roots.push_back(std::sqrt(share));
-  backend_.combine_rows(roots, between, {}, {}, between);
+  const auto weighted_means = [&] {
+    Matrix result = backend_.clone(means_);
+    backend_.centre_rows(result, sample_mean_);
+    std::vector<double> roots;
+    for (const double share : share_) roots.push_back(std::sqrt(share));
+    backend_.combine_rows(roots, result, {}, {}, result);
+    return result;
+  };
   const auto& scatter = moments_.data().scatter;
   const auto within = [&] {
     Matrix result = backend_.matrix(scatter.rows, scatter.cols);
@@ -422,8 +431,9 @@ void Measurement::collapse_index() {
     return result;
   };
   Matrix total = within();
-  double index = index_without_cancelling(total, between);
+  double index = index_without_cancelling(total, weighted_means());
   if (std::isnan(index)) {  // by the eigenvectors of Sigma_T, which alone say which directions count
+    const Matrix between = weighted_means();
     total = within();
     backend_.add_gram(1.0, between, total);
     const auto values = backend_.eigh(total);

@@ -213,5 +213,24 @@ TEST_P(NearCollapse, MinorityMeansThatShrink) {
   expect_close(report.find("nc1_cdnv").value_or(NAN), want.at("nc1_cdnv"), 1e-9, 0, "nc1_cdnv");
 }
 
+// Two classes lie a million deviations apart in one direction, the others a few in the rest: squares of both add up to
+// numbers that have lost the smaller ones, their singular values are only off by some 10 eps of the largest, 1e7. More
+// classes than dimensions, and fewer.
+TEST_P(NearCollapse, DirectionsOfVeryDifferentSize) {
+  for (const Index dim : {3, 9}) {
+    SCOPED_TRACE(dim);
+    Problem problem;
+    problem.train = make_samples({std::vector<Index>(6, 30), dim, {1.0}, 1.0, 0.0, 33});
+    for (Index i = 0; i < problem.train.rows(); ++i) {
+      const auto label = problem.train.labels[at(i)];
+      for (Index j = 0; j < dim && label < 2; ++j)
+        problem.train.values[at(i * dim + j)] += (label == 0 ? 1e6 : -1e6) * (1 + 0.3 * static_cast<double>(j));
+    }
+    const Report report = measure_problem(context(), problem);
+    expect_close(report.find("nc1_vci").value_or(NAN), Truth(problem).metrics(Convention::zhu).at("nc1_vci"), 1e-7, 0,
+                 "nc1_vci");
+  }
+}
+
 }  // namespace
 }  // namespace ncollapse_test
