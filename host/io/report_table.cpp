@@ -96,11 +96,17 @@ std::string to_table(const Report& report, bool colour) {
   out += "rank        " + std::to_string(convention.rank_used) + " of at most " +
          std::to_string(convention.rank_limit) + " directions of Sigma_B\n";
   if (report.precision != Precision::exact) {
-    char bound[32];
-    std::snprintf(bound, sizeof bound, "%.1e", report.scatter_error);
-    out += "precision   " + std::string(to_string(report.precision)) + ": |error of the scatter| <= " + bound +
-           " of its trace; its diagonal " +
-           (report.cosine_error > 0 ? "is exact; pairs of classes: see the note\n" : "and everything else are exact\n");
+    out += "precision   " + std::string(to_string(report.precision)) + ": ";
+    if (report.scatter_error > 0) {
+      char bound[32];
+      std::snprintf(bound, sizeof bound, "%.1e", report.scatter_error);
+      out += "|error of the scatter| <= " + std::string(bound) + " of its trace; its diagonal " +
+             (report.cosine_error > 0 ? "is exact; " : "and everything else are exact\n");
+    }
+    if (report.cosine_error > 0)
+      out += "pairs of classes: see the note\n";
+    else if (!(report.scatter_error > 0))
+      out += "there was nothing to take fast, everything is exact\n";
   }
   for (const auto& note : report.notes) out += "note        " + note + "\n";
 

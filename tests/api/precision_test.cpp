@@ -182,6 +182,22 @@ TEST(FastPairs, AreForManyClassesOnly) {
     EXPECT_EQ(fast.find(key), exact.find(key)) << key;
 }
 
+TEST(Precisions, NoErrorIsStatedOfAScatterThatIsNotThere) {
+  const Samples samples = make_samples({{9, 4, 7}, 3, {0.4}, 1.0, 0.0, 12});
+  using ncollapse::Statistics;
+  const auto table_of = [&](Statistics statistics) {
+    Accumulator moments(Context(ncollapse::Device::parse("cpu")),
+                        {.classes = 3, .dim = 3, .statistics = statistics, .precision = Precision::fast});
+    add_samples(moments, samples);
+    return to_table(measure(moments.finish()));
+  };
+  EXPECT_NE(table_of(Statistics::full).find("|error of the scatter| <="), std::string::npos);
+  for (const Statistics statistics : {Statistics::means, Statistics::traces}) {
+    EXPECT_EQ(table_of(statistics).find("error of the scatter"), std::string::npos);
+    EXPECT_NE(table_of(statistics).find("precision   fast: there was nothing to take fast"), std::string::npos);
+  }
+}
+
 TEST(Precisions, HaveNames) {
   EXPECT_EQ(to_string(Precision::exact), "exact");
   EXPECT_EQ(ncollapse::parse_precision("fast"), Precision::fast);
