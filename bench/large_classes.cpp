@@ -1,6 +1,6 @@
-// large_classes [stream] [pairs] [pairs_fast] [--classes K] [--threads T] [--batch-rows R] [--commit HASH] [--json
-// FILE] What vocabularies of many classes cost on the CPU, and in how much memory (the whole process, this program
-// included):
+// large_classes [stream] [pairs] [pairs_fast] [--classes K] [--threads T] [--batch-rows R] [--commit HASH]
+//   [--json FILE]
+// What vocabularies of many classes cost on the CPU, and in how much memory (the whole process, this program included):
 //   stream   1e6 generated rows, K = 50257 (Zipf), d = 768, f32, statistics traces: seconds in Accumulator::add beside
 //            plain copies of the same batches by the same threads, taken in turn; before them one row of every class
 //   pairs    K = 131072, d = 1024, two samples a class: CDNV, cosine and distance statistics by measure(), in tiles,

@@ -29,7 +29,7 @@ inline Index sort_parts(Index classes, Index rows, int threads) {
 }
 
 /// Whether the state is kept aside while a batch is added, to be brought back if a feature is not finite. Otherwise
-/// features are checked first. What moves less memory: a copy of the sums there and back, or the batch once more.
+/// features are checked first. What moves less memory: a copy of the sums (read and written), or the batch once more.
 inline bool keeps_state(Index classes, Index rows, Index element_bytes, bool full) {
   return !full && 2 * 8 * classes <= rows * element_bytes;
 }

@@ -1,7 +1,7 @@
 // Products of row-major matrices on all threads. BLAS itself runs on one: its own thread pool would fight OpenMP's for
-// the cores (both wait by spinning), which costs more than it gains. The result is cut into tiles by its size alone,
-// each tile is one BLAS call, so the bits do not depend on the number of threads. The program around the library may
-// use the same BLAS, LibTorch does, so each call leaves its number of threads as it was.
+// the cores (both wait by spinning), which costs more than it gains. The result is cut into tiles by its size and
+// the number of threads, each tile is one BLAS call, so the same number of threads gives the same bits. The program
+// around the library may use the same BLAS, LibTorch does, so each call leaves its number of threads as it was.
 #pragma once
 
 #include "ncollapse/types.hpp"
