@@ -193,9 +193,8 @@ const std::string kLegend =
     "N, K, d are what was measured, scaled to this machine; time is the median. floor: what the bytes need at the\n"
     "rate of a copy (read and written), or the operations at that of a product of the row's shape (on a GPU: the best\n"
     "of large squares), whichever is more; or the bare solver. of it: floor / time, < where that is below the bar.\n"
-    "error: against an oracle in long double. bits: a hash of the results and in how many runs from a fresh start it "
-    "was\n"
-    "the same, unless it says DIFFER: 100 where so many fit the time of the row, fewer where not.\n";
+    "error: against an oracle in long double. bits: a hash of the results and in how many runs from a fresh start\n"
+    "it was the same, unless it says DIFFER: 100 where so many fit the time of the row, fewer where not.\n";
 
 std::string plain_text(const Json& row) {
   const Json& plain = row.at("plain");
