@@ -480,6 +480,22 @@ TEST_F(KernelTest, WorkOfOtherStreamsIsOrderedByEvents) {
   }
 }
 
+// A stream that is destroyed still does its work, but not there and then.
+TEST_F(KernelTest, ADestroyedStreamIsNotWaitedFor) {
+  const Buffer<double> value(queue_, std::vector<double>{1}), copy(queue_, std::vector<double>{2});
+  Event copied;
+  {
+    const Stream other(nullptr);
+    check(cudaMemcpyAsync(copy.get(), value.get(), sizeof(double), cudaMemcpyDeviceToDevice, other.get()));
+    copied.record(other.get());
+  }
+  if (cuda_shim::order() == cuda_shim::Order::needed_only) {
+    EXPECT_EQ(copy.to_host().front(), 2);
+  }
+  copied.hold(stream());
+  EXPECT_EQ(copy.to_host().front(), 1);
+}
+
 #if !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
 
 class ShimDeathTest : public KernelTest {};

@@ -48,6 +48,7 @@ struct Line {
   };
   std::deque<Item> items;
   std::uint64_t queued = 0, done = 0;
+  bool destroyed = false;                   // the stream, though what was queued on it is still to be done
   bool captured = false;                    // in the capture that is going on
   std::uint64_t last_work = 0, joined = 0;  // in it; joined: what the captured stream has waited for
 };
@@ -193,7 +194,7 @@ using cuda_shim::submit;
 // ---------------------------------------------------------------- the order of work
 namespace {
 
-std::list<std::shared_ptr<Line>> lines;  // of the streams that there are
+std::list<std::shared_ptr<Line>> lines;  // of the streams that there are, or that left work
 std::mt19937 chance;
 
 /// Does the first item of a line, if it can be done.
@@ -473,8 +474,8 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  drain(stream->line);  // what is queued is still done
-  lines.remove(stream->line);
+  stream->line->destroyed = true;  // nobody waits for it: what is queued is done when its turn comes
+  lines.remove_if([](const auto& line) { return line->destroyed && line->items.empty(); });
   delete stream;
   return cudaSuccess;
 }
