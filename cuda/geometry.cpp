@@ -46,7 +46,7 @@ void sweep(Queue& queue, const PairTask& task, const std::vector<Rectangle>& til
   const Index pitch = (side + kPacket<T> - 1) / kPacket<T> * kPacket<T>, blocks = pair_blocks(side, side);
   Buffer<T> products[2];
   for (auto& each : products) each = Buffer<T>(queue, pieces * side * pitch);
-  const Stream reducing(nullptr);
+  const Stream reducing(nullptr, Stream::kBeside);
   Event made[2], taken[2];
   int turn = 0;
   for (const Rectangle& at : tiles) {
