@@ -23,7 +23,7 @@ struct Limits {
   Index slice_rows = 4096;                       ///< of a product whose partial results are added up by us
   Index row_tile = 2048, candidate_tile = 2048;  ///< scores of decisions: two of 16 MB
   Index pair_tile = 1024;                        ///< side of a Gram tile: two of 8 MB
-  Index half_pair_tile = 2048;                   ///< the same of halves: two of 16 MB
+  Index half_pair_tile = 2048;                   ///< the same of halves: two of 16 MB a product
   Index pair_terms = 4096;                       ///< columns of a product of halves, at most; a multiple of 8
 
   /// Rows per block for rows of this many bytes.

@@ -88,8 +88,7 @@ void launch_merge_leaders(cudaStream_t stream, const float* products, const doub
                           const double* candidate_scales, const double* constants, Index rows, Index first, Index count,
                           const Leaders& leaders);
 /// decisions [rows]: the candidate where it is certified; -m where it is one of the first m leaders, m = 2 or 3; else
-/// -1. evaluations (or null) += how many candidates, of `count`, are to be
-/// evaluated directly.
+/// -1. evaluations (or null) += how many candidates, of `count`, are to be evaluated directly.
 void launch_certify(cudaStream_t stream, const Leaders& leaders, const NarrowRows& z, Index rows,
                     const ScoreBound& bound, Index count, Index* decisions, unsigned long long* evaluations);
 /// For every row with decisions[row] < 0: argmin_k sum_j (h_j - A_kj)^2 (bias null) or argmax_k (h.A_k + bias_k) over

@@ -40,9 +40,8 @@ void symmetric_eigen(Queue& queue, cusolverEigMode_t mode, double* A, Index n, d
 void transpose(Queue& queue, const double* A, Index rows, Index cols, double* B);
 
 /// A [m x n] = left diag(values) right with left [m x m], right [m x n] and values [m], descending; A is used up. With
-/// left and right null: the values alone.
-/// 1 <= m <= n: cuSOLVER takes column-major matrices that are tall, row-major that is wide. Throws Error(internal) when
-/// the solver reports a failure.
+/// left and right null: the values alone. 1 <= m <= n: cuSOLVER takes column-major matrices that are tall, row-major
+/// that is wide. Throws Error(internal) when the solver reports a failure.
 void wide_svd(Queue& queue, double* A, Index m, Index n, double* values, double* left, double* right);
 
 /// R [n x n], upper triangular, of A = Q R. transposed [n x m] = A^T, used up; 1 <= n <= m. Throws Error(internal) when

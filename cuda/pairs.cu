@@ -69,7 +69,7 @@ template <class T>
 __device__ Packet<T> read_products(const PairTile<T>& tile, Index i, Index column) {
   const T* from = tile.products + i * tile.pitch + column;
   Packet<T> packet{};
-  if (column + kPacket < T >> tile.width) {
+  if (tile.width < column + kPacket<T>) {
     for (int v = 0; v < kPacket<T>; ++v)
       if (column + v < tile.width) packet.value[v] = from[v];
   } else {
