@@ -8,39 +8,46 @@
 namespace ncollapse::cpu {
 
 constexpr Index kRunRows = 128;
-constexpr Index kChunkBytes = Index{16} << 20;  // of Z: a share of the last-level cache, long enough for dsyrk
 constexpr Index kSingleRows = 4096;  // of Z in single precision: products of so many terms are added in double
 
-struct BatchShape {
-  Index chunk_rows;    ///< of the largest chunk
-  Index runs;          ///< of a chunk
-  bool counting_sort;  ///< else a comparison sort: there are far more classes than rows
+/// The rows walked between two products, and the runs they are cut into: what a thread takes at a time.
+struct Chunk {
+  Index rows;  ///< of the largest chunk
+  Index runs;  ///< of that
 };
 
-inline BatchShape batch_shape(Index classes, Index dim, Index rows, bool fast) {
-  const Index most = (fast ? kSingleRows : 8192) / kRunRows, row_bytes = (fast ? 4 : 8) * dim;
-  const Index chunk_rows = std::min(rows, std::clamp(kChunkBytes / row_bytes / kRunRows, Index{2}, most) * kRunRows);
-  return {chunk_rows, (chunk_rows + kRunRows - 1) / kRunRows, classes <= 8 * rows};
+enum class Keep { sums, scatter, fast_scatter };
+
+inline Chunk chunk_of(Index dim, Index rows, Keep what) {
+  // With a scatter, Z is to be a share of the last-level cache, yet long enough for dsyrk; without, the carries are
+  // what a chunk takes.
+  constexpr Index kElements = Index{1} << 21;
+  const Index elements = what == Keep::scatter ? kElements : what == Keep::fast_scatter ? 2 * kElements : 8 * kElements;
+  const Index most = what == Keep::scatter ? 8192 : what == Keep::fast_scatter ? kSingleRows : rows + kRunRows;
+  const Index chunk = std::min(rows, std::clamp(elements / dim / kRunRows, Index{2}, most / kRunRows) * kRunRows);
+  return {chunk, (chunk + kRunRows - 1) / kRunRows};
 }
+
+/// Else a comparison sort: there are far more classes than rows.
+inline bool counting_sort(Index classes, Index rows) { return classes <= 8 * rows; }
 
 /// Parts of a counting sort, each with a count of every class: no more than the rows are worth.
 inline Index sort_parts(Index classes, Index rows, int threads) {
   return std::clamp<Index>(2 * rows / std::max(classes, Index{1}), 1, threads);
 }
 
-/// Whether the state is kept aside while a batch is added, to be brought back if a feature is not finite. Otherwise
-/// features are checked first. What moves less memory: a copy of the sums (read and written), or the batch once more.
-inline bool keeps_state(Index classes, Index rows, Index element_bytes, bool full) {
-  return !full && 2 * 8 * classes <= rows * element_bytes;
-}
+/// Classes a batch may touch and have their sums kept aside while it is added, to be brought back if a feature is not
+/// finite. With more of them, features are checked first: reading the batch once more then moves less than twice what
+/// the copy does.
+inline Index most_kept(Index rows, Index element_bytes) { return rows * element_bytes / (2 * 2 * 8); }
 
 /// Labels as they come, order, labels in order, the sort's own space, Z, an accumulator for every thread, two carries a
-/// run, the state kept aside.
+/// run, sums kept aside.
 inline Index add_workspace_bytes(Index classes, Index dim, Index rows, Index element_bytes, int threads, bool full) {
-  const BatchShape shape = batch_shape(classes, dim, rows, false);
-  const Index sort = shape.counting_sort ? sort_parts(classes, rows, threads) * classes : rows / 2;
-  return 8 * (3 * rows + sort + (full ? shape.chunk_rows * dim : 0) + threads * dim + 2 * shape.runs * dim +
-              (keeps_state(classes, rows, element_bytes, full) ? classes * (dim + 2) : 0));
+  const Chunk chunk = chunk_of(dim, rows, full ? Keep::scatter : Keep::sums);
+  const Index sort = counting_sort(classes, rows) ? sort_parts(classes, rows, threads) * classes : rows / 2;
+  const Index own = full ? chunk.rows * dim : std::min(classes, most_kept(rows, element_bytes)) * (dim + 2);
+  return 8 * (3 * rows + sort + own + threads * dim + 2 * chunk.runs * dim);
 }
 
 }  // namespace ncollapse::cpu

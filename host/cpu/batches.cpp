@@ -56,7 +56,8 @@ struct Next {
   const double* sum;
 };
 
-constexpr Index kBlock = 256;  // columns between two calls for what is next
+constexpr Index kSortWork = 16;  // additions that sorting a row is worth
+constexpr Index kBlock = 256;    // columns between two calls for what is next
 
 template <class T>
 inline void fetch(const T* data, Index begin, Index end) {
@@ -191,14 +192,13 @@ void check_features(const MatrixView& features, int threads, BatchFaults& faults
 // A stable counting sort in parts, one a thread: the order does not depend on how many. With far more classes than rows
 // a comparison sort.
 void CpuBackend::sort_by_label(const Index* labels, Index rows, Index classes, Index* order, Index* sorted) {
-  const BatchShape shape = batch_shape(classes, 1, rows, false);
-  if (!shape.counting_sort) {
+  if (!counting_sort(classes, rows)) {
     for (Index i = 0; i < rows; ++i) order[i] = i;
     std::stable_sort(order, order + rows, [&](Index a, Index b) { return labels[a] < labels[b]; });
     for (Index i = 0; i < rows; ++i) sorted[i] = labels[order[i]];
     return;
   }
-  const Index parts = sort_parts(classes, rows, threads_for(rows));
+  const Index parts = sort_parts(classes, rows, threads_for(kSortWork * rows));
   Index* next = offsets_.reserve(parts * classes);  // [parts x classes] counts, then places
 #pragma omp parallel for num_threads(parts) schedule(static, 1)
   for (Index part = 0; part < parts; ++part) {
@@ -222,13 +222,14 @@ void CpuBackend::sort_by_label(const Index* labels, Index rows, Index classes, I
 
 template <class T>
 bool CpuBackend::add_rows(MomentState& state, const T* data, Index stride, Index rows) {
-  const Index dim = state.dim, classes = state.classes;
+  const Index dim = state.dim;
   const bool full = static_cast<bool>(state.scatter), fast = full && state.precision == Precision::fast;
-  const BatchShape shape = batch_shape(classes, dim, rows, fast);
-  const Index chunk_rows = shape.chunk_rows, max_runs = shape.runs;
-  Index* order = order_.reserve(rows);    // rows in label order
-  Index* labels = sorted_.reserve(rows);  // and their labels
-  sort_by_label(labels_.reserve(rows), rows, classes, order, labels);
+  const auto [chunk_rows, max_runs] = chunk_of(dim, rows,
+                                               fast   ? Keep::fast_scatter
+                                               : full ? Keep::scatter
+                                                      : Keep::sums);
+  const Index* order = order_.reserve(rows);    // rows in label order
+  const Index* labels = sorted_.reserve(rows);  // and their labels
 
   Index* counts = state.counts.data();
   double* shifts = state.shifts.data();
@@ -345,42 +346,57 @@ bool CpuBackend::add_rows(MomentState& state, const T* data, Index stride, Index
   return std::isfinite(total_squares);
 }
 
-// Without a scatter, what a batch changes can be kept and brought back.
+// Without a scatter, what a batch changes can be kept, [touched] classes, and brought back.
 void CpuBackend::keep(const MomentState& state) {
-  std::copy_n(state.counts.data(), state.counts.size(), kept_counts_.reserve(state.counts.size()));
-  double* sums = kept_sums_.reserve(state.sums.size() + state.square_sums.size());
-  std::copy_n(state.sums.data(), state.sums.size(), sums);
-  std::copy_n(state.square_sums.data(), state.square_sums.size(), sums + state.sums.size());
+  const Index dim = state.dim, touched = static_cast<Index>(touched_.size());
+  Index* counts = kept_counts_.reserve(touched);
+  double* sums = kept_sums_.reserve(touched * (dim + 1));
+  for (const Index k : touched_) {
+    *counts++ = state.counts.data()[k];
+    sums = std::copy_n(state.sums.data() + k * dim, dim, sums);
+    *sums++ = state.square_sums ? state.square_sums.data()[k] : 0.0;
+  }
 }
 
 void CpuBackend::bring_back(MomentState& state) {
-  const Index* counts = kept_counts_.reserve(state.counts.size());
-  const double* sums = kept_sums_.reserve(state.sums.size() + state.square_sums.size());
-  std::copy_n(counts, state.counts.size(), state.counts.data());
-  std::copy_n(sums, state.sums.size(), state.sums.data());
-  std::copy_n(sums + state.sums.size(), state.square_sums.size(), state.square_sums.data());
-  for (Index k = 0; k < state.classes; ++k)
-    if (counts[k] == 0) std::fill_n(state.shifts.data() + k * state.dim, state.dim, 0.0);
+  const Index dim = state.dim, touched = static_cast<Index>(touched_.size());
+  const Index* counts = kept_counts_.reserve(touched);
+  const double* sums = kept_sums_.reserve(touched * (dim + 1));
+  for (const Index k : touched_) {
+    state.counts.data()[k] = *counts++;
+    std::copy_n(sums, dim, state.sums.data() + k * dim);
+    sums += dim;
+    if (state.square_sums) state.square_sums.data()[k] = *sums;
+    ++sums;
+    if (state.counts.data()[k] == 0) std::fill_n(state.shifts.data() + k * dim, dim, 0.0);
+  }
 }
 
 BatchFaults CpuBackend::add_batch(MomentState& state, const MatrixView& features, const LabelView& labels) {
-  BatchFaults faults = check_labels(labels, state.classes, labels_.reserve(features.rows));
-  if (features.rows == 0) return faults;
+  const Index rows = features.rows;
+  BatchFaults faults = check_labels(labels, state.classes, labels_.reserve(rows));
+  const auto check = [&] { check_features(features, threads_for(rows * features.cols), faults); };
+  if (faults.any()) check();
+  if (faults.any() || rows == 0) return faults;
+
+  Index* sorted = sorted_.reserve(rows);
+  sort_by_label(labels_.reserve(rows), rows, state.classes, order_.reserve(rows), sorted);
+  touched_.clear();
+  for (Index i = 0; i < rows; ++i)
+    if (i == 0 || sorted[i] != sorted[i - 1]) touched_.push_back(sorted[i]);
   const auto add = [&] {
     bool finite = false;
-    with_elements(features,
-                  [&](const auto* data) { finite = add_rows(state, data, features.row_stride(), features.rows); });
+    with_elements(features, [&](const auto* data) { finite = add_rows(state, data, features.row_stride(), rows); });
     return finite;
   };
   // Features are looked at before anything is changed, or by what became of their squares.
-  const bool full = static_cast<bool>(state.scatter);
-  if (!faults.any() && keeps_nonfinite(features.dtype) &&
-      keeps_state(state.classes, features.rows, size_of(features.dtype), full)) {
+  if (!state.scatter && keeps_nonfinite(features.dtype) &&
+      static_cast<Index>(touched_.size()) <= most_kept(rows, size_of(features.dtype))) {
     keep(state);
     if (add()) return faults;
     bring_back(state);
   }
-  check_features(features, threads_for(features.rows * features.cols), faults);
+  check();
   if (!faults.any()) add();
   return faults;
 }

@@ -71,7 +71,7 @@ class CpuBackend final : public Backend {
 
   /// order [rows]: row numbers in stable label order; sorted [rows]: their labels.
   void sort_by_label(const Index* labels, Index rows, Index classes, Index* order, Index* sorted);
-  /// Whether all squares of centred features are finite.
+  /// Of the rows as sort_by_label left them. Whether all squares of centred features are finite.
   template <class T>
   bool add_rows(MomentState& state, const T* data, Index stride, Index rows);
   void keep(const MomentState& state);
@@ -86,6 +86,7 @@ class CpuBackend final : public Backend {
   DeviceInfo info_;
   int threads_;
   Scratch<Index> labels_, order_, sorted_, offsets_, kept_counts_;
+  std::vector<Index> touched_;  ///< classes of the batch
   Scratch<double> centred_, carries_, accumulators_, columns_, scales_, kept_sums_;
   Scratch<float> single_, tiles_;
   Scratch<Index> decisions_;
