@@ -224,10 +224,8 @@ template <class T>
 bool CpuBackend::add_rows(MomentState& state, const T* data, Index stride, Index rows) {
   const Index dim = state.dim;
   const bool full = static_cast<bool>(state.scatter), fast = full && state.precision == Precision::fast;
-  const auto [chunk_rows, max_runs] = chunk_of(dim, rows,
-                                               fast   ? Keep::fast_scatter
-                                               : full ? Keep::scatter
-                                                      : Keep::sums);
+  const Keep what = fast ? Keep::fast_scatter : full ? Keep::scatter : Keep::sums;
+  const Index chunk_rows = chunk_of(dim, rows, what).rows, max_runs = chunk_of(dim, rows, what).runs;
   const Index* order = order_.reserve(rows);    // rows in label order
   const Index* labels = sorted_.reserve(rows);  // and their labels
 
