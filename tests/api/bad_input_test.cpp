@@ -66,8 +66,12 @@ TEST_P(BadInput, LabelsOutOfRange) {
   const std::vector<std::uint8_t> bytes(static_cast<std::size_t>(good.rows()), 200);
   const Encoded features = encode(good.values, good.rows(), good.dim, Dtype::f32);
   Accumulator accumulator(context(), options_for(good));
-  expect_data_error([&] { accumulator.add(features.view(), ncollapse::view(narrow.data(), good.rows())); }, 240, 0);
-  expect_data_error([&] { accumulator.add(features.view(), ncollapse::view(bytes.data(), good.rows())); }, 240, 0);
+  const auto add = [&](const LabelView& labels) {
+    accumulator.add(features.view(), labels);
+    accumulator.check();
+  };
+  expect_data_error([&] { add(ncollapse::view(narrow.data(), good.rows())); }, 240, 0);
+  expect_data_error([&] { add(ncollapse::view(bytes.data(), good.rows())); }, 240, 0);
   EXPECT_EQ(accumulator.samples(), 0);
 }
 

@@ -108,7 +108,7 @@ AccumulatorOptions options_for(const Samples& samples);
 /// 1/n_k for the classes that have samples, 1 for the others: what the convention `classavg` needs.
 std::vector<double> inverse_counts(const Samples& samples);
 
-/// Adds the rows in batches of `batch_rows` (0: all at once).
+/// Adds the rows in batches of `batch_rows` (0: all at once), and throws what is wrong with any of them.
 void add_samples(Accumulator& accumulator, const Samples& samples, Index batch_rows = 0, Dtype dtype = Dtype::f64);
 Accumulator accumulate(const Context& context, const Samples& samples, Index batch_rows = 0, Dtype dtype = Dtype::f64);
 ClassMoments moments_of(const Context& context, const Samples& samples);
