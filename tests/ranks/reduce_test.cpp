@@ -316,7 +316,9 @@ TEST_P(Reduce, ABadRowThatAGpuFindsLateFailsAll) {
   const auto errors = ranks.run([&](const Communicator& rank) {
     Accumulator accumulator(context(), {1, 2, Statistics::full, {}});
     add_samples(accumulator, {1, 2, {1, 2}, {0}});
-    if (rank.rank() == 1) add_samples(accumulator, {1, 2, {1, std::numeric_limits<double>::quiet_NaN()}, {0}});
+    const double bad_row[] = {1, std::numeric_limits<double>::quiet_NaN()};
+    const std::int64_t label[] = {0};
+    if (rank.rank() == 1) accumulator.add(ncollapse::view(bad_row, 1, 2), ncollapse::view(label, 1));
     try {
       accumulator.reduce(rank);
     } catch (...) {
