@@ -140,7 +140,7 @@ Matrix CudaBackend::product(const Matrix& A, Transpose transpose_a, const Matrix
 
 void CudaBackend::add_gram(double alpha, const Matrix& A, Matrix& T) {
   const DeviceGuard on(queue_->device());
-  cuda::add_gram(*queue_, alpha, A.data(), A.rows, A.cols, T.data());
+  cuda::add_gram(*queue_, alpha, A.data(), A.cols, A.rows, A.cols, T.data());
 }
 
 void CudaBackend::mirror_lower(Matrix& A) {

@@ -90,10 +90,10 @@ void Batch::load(Index number, bool with_features) {
   staging_.end();
 }
 
-void Batch::check(Index classes, bool features_too, BatchRecord* record) {
+void Batch::check(Index classes, bool features_too, BatchRecord* record, std::uint32_t* keys, std::uint32_t* rows) {
   for (Index b = 0; b < blocks(); ++b) {
     load(b, features_too || blocks() == 1);
-    launch_find_bad_labels(queue_.stream(), label_block_, first_row(b), classes, record);
+    launch_find_bad_labels(queue_.stream(), label_block_, first_row(b), classes, record, keys, rows);
     if (features_too) launch_find_nonfinite(queue_.stream(), feature_block_, first_row(b), record);
     launch_settle(queue_.stream(), label_block_, first_row(b), b + 1 == blocks() ? features_.rows : 0, features_too,
                   record);

@@ -15,9 +15,10 @@ namespace ncollapse::cuda {
 /// Sizes of what is processed at a time. Results may differ in their last bits between different limits; tests set them
 /// low to have many blocks and tiles in small cases.
 struct Limits {
-  Index block_bytes = Index{512} << 20;  ///< features of a block; bounds the staging buffers
+  Index block_bytes = Index{2} << 30;  ///< features of a block; bounds the staging buffers
   Index block_rows = Index{1} << 22;
   Index piece_bytes = Index{8} << 20;            ///< of pinned memory, of which there are two
+  Index group_runs = 8, fold = 32;               ///< of class sums; group_runs is a power of two
   Index centred_bytes = Index{512} << 20;        ///< Z of a chunk; there are two where a block has several
   Index wide_dim = 1024;                         ///< above it the exact scatter is one DSYRK a chunk
   Index slice_rows = 4096;                       ///< of a product whose partial results are added up by us
@@ -44,8 +45,9 @@ class Batch {
   const FeatureBlock& features() const { return feature_block_; }
   const LabelBlock& labels() const { return label_block_; }
   /// Looks for faults in all labels and, where asked, in all features, and settles the record: with a fault the gate is
-  /// shut (validate.hpp). Does not wait.
-  void check(Index classes, bool features_too, BatchRecord* record);
+  /// shut (validate.hpp). Does not wait. keys, rows: of launch_find_bad_labels, for a batch of one block.
+  void check(Index classes, bool features_too, BatchRecord* record, std::uint32_t* keys = nullptr,
+             std::uint32_t* rows = nullptr);
 
  private:
   Queue& queue_;

@@ -44,12 +44,11 @@ BucketSorter::BucketSorter(Queue& queue, Index max_rows, Index classes)
   sort_space_ = Buffer<unsigned char>(queue, static_cast<Index>(bytes));
 }
 
-Buckets BucketSorter::sort(const LabelBlock& labels, const BatchRecord* record) {
-  launch_number_labels(queue_.stream(), labels, record, keys_in_.get(), rows_in_.get());
+Buckets BucketSorter::sort(Index size) {
   sort_pairs(queue_, sort_space_.get(), static_cast<std::size_t>(sort_space_.size()), keys_in_.get(), keys_.get(),
-             rows_in_.get(), rows_.get(), labels.rows, key_bits_);
-  launch(queue_.stream(), {blocks_for(labels.rows)}, mark_ends, keys_.get(), labels.rows, begin_.get(), end_.get());
-  return {keys_.get(), rows_.get(), begin_.get(), end_.get(), labels.rows};
+             rows_in_.get(), rows_.get(), size, key_bits_);
+  launch(queue_.stream(), {blocks_for(size)}, mark_ends, keys_.get(), size, begin_.get(), end_.get());
+  return {keys_.get(), rows_.get(), begin_.get(), end_.get(), size};
 }
 
 }  // namespace ncollapse::cuda

@@ -22,8 +22,11 @@ struct Buckets {
 class BucketSorter {
  public:
   BucketSorter(Queue& queue, Index max_rows, Index classes);
-  /// Valid until the next call. The labels were checked; where the record's gate is shut, all count as class 0.
-  Buckets sort(const LabelBlock& labels, const BatchRecord* record);
+  /// Where launch_find_bad_labels writes what is to be sorted.
+  std::uint32_t* keys() const { return keys_in_.get(); }
+  std::uint32_t* rows() const { return rows_in_.get(); }
+  /// Sorts these; valid until the next call.
+  Buckets sort(Index size);
 
  private:
   Queue& queue_;

@@ -1,5 +1,6 @@
 #include <bit>
 #include <cfloat>
+#include <type_traits>
 
 #include "cuda/class_sums.hpp"
 #include "cuda/device.hpp"
@@ -7,172 +8,297 @@
 namespace ncollapse::cuda {
 namespace {
 
-constexpr int kRowsAhead = 4;         // loads of a lane in flight
-constexpr int kCarryColumns = kWarp;  // columns of a block of add_carries; its kWarps warps share the runs
+constexpr int kPairs = 4;                       // of columns, for a lane
+constexpr int kValues = 2 * kPairs;             // of a row, for a lane
+constexpr int kPairStep = 2 * kWarp;            // columns from one pair of a lane to its next
+constexpr int kSlab = kPairs * kPairStep;       // columns of a warp
+constexpr Index kWarpsWanted = Index{1} << 14;  // for a block of rows: several times what any GPU holds at once
+template <class T, bool kPaired>
+constexpr int kRowsAhead = kPaired || sizeof(T) == 8 ? 8 / sizeof(T) : 4 / sizeof(T);  // 2 KB of a warp in flight
 
-/// A warp looks at 32 positions and copies, one after the other, the rows that begin a new class.
-template <class T>
-__global__ void take_shifts(Rows<T> x, Buckets b, const Index* counts, const BatchRecord* record, double* shifts) {
-  if (record->shut) return;
-  for (Index base = warp_id() * kWarp; base < b.size; base += warp_count() * kWarp) {
-    const Index p = base + lane_id();
-    const bool begins = p < b.size && b.begin[b.keys[p]] == p && counts[b.keys[p]] == 0;
-    for (unsigned found = __ballot_sync(kAllLanes, begins); found != 0; found &= found - 1) {
-      const Index head = base + __ffs(static_cast<int>(found)) - 1;
-      const T* row = x.row(b.rows[head]);
-      double* shift = shifts + static_cast<Index>(b.keys[head]) * x.cols;
-      for (Index col = lane_id(); col < x.cols; col += kWarp) shift[col] = to_double(row[col]);
+/// A lane's columns in a slab: pair i is of(i) and the one after. kPaired: the number of columns is even, and rows of
+/// every kind start at multiples of a pair.
+template <bool kPaired>
+struct Columns {
+  int first, dim;
+
+  __device__ int of(int pair) const { return first + pair * kPairStep; }
+  __device__ bool has(int pair) const { return of(pair) < dim; }
+  /// `to` := row, zeros beyond the last column.
+  __device__ void read(const double* row, double (&to)[kValues]) const {
+    row += first;
+    for (int i = 0; i < kPairs; ++i) {
+      double2 pair{0, 0};
+      if constexpr (kPaired) {
+        if (has(i)) pair = *reinterpret_cast<const double2*>(row + i * kPairStep);
+      } else {
+        if (has(i)) pair.x = row[i * kPairStep];
+        if (of(i) + 1 < dim) pair.y = row[i * kPairStep + 1];
+      }
+      to[2 * i] = pair.x;
+      to[2 * i + 1] = pair.y;
     }
+  }
+  __device__ void write(const double (&from)[kValues], double* row) const {
+    if constexpr (kPaired) return write_padded(from, row);
+    row += first;
+    for (int i = 0; i < kPairs; ++i) {
+      if (has(i)) row[i * kPairStep] = from[2 * i];
+      if (of(i) + 1 < dim) row[i * kPairStep + 1] = from[2 * i + 1];
+    }
+  }
+  /// To a row that has room for an even number of columns.
+  __device__ void write_padded(const double (&from)[kValues], double* row) const {
+    row += first;
+    for (int i = 0; i < kPairs; ++i)
+      if (has(i)) *reinterpret_cast<double2*>(row + i * kPairStep) = double2{from[2 * i], from[2 * i + 1]};
+  }
+};
+
+template <bool kPaired>
+__device__ Columns<kPaired> columns_of(const SumPlan& plan, Index slab) {
+  return {static_cast<int>(slab) * kSlab + 2 * lane_id(), static_cast<int>(plan.dim)};
+}
+
+/// What a lane has of a row of features; zeros beyond the last column.
+template <class T, bool kPaired>
+struct RowPart {
+  using Word = std::conditional_t<sizeof(T) == 2, int, std::conditional_t<sizeof(T) == 4, int2, int4>>;
+  Pair<T> pair[kPairs] = {};
+
+  /// Past the caches: nobody reads it again.
+  __device__ void read(const Rows<T>& x, Index row, const Columns<kPaired>& columns) {
+    const T* from = x.row(row) + columns.first;
+    for (int i = 0; i < kPairs; ++i, from += kPairStep) {
+      if (!columns.has(i)) continue;
+      if constexpr (kPaired) {
+        const Word word = __ldcs(reinterpret_cast<const Word*>(from));
+        static_assert(sizeof word == sizeof pair[i]);
+        memcpy(&pair[i], &word, sizeof word);
+      } else {
+        pair[i] = {from[0], columns.of(i) + 1 < columns.dim ? from[1] : T{}};
+      }
+    }
+  }
+  template <class F>
+  __device__ void each(const F& f) const {  ///< f(number, value)
+    for (int i = 0; i < kPairs; ++i) {
+      f(2 * i, to_double(pair[i].first));
+      f(2 * i + 1, to_double(pair[i].second));
+    }
+  }
+};
+
+/// What a run has of a class.
+struct Piece {
+  std::uint32_t k, begin;     ///< the class and its first position
+  std::uint32_t first, last;  ///< positions of the piece
+  bool whole;                 ///< it is all of the class
+};
+
+/// Calls f(piece) for every piece of a run, in order.
+template <class F>
+__device__ void for_each_piece(const Buckets& b, const SumPlan& plan, Index run, const F& f) {
+  const auto start = static_cast<std::uint32_t>(run * plan.run);
+  const auto stop = static_cast<std::uint32_t>(min((run + 1) * plan.run, plan.rows));
+  std::uint32_t k = b.keys[start];
+  for (std::uint32_t p = start; p < stop;) {
+    const std::uint32_t begin = b.begin[k], end = b.end[k];
+    const bool whole = plan.whole(begin, end);
+    const std::uint32_t last = whole ? end : min(end, stop);
+    const std::uint32_t next = last < stop ? b.keys[last] : 0;  // on its way meanwhile
+    if (!whole || p == begin) f(Piece{k, begin, p, last, whole});  // else it is of a run before
+    p = last;
+    k = next;
   }
 }
 
-/// Counts the NaN and infinite values of positions first .. last - 1 in this lane's columns.
-template <class T>
-__device__ void report_nonfinite(const Rows<T>& x, const Buckets& b, Index first, Index last, Index col,
-                                 const SumTarget& target) {
-  Count found = 0, minimum = ~Count{0};
-  for (Index q = first; q < last; ++q)
-    for (Index j = col; j < min(col + kPacket<T>, x.cols); ++j) {
-      if (fabs(to_double(x.row(b.rows[q])[j])) <= DBL_MAX) continue;
-      ++found;
-      minimum = min(minimum, static_cast<Count>((target.first_row + b.rows[q]) * x.cols + j));
+/// Calls f(position, row) for the rows of a piece, in order, while the next ones are read.
+template <class T, bool kPaired, class F>
+__device__ void for_each_row(const Rows<T>& x, const Buckets& b, const Piece& piece, const Columns<kPaired>& columns,
+                             const F& f) {
+  constexpr int kAhead = kRowsAhead<T, kPaired>;
+  static_assert(kWarp % kAhead == 0);
+  const int rows = static_cast<int>(piece.last - piece.first);  // two runs at most
+  const std::uint32_t* numbers = b.rows + piece.first;
+  // The numbers of 32 rows, one a lane, and of the 32 after them.
+  const auto take = [&](int i) { return i + lane_id() < rows ? numbers[i + lane_id()] : 0; };
+  std::uint32_t now = take(0), later = take(kWarp);
+  RowPart<T, kPaired> ahead[kAhead];
+  for (int a = 0; a < kAhead; ++a)
+    if (a < rows) ahead[a].read(x, __shfl_sync(kAllLanes, now, a), columns);
+  NCOLLAPSE_ROLLED
+  for (int i = 0; i < rows; i += kAhead) {
+    const int at = i % kWarp;
+    for (int a = 0; a < kAhead; ++a) {
+      if (i + a >= rows) continue;  // the whole warp
+      f(Index{piece.first} + i + a, ahead[a]);
+      if (i + a + kAhead >= rows) continue;
+      const int next = at + a + kAhead;
+      ahead[a].read(x, __shfl_sync(kAllLanes, next < kWarp ? now : later, next % kWarp), columns);
     }
-  if (found == 0) return;  // finite values, whose squares are too large for a double
-  atomicAdd(&target.record->nonfinite, found);
-  atomicMin(&target.record->first_nonfinite, minimum);
+    if (at + kAhead < kWarp) continue;
+    now = later;
+    later = take(i + kAhead + kWarp);
+  }
 }
 
 /// What is made beside the sums.
 enum class Beside { nothing, rows, columns };
 
-/// Where only sums are made, memory is the limit: two blocks a multiprocessor then keep enough bytes in flight.
-template <class T, Beside kBeside>
-__global__ void __launch_bounds__(kBlock, kBeside == Beside::nothing ? 2 : 1)
+template <class T, bool kPaired, Beside kBeside>
+__global__ void __launch_bounds__(kBlock, kBeside == Beside::nothing || sizeof(T) < 8 ? 2 : 1)
     centre_and_sum(Rows<T> x, Buckets b, SumPlan plan, Index first_run, Index last_run, SumScratch scratch,
                    SumTarget target) {
-  constexpr int V = kPacket<T>;
   const Index run = first_run + warp_id() / plan.slabs, slab = warp_id() % plan.slabs;
   if (run >= last_run) return;  // the whole warp
-  const bool shut = target.record->shut != 0;
-  const Index d = plan.dim, col = (slab * kWarp + lane_id()) * V;
-  const Index start = run * plan.run, stop = min(start + plan.run, plan.rows);
-  // Of position p: z + (p - start) d.
-  double* z = kBeside == Beside::rows ? target.z + (start - first_run * plan.run) * d + col : nullptr;
+  const Columns<kPaired> columns = columns_of<kPaired>(plan, slab);
+  double* z = kBeside == Beside::rows ? target.z - first_run * plan.run * plan.pitch : nullptr;  // of position 0
+  if (target.record->shut) {
+    if constexpr (kBeside == Beside::rows) {
+      const double nothing[kValues] = {};
+      for (Index p = run * plan.run; p < min((run + 1) * plan.run, plan.rows); ++p)
+        columns.write_padded(nothing, z + p * plan.pitch);
+    }
+    return;
+  }
 
-  double columns[V];
+  double column_squares[kValues];
   if constexpr (kBeside == Beside::columns)
-    for (int v = 0; v < V; ++v) columns[v] = 0;
-  for (Index p = start; p < stop;) {
-    const Index k = b.keys[p], begin = b.begin[k], end = b.end[k], piece_end = min(end, stop);
-    double shift[V], sum[V], square = 0;
-    for (int v = 0; v < V; ++v) {
-      shift[v] = col + v < d ? target.shifts[k * d + col + v] : 0;
-      sum[v] = 0;
+    for (int v = 0; v < kValues; ++v) column_squares[v] = 0;
+  for_each_piece(b, plan, run, [&](const Piece& piece) {
+    double shift[kValues], sum[kValues], squares[2] = {0, 0};
+    for (int v = 0; v < kValues; ++v) shift[v] = sum[v] = 0;
+    if (target.counts[piece.k] > 0) {
+      columns.read(target.shifts + Index{piece.k} * plan.dim, shift);
+    } else {
+      RowPart<T, kPaired> row;
+      row.read(x, b.rows[piece.begin], columns);
+      row.each([&](int v, double value) { shift[v] = value; });
+      if (piece.first == piece.begin) columns.write(shift, target.shifts + Index{piece.k} * plan.dim);
     }
-    const double factor = target.scale ? target.scale[k] : 1;
-    for (Index q = p; q < piece_end; q += kWarp) {
-      const int rows = static_cast<int>(min(piece_end - q, Index{kWarp}));
-      const std::uint32_t mine = lane_id() < rows ? b.rows[q + lane_id()] : 0;  // one load for 32 row numbers
-      for (int i = 0; i < rows; i += kRowsAhead) {
-        Packet<T> packet[kRowsAhead];
-        for (int a = 0; a < kRowsAhead; ++a) {
-          const Index row = __shfl_sync(kAllLanes, mine, min(i + a, rows - 1));
-          packet[a] = read_once(x, x.row(row), col);
-        }
-        for (int a = 0; a < kRowsAhead; ++a) {
-          if (i + a >= rows) continue;
-          for (int v = 0; v < V; ++v) {
-            if (col + v >= d) continue;
-            const double centred = to_double(packet[a].value[v]) - shift[v], scaled = factor * centred;
-            sum[v] += centred;
-            square += centred * centred;
-            if constexpr (kBeside == Beside::columns) columns[v] += scaled * scaled;
-            if constexpr (kBeside == Beside::rows) z[(q - start + i + a) * d + v] = shut ? 0 : scaled;
-          }
-        }
-      }
-    }
-    if (target.watch && !shut && !(square <= DBL_MAX)) report_nonfinite(x, b, p, piece_end, col, target);
+    const double factor = target.scale ? target.scale[piece.k] : 1;
 
-    const bool from_before = begin<start, goes_on = end> stop;
-    double* carried = scratch.carry + (run * 2 + (from_before ? 0 : 1)) * d;
-    for (int v = 0; v < V; ++v) {
-      if (col + v >= d) continue;
-      if (from_before || goes_on)
-        carried[col + v] = sum[v];
-      else if (!shut)
-        target.sums[k * d + col + v] += sum[v];
+    for_each_row(x, b, piece, columns, [&](Index position, const RowPart<T, kPaired>& row) {
+      double scaled[kValues];
+      row.each([&](int v, double value) {
+        const double centred = value - shift[v];
+        sum[v] += centred;
+        squares[v % 2] += centred * centred;
+        scaled[v] = factor * centred;
+        if constexpr (kBeside == Beside::columns) column_squares[v] += scaled[v] * scaled[v];
+      });
+      if constexpr (kBeside == Beside::rows) columns.write_padded(scaled, z + position * plan.pitch);
+    });
+
+    double square = squares[0] + squares[1];
+    if (target.watch && !(square <= DBL_MAX)) atomicAdd(&target.record->suspect, Count{1});
+    if (!piece.whole) {
+      columns.write_padded(sum, scratch.carry + (2 * run + (piece.first == piece.begin ? 1 : 0)) * plan.pitch);
+    } else {
+      double* sums = target.sums + Index{piece.k} * plan.dim;
+      double before[kValues];
+      columns.read(sums, before);
+      for (int v = 0; v < kValues; ++v) sum[v] += before[v];
+      columns.write(sum, sums);
     }
     square = warp_sum(square);
-    if (lane_id() == 0) scratch.piece_squares[slab * plan.rows + p] = square;
-    p = piece_end;
-  }
+    if (lane_id() == 0) scratch.piece_squares[slab * plan.rows + piece.first] = square;
+  });
   if constexpr (kBeside == Beside::columns)
-    for (int v = 0; v < V; ++v)
-      if (col + v < d) scratch.column_squares[(run - first_run) * d + col + v] = columns[v];
+    columns.write(column_squares, scratch.column_squares + (run - first_run) * plan.dim);
 }
 
-/// Block x = the run in which a class begins that does not end there; y = columns, the last y = the squares.
-/// Each warp adds a contiguous share of the pieces, then the shares are added in order: both depend on the number of
-/// pieces only.
-__global__ void add_carries(Buckets b, SumPlan plan, SumScratch scratch, const BatchRecord* record, double* sums,
-                            double* square_sums) {
+template <class T, bool kPaired>
+__global__ void __launch_bounds__(kBlock, 2)
+    write_halves(Rows<T> x, Buckets b, SumPlan plan, Index first_run, Index last_run, const double* shifts,
+                 const double* scale, const int* exponents, Index padded, Half* z) {
+  const Index run = first_run + warp_id() / plan.slabs, slab = warp_id() % plan.slabs;
+  if (run >= last_run) return;
+  const Columns<kPaired> columns = columns_of<kPaired>(plan, slab);
+  double down[kValues];
+  for (int v = 0; v < kValues; ++v) {
+    const int col = columns.of(v / 2) + v % 2;
+    down[v] = col < columns.dim ? power_of_two(-exponents[col]) : 0;
+  }
+  for_each_piece(b, plan, run, [&](const Piece& piece) {
+    double shift[kValues], scaling[kValues];
+    columns.read(shifts + Index{piece.k} * plan.dim, shift);
+    for (int v = 0; v < kValues; ++v) scaling[v] = scale ? scale[piece.k] * down[v] : down[v];
+    for_each_row(x, b, piece, columns, [&](Index position, const RowPart<T, kPaired>& row) {
+      Half* to = z + (position - first_run * plan.run) * padded;
+      Pair<Half> halves[kPairs] = {};
+      row.each([&](int v, double value) {
+        const Half half = to_half(static_cast<float>((value - shift[v]) * scaling[v]));
+        (v % 2 == 0 ? halves[v / 2].first : halves[v / 2].second) = half;
+      });
+      for (int i = 0; i < kPairs; ++i)
+        if (columns.of(i) < padded) *reinterpret_cast<Pair<Half>*>(to + columns.of(i)) = halves[i];
+    });
+  });
+}
+
+/// Block x: plan.fold runs; if they all go on with one class that began before, and end inside it, the first one's carry
+/// becomes the sum of all. y: columns.
+__global__ void fold_carries(Buckets b, SumPlan plan, const BatchRecord* record, double* carry) {
   if (record->shut) return;
-  const Index run = blockIdx.x, stop = (run + 1) * plan.run, d = plan.dim;
-  if (stop >= plan.rows) return;
+  const Index first = blockIdx.x * plan.fold, col = static_cast<Index>(blockIdx.y) * kBlock + threadIdx.x;
+  if (col >= plan.dim || (first + plan.fold) * plan.run > plan.rows) return;
+  const Index k = b.keys[first * plan.run];
+  if (b.begin[k] >= first * plan.run || b.end[k] < (first + plan.fold) * plan.run) return;
+  double sum = 0;
+  for (Index run = first; run < first + plan.fold; ++run) sum += carry[2 * run * plan.pitch + col];
+  carry[2 * first * plan.pitch + col] = sum;
+}
+
+/// Block x: the classes that begin in a run. y: columns; the last y: counts and squares.
+__global__ void close_classes(Buckets b, SumPlan plan, SumScratch scratch, const BatchRecord* record, Index* counts,
+                              double* sums, double* square_sums) {
+  if (record->shut) return;
+  const Index run = blockIdx.x, start = run * plan.run, stop = min(start + plan.run, plan.rows);
+  // Of those that begin here only the last one can go on; if it does, it was cut.
   const Index k = b.keys[stop - 1], begin = b.begin[k], end = b.end[k];
-  if (end <= stop || begin < run * plan.run) return;  // the whole block
-  const Index pieces = (end - 1) / plan.run - run + 1;
-  double* shared = shared_memory<double>();
+  const bool cut = begin >= start && !plan.whole(begin, end);
+  const Index last = (end - 1) / plan.run;  // run of its last piece
 
   if (blockIdx.y + 1 < gridDim.y) {
-    const Index col = static_cast<Index>(blockIdx.y) * kCarryColumns + lane_id();
-    double sum = 0;
-    if (col < d) {
-      const Index share = warp_in_block();
-      for (Index i = share * pieces / kWarps; i < (share + 1) * pieces / kWarps; ++i)
-        sum += scratch.carry[((run + i) * 2 + (i == 0 ? 1 : 0)) * d + col];
+    const Index col = static_cast<Index>(blockIdx.y) * kBlock + threadIdx.x;
+    if (!cut || col >= plan.dim) return;
+    const double* carry = scratch.carry + col;
+    double sum = carry[(2 * run + 1) * plan.pitch];
+    const auto add = [&](Index from, Index to, Index step) {
+      for (Index r = from; r < to; r += step) sum += carry[2 * r * plan.pitch];
+    };
+    // Single runs, folded groups of them, single runs again.
+    const Index groups = (run + plan.fold) / plan.fold * plan.fold, left = end / plan.run / plan.fold * plan.fold;
+    if (groups < left) {
+      add(run + 1, groups, 1);
+      add(groups, left, plan.fold);
+      add(left, last + 1, 1);
+    } else {
+      add(run + 1, last + 1, 1);
     }
-    shared[threadIdx.x] = sum;
-    __syncthreads();
-    if (warp_in_block() == 0 && col < d) {
-      double total = 0;
-      for (int share = 0; share < kWarps; ++share) total += shared[share * kWarp + lane_id()];
-      sums[k * d + col] += total;
-    }
-  } else if (square_sums) {
-    double sum = 0;
-    for (Index i = threadIdx.x; i < pieces * plan.slabs; i += kBlock) {
-      const Index piece = i / plan.slabs, slab = i % plan.slabs;
-      const Index position = piece == 0 ? begin : (run + piece) * plan.run;
-      sum += scratch.piece_squares[slab * plan.rows + position];
-    }
-    sum = block_sum(sum, shared);
-    if (threadIdx.x == 0) square_sums[k] += sum;
+    sums[k * plan.dim + col] += sum;
+    return;
   }
-}
 
-__global__ void close_classes(Buckets b, SumPlan plan, SumScratch scratch, const BatchRecord* record, Index* counts,
-                              double* square_sums) {
-  if (record->shut) return;
-  for (Index base = warp_id() * kWarp; base < b.size; base += warp_count() * kWarp) {
-    const Index p = base + lane_id();
-    bool inside = false;
-    if (p < b.size && b.begin[b.keys[p]] == p) {
-      const Index k = b.keys[p], end = b.end[k];
-      counts[k] += end - p;
-      inside = p / plan.run == (end - 1) / plan.run;
-    }
-    if (!square_sums) continue;  // the same for all
-    for (unsigned found = __ballot_sync(kAllLanes, inside); found != 0; found &= found - 1) {
-      const Index head = base + __ffs(static_cast<int>(found)) - 1;
-      double sum = 0;
-      for (Index slab = lane_id(); slab < plan.slabs; slab += kWarp)
-        sum += scratch.piece_squares[slab * plan.rows + head];
-      sum = warp_sum(sum);
-      if (lane_id() == 0) square_sums[b.keys[head]] += sum;
-    }
+  for (Index p = start + threadIdx.x; p < stop; p += kBlock) {
+    const Index key = b.keys[p];
+    if (b.begin[key] != p) continue;
+    counts[key] += b.end[key] - p;
+    if (!square_sums || (cut && key == k)) continue;
+    double sum = 0;
+    for (Index slab = 0; slab < plan.slabs; ++slab) sum += scratch.piece_squares[slab * plan.rows + p];
+    square_sums[key] += sum;
   }
+  if (!square_sums || !cut) return;  // the whole block
+  double sum = 0;
+  for (Index i = threadIdx.x; i < (last - run + 1) * plan.slabs; i += kBlock) {
+    const Index piece = i / plan.slabs, slab = i % plan.slabs;
+    sum += scratch.piece_squares[slab * plan.rows + (piece == 0 ? begin : (run + piece) * plan.run)];
+  }
+  sum = block_sum(sum, shared_memory<double>());
+  if (threadIdx.x == 0) square_sums[k] += sum;
 }
 
 __device__ void copy_values(const double* from, Index size, double* to) {
@@ -195,46 +321,56 @@ __global__ void copy_state(StateArrays from, Index classes, Index dim, StateArra
 
 Index copy_blocks(Index classes, Index dim) { return blocks_for(std::max(classes, dim) * dim, 4 * kBlock); }
 
-}  // namespace
-
-SumPlan plan_sums(Index rows, Index dim, Dtype dtype) {
-  const Index packet = with_element(dtype, []<class T>(T) { return Index{kPacket<T>}; });
-  SumPlan plan{rows, dim, 0, 0, (dim + packet * kWarp - 1) / (packet * kWarp)};
-  plan.run = std::clamp<Index>(static_cast<Index>(std::bit_floor(static_cast<std::uint64_t>(rows / 4096))), 32, 512);
-  plan.runs = (rows + plan.run - 1) / plan.run;
-  return plan;
+/// Calls f(rows, whether every row of features and of doubles can be read in pairs).
+template <class F>
+void with_pairs(const FeatureBlock& features, const F& f) {
+  with_element(features.dtype, [&]<class T>(T) {
+    const Rows<T> x = rows_of<T>(features);
+    x.paired && x.cols % 2 == 0 ? f(x, std::true_type{}) : f(x, std::false_type{});
+  });
 }
 
-void launch_take_shifts(cudaStream_t stream, const FeatureBlock& features, const Buckets& buckets, const Index* counts,
-                        const BatchRecord* record, double* shifts) {
-  with_element(features.dtype, [&]<class T>(T) {
-    launch(stream, {blocks_for(features.rows)}, take_shifts<T>, rows_of<T>(features), buckets, counts, record, shifts);
-  });
+Index blocks_of(const SumPlan& plan, Index runs) { return (runs * plan.slabs + kWarps - 1) / kWarps; }
+
+}  // namespace
+
+SumPlan plan_sums(Index rows, Index dim, Index group_runs, Index fold) {
+  SumPlan plan{rows, dim, 0, 0, fold, 0, (dim + kSlab - 1) / kSlab, (dim + 1) / 2 * 2};
+  const auto wanted = static_cast<std::uint64_t>(rows * plan.slabs / kWarpsWanted);
+  plan.run = std::clamp<Index>(static_cast<Index>(std::bit_floor(wanted)), 32, 512);
+  plan.group = plan.run * group_runs;
+  plan.runs = (rows + plan.run - 1) / plan.run;
+  return plan;
 }
 
 void launch_centre_and_sum(cudaStream_t stream, const FeatureBlock& features, const Buckets& buckets,
                            const SumPlan& plan, Index first_run, Index last_run, const SumScratch& scratch,
                            const SumTarget& target) {
-  const Index warps = (last_run - first_run) * plan.slabs;
-  with_element(features.dtype, [&]<class T>(T) {
-    auto* kernel = centre_and_sum<T, Beside::nothing>;
-    if (target.z) kernel = centre_and_sum<T, Beside::rows>;
-    if (scratch.column_squares) kernel = centre_and_sum<T, Beside::columns>;
-    launch(stream, {(warps + kWarps - 1) / kWarps}, kernel, rows_of<T>(features), buckets, plan, first_run, last_run,
-           scratch, target);
+  with_pairs(features, [&]<class T, bool kPaired>(const Rows<T>& x, std::bool_constant<kPaired>) {
+    auto* kernel = centre_and_sum<T, kPaired, Beside::nothing>;
+    if (target.z) kernel = centre_and_sum<T, kPaired, Beside::rows>;
+    if (scratch.column_squares) kernel = centre_and_sum<T, kPaired, Beside::columns>;
+    launch(stream, {blocks_of(plan, last_run - first_run)}, kernel, x, buckets, plan, first_run, last_run, scratch,
+           target);
   });
 }
 
-void launch_add_carries(cudaStream_t stream, const Buckets& buckets, const SumPlan& plan, const SumScratch& scratch,
-                        const BatchRecord* record, double* sums, double* square_sums) {
-  const Index column_blocks = (plan.dim + kCarryColumns - 1) / kCarryColumns;
-  launch(stream, {plan.runs - 1, column_blocks + 1, kBlock * sizeof(double)}, add_carries, buckets, plan, scratch,
-         record, sums, square_sums);
+void launch_write_halves(cudaStream_t stream, const FeatureBlock& features, const Buckets& buckets, const SumPlan& plan,
+                         Index first_run, Index last_run, const double* shifts, const double* scale,
+                         const int* exponents, Index padded, Half* z) {
+  with_pairs(features, [&]<class T, bool kPaired>(const Rows<T>& x, std::bool_constant<kPaired>) {
+    launch(stream, {blocks_of(plan, last_run - first_run)}, write_halves<T, kPaired>, x, buckets, plan, first_run,
+           last_run, shifts, scale, exponents, padded, z);
+  });
 }
 
 void launch_close_classes(cudaStream_t stream, const Buckets& buckets, const SumPlan& plan, const SumScratch& scratch,
-                          const BatchRecord* record, Index* counts, double* square_sums) {
-  launch(stream, {blocks_for(buckets.size)}, close_classes, buckets, plan, scratch, record, counts, square_sums);
+                          const BatchRecord* record, Index* counts, double* sums, double* square_sums) {
+  const Index column_blocks = (plan.dim + kBlock - 1) / kBlock;
+  launch(stream, {plan.runs / plan.fold, column_blocks}, fold_carries, buckets, plan, record,
+         scratch.carry);
+  launch(stream, {plan.runs, column_blocks + 1, kWarps * sizeof(double)}, close_classes, buckets, plan, scratch, record,
+         counts, sums, square_sums);
 }
 
 void launch_copy_state(cudaStream_t stream, const StateArrays& from, Index classes, Index dim, const StateArrays& to) {

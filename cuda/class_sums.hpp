@@ -1,19 +1,26 @@
 // Class sums of a block of rows, in one reading of the features:
 //   z = x - r_k,   sums_k += sum z,   square_sums_k += sum |z|^2,   Z = sqrt(a_k) z  (for T += Z^T Z).
+// r_k is the class's shift: the first row of the class, in stream order, that the state ever saw.
+//
 // The rows come in bucket order (class by class). The order is cut into runs of fixed length, the columns into slabs
-// of one warp's width; a warp owns one run x slab and holds its sums in registers, in double. What one run holds of a
-// class is a *piece*. Whatever the class sizes, a warp has the same work, and every sum has one writer:
-//   - a class inside one run: its piece is added to sums_k at once;
-//   - a class over several runs: its pieces go to `carry` [runs x 2 x d] (slot 0 for a piece that comes from the run
-//     before, slot 1 for one that starts here and goes on), and add_carries adds them in run order;
+// of one warp's width; a warp has one run x slab and holds its sums in registers, in double. A lane has pairs of
+// neighbouring columns, so that a warp reads and writes whole lines, of doubles as well. What a warp takes of a class
+// is a *piece*:
+//   - a class that is *whole* (no longer than two runs, inside one group of runs) is one piece, taken by the warp of the
+//     run in which it begins, and added to sums_k at once;
+//   - any other class is cut where runs end. Its pieces go to `carry` [runs x 2 x d] (slot 0 for a piece that comes from
+//     the run before, slot 1 for one that begins in this run), and close_classes adds them in run order; of a class of
+//     very many runs fold_carries has added up `fold` neighbouring ones at a time before.
+// So whatever the class sizes, a warp has at most three runs of work, every sum has one writer, and the carries are a
+// small part of the features. Groups of runs are what larger pieces of work consist of: no warp writes beyond its group.
 //   - |z|^2 of a piece has one part per slab, kept at piece_squares[slab][first position of the piece].
-// Run length and slabs depend on the shape and the element type only, so the bits do not depend on the GPU. Rows are
-// read once, 16 bytes a lane, kRowsAhead rows in flight.
+// Run length, groups and slabs depend on the shape only, so the bits do not depend on the GPU. Rows are read once,
+// several of a warp in flight at any time.
 //
 // Every kernel asks the batch's record first and changes no state where its gate is shut (validate.hpp). The features
 // are either checked before, or *watched*: one NaN or infinite value makes its piece's sum of squares NaN or infinite,
-// whereupon the piece is looked through again and what is found goes to the record; the caller then takes the state
-// back to its snapshot.
+// which makes the batch suspect. A suspect batch is looked through again, and with faults the caller takes the state back
+// to its snapshot.
 #pragma once
 
 #include "cuda/buckets.hpp"
@@ -22,46 +29,53 @@ namespace ncollapse::cuda {
 
 struct SumPlan {
   Index rows, dim;
-  Index run;  ///< positions of a run, a power of two
+  Index run;    ///< positions of a run, a power of two
+  Index group;  ///< positions of a group, a power of two, at least run
+  Index fold;   ///< runs whose carries are added up together
   Index runs;
   Index slabs;
+  Index pitch;  ///< doubles from row to row of carry and Z: dim, made even
+
+  /// Whether the class at the positions begin .. end - 1 is one piece.
+  __host__ __device__ bool whole(Index begin, Index end) const {
+    return end - begin <= 2 * run && (begin ^ (end - 1)) < group;
+  }
 };
-SumPlan plan_sums(Index rows, Index dim, Dtype dtype);
+/// group_runs (a power of two), fold: see Limits.
+SumPlan plan_sums(Index rows, Index dim, Index group_runs, Index fold);
 
 /// Scratch of a block: device pointers.
 struct SumScratch {
-  double* carry;           ///< [runs x 2 x d]
+  double* carry;           ///< [runs x 2 x pitch]
   double* piece_squares;   ///< [slabs x rows]
   double* column_squares;  ///< [runs of a chunk x d] sums over a run of a_k z_j^2; null: not wanted
 };
 
 /// Where the sums of a block go, and who may stop them.
 struct SumTarget {
-  const double* shifts;  ///< [K x d]
-  const double* scale;   ///< sqrt(a_k) [K], or null
-  double* sums;          ///< [K x d]
-  double* z;             ///< [positions of the launched runs x d], zeros where the gate is shut; or null
+  const Index* counts;  ///< [K] before this block; a class without samples gets its shift here
+  double* shifts;       ///< [K x d]
+  const double* scale;  ///< sqrt(a_k) [K], or null
+  double* sums;         ///< [K x d]
+  double* z;            ///< [positions of the launched runs x pitch], zeros where the gate is shut; or null
   BatchRecord* record;
-  Index first_row;  ///< of the block, in the batch
-  bool watch;       ///< the features were not checked before
+  bool watch;  ///< the features were not checked before
 };
 
-/// r_k := the first row in stream order of every class with counts[k] == 0; shifts [K x d].
-void launch_take_shifts(cudaStream_t stream, const FeatureBlock& features, const Buckets& buckets, const Index* counts,
-                        const BatchRecord* record, double* shifts);
-
-/// The runs first_run .. last_run - 1.
+/// The runs first_run .. last_run - 1, whole groups unless they are the last.
 void launch_centre_and_sum(cudaStream_t stream, const FeatureBlock& features, const Buckets& buckets,
                            const SumPlan& plan, Index first_run, Index last_run, const SumScratch& scratch,
                            const SumTarget& target);
 
-/// After all runs: adds the pieces of classes that span runs. square_sums may be null.
-void launch_add_carries(cudaStream_t stream, const Buckets& buckets, const SumPlan& plan, const SumScratch& scratch,
-                        const BatchRecord* record, double* sums, double* square_sums);
+/// After the sums of the same runs: z [positions x padded], fp16: sqrt(a_k) (x - r_k) 2^-e_j, zeros beyond d.
+void launch_write_halves(cudaStream_t stream, const FeatureBlock& features, const Buckets& buckets, const SumPlan& plan,
+                         Index first_run, Index last_run, const double* shifts, const double* scale,
+                         const int* exponents, Index padded, Half* z);
 
-/// Last: n_k += rows of the class; |z|^2 of classes inside one run. square_sums may be null.
+/// After all runs: adds the pieces of classes that were cut, n_k += rows of the class, and |z|^2. square_sums may be
+/// null.
 void launch_close_classes(cudaStream_t stream, const Buckets& buckets, const SumPlan& plan, const SumScratch& scratch,
-                          const BatchRecord* record, Index* counts, double* square_sums);
+                          const BatchRecord* record, Index* counts, double* sums, double* square_sums);
 
 /// What a batch changes, but for the shifts of new classes. Pointers of arrays that are not kept are null.
 struct StateArrays {

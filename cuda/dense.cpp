@@ -20,6 +20,22 @@ cublasStatus_t product_of_narrow(Queue& queue, Dtype type, const void* A, Index 
                                        CUBLAS_GEMM_DEFAULT);
 }
 
+/// Calls multiply(first row, rows, slices, first column, columns) for what products Z^T Z of slices of rows consist of:
+/// panels of columns, each from its own diagonal block downwards. That is less than the full product, and wide enough to
+/// run at its speed.
+template <class Multiply>
+void for_each_panel(Index rows, Index d, Index slice, Index least_width, const Multiply& multiply) {
+  constexpr Index kMostPanels = 4, kMultiple = 8;
+  const Index panels = std::clamp<Index>(d / least_width, 1, kMostPanels);
+  const Index width = (d / panels + kMultiple - 1) / kMultiple * kMultiple;
+  for (const bool last : {false, true}) {
+    const Index whole = rows / slice, depth = last ? rows % slice : slice, count = last ? 1 : whole;
+    if (count == 0 || depth == 0) continue;
+    for (Index col = 0; col < d; col += width)
+      multiply(last ? whole * slice : 0, depth, count, col, std::min(width, d - col));
+  }
+}
+
 /// Work space of a cuSOLVER call: one part on the device, one on the host.
 struct SolverSpace {
   SolverSpace(Queue& queue, std::size_t device_bytes, std::size_t host_bytes)
@@ -47,42 +63,31 @@ void gemm(Queue& queue, Transpose transpose_a, Transpose transpose_b, Index m, I
                        &zero, C, ldc));
 }
 
-void add_gram(Queue& queue, double alpha, const double* A, Index rows, Index d, double* T) {
+void add_gram(Queue& queue, double alpha, const double* A, Index lda, Index rows, Index d, double* T) {
   if (rows == 0 || d == 0) return;
   const double one = 1;
-  check(cublasDsyrk_64(queue.blas(), CUBLAS_FILL_MODE_UPPER, CUBLAS_OP_N, d, rows, &alpha, A, d, &one, T, d));
+  check(cublasDsyrk_64(queue.blas(), CUBLAS_FILL_MODE_UPPER, CUBLAS_OP_N, d, rows, &alpha, A, lda, &one, T, d));
 }
 
 void gram_slices(Queue& queue, const double* Z, Index rows, Index d, Index slice, double* partial) {
   const double one = 1, zero = 0;
-  const auto multiply = [&](Index first, Index depth, Index count) {
-    if (count == 0 || depth == 0) return;
-    const double* z = Z + first * slice * d;
-    check(cublasDgemmStridedBatched_64(queue.blas(), CUBLAS_OP_N, CUBLAS_OP_T, d, d, depth, &one, z, d, slice * d, z, d,
-                                       slice * d, &zero, partial + first * d * d, d, d * d, count));
-  };
-  multiply(0, slice, rows / slice);
-  multiply(rows / slice, rows % slice, 1);
+  for_each_panel(rows, d, slice, 256, [&](Index first_row, Index depth, Index count, Index col, Index width) {
+    const double* z = Z + first_row * d + col;
+    check(cublasDgemmStridedBatched_64(queue.blas(), CUBLAS_OP_N, CUBLAS_OP_T, width, d - col, depth, &one, z, d,
+                                       slice * d, z, d, slice * d, &zero,
+                                       partial + (first_row / slice * d + col) * d + col, d, d * d, count));
+  });
 }
 
 void gram_slices(Queue& queue, const Half* Z, Index rows, Index d, Index slice, float* partial) {
   const float one = 1, zero = 0;
-  // Panels of columns, each from its own diagonal block downwards: less to do than the full product, wide enough to run
-  // at its speed.
-  constexpr Index kPanel = 1024, kMostPanels = 4;
-  const Index panels = std::clamp<Index>(d / kPanel, 1, kMostPanels), width = (d / panels + 7) / 8 * 8;
-  const auto multiply = [&](Index first, Index depth, Index count) {
-    if (count == 0 || depth == 0) return;
-    for (Index col = 0; col < d; col += width) {
-      const Half* z = Z + first * slice * d + col;
-      check(cublasGemmStridedBatchedEx_64(queue.blas(), CUBLAS_OP_N, CUBLAS_OP_T, std::min(width, d - col), d - col,
-                                          depth, &one, z, CUDA_R_16F, d, slice * d, z, CUDA_R_16F, d, slice * d, &zero,
-                                          partial + first * d * d + col * d + col, CUDA_R_32F, d, d * d, count,
-                                          CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
-    }
-  };
-  multiply(0, slice, rows / slice);
-  multiply(rows / slice, rows % slice, 1);
+  for_each_panel(rows, d, slice, 1024, [&](Index first_row, Index depth, Index count, Index col, Index width) {
+    const Half* z = Z + first_row * d + col;
+    check(cublasGemmStridedBatchedEx_64(
+        queue.blas(), CUBLAS_OP_N, CUBLAS_OP_T, width, d - col, depth, &one, z, CUDA_R_16F, d, slice * d, z, CUDA_R_16F,
+        d, slice * d, &zero, partial + (first_row / slice * d + col) * d + col, CUDA_R_32F, d, d * d, count,
+        CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+  });
 }
 
 void multiply_narrow(Queue& queue, Dtype type, const void* A, Index lda, Index m, const void* B, Index ldb, Index n,

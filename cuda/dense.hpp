@@ -15,14 +15,13 @@ namespace ncollapse::cuda {
 void gemm(Queue& queue, Transpose transpose_a, Transpose transpose_b, Index m, Index n, Index k, const double* A,
           Index lda, const double* B, Index ldb, double* C, Index ldc);
 
-/// Lower triangle of T [d x d] += alpha A^T A, A [rows x d].
-void add_gram(Queue& queue, double alpha, const double* A, Index rows, Index d, double* T);
+/// Lower triangle of T [d x d] += alpha A^T A, A [rows x d], lda elements from row to row.
+void add_gram(Queue& queue, double alpha, const double* A, Index lda, Index rows, Index d, double* T);
 
-/// Z^T Z of every `slice` rows (the last one may be shorter) of Z [rows x d] to partial [slices x d x d], both
-/// triangles.
+/// Z^T Z of every `slice` rows (the last one may be shorter) of Z [rows x d] to partial [slices x d x d]. Entries far
+/// above the diagonal may be left as they are.
 void gram_slices(Queue& queue, const double* Z, Index rows, Index d, Index slice, double* partial);
-/// The same for fp16 rows, products accumulated in fp32; d is a multiple of 8. Entries far above the diagonal may be
-/// left as they are.
+/// The same for fp16 rows, products accumulated in fp32; d is a multiple of 8.
 void gram_slices(Queue& queue, const Half* Z, Index rows, Index d, Index slice, float* partial);
 /// C [m x n] = A B^T of rows of that 16-bit type, A [m x k], B [n x k], products accumulated in fp32. Rows start at
 /// multiples of 16 bytes.

@@ -1,10 +1,13 @@
-// Feature elements and rows of them on the device. f16 and bf16 are turned into doubles from their bits, exactly, so
-// that no vendor type is needed. A lane reads one packet of kPacket<T> neighbouring columns; packets are one or two
-// 16-byte loads where the rows are aligned for it and single elements elsewhere. Which columns a lane holds does not
-// depend on that, so neither do the bits of any sum.
+// Feature elements and rows of them on the device. f16 and bf16 are turned into doubles exactly; the device has
+// instructions for halves, the host does it from their bits. A lane reads a packet of kPacket<T> neighbouring columns, one
+// or two 16-byte loads, or a pair of columns, one load, where the rows are aligned for it, and single elements elsewhere.
+// Which columns a lane holds does not depend on that, so neither do the bits of any sum.
 #pragma once
 
 #include <cuda_runtime.h>
+#ifdef __CUDACC__
+#include <cuda_fp16.h>
+#endif
 
 #include <bit>
 #include <cstdint>
@@ -34,10 +37,14 @@ __host__ __device__ inline double to_double(Bfloat16 x) {
   return float_of_bits(static_cast<std::uint32_t>(x.bits) << 16);
 }
 __host__ __device__ inline double to_double(Half x) {
+#ifdef __CUDA_ARCH__
+  return __half2float(__ushort_as_half(x.bits));
+#else
   const std::uint32_t magnitude = x.bits & 0x7fffu, sign = (x.bits & 0x8000u) << 16;
   if (magnitude >= 0x7c00u) return float_of_bits(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);  // infinite, NaN
   const double value = static_cast<double>(float_of_bits(magnitude << 13)) * 0x1p112;               // rebias 15 -> 127
   return sign ? -value : value;
+#endif
 }
 
 /// 2^e for |e| <= 1022.
@@ -50,6 +57,9 @@ __host__ __device__ inline double power_of_two(int e) {
 
 /// The nearest half, ties to even. What is too large for a half becomes infinite.
 __host__ __device__ inline Half to_half(float x) {
+#ifdef __CUDA_ARCH__
+  return {__half_as_ushort(__float2half_rn(x))};
+#else
   std::uint32_t bits = 0;
   memcpy(&bits, &x, sizeof bits);
   const std::uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
@@ -65,6 +75,7 @@ __host__ __device__ inline Half to_half(float x) {
     half -= 0x3f000000u;
   }
   return {static_cast<std::uint16_t>(sign | half)};
+#endif
 }
 
 /// The nearest bf16 number, ties to even; what is below 2^-126, the smallest normal one, becomes 0. Large enough values
@@ -119,11 +130,18 @@ struct alignas(16) Packet {
   T value[kPacket<T>];
 };
 
+/// Two neighbouring columns.
+template <class T>
+struct alignas(2 * sizeof(T)) Pair {
+  T first, second;
+};
+
 template <class T>
 struct Rows {
   const T* data;
   Index rows, cols, stride;
   bool aligned;  ///< every row starts at a multiple of 16 bytes
+  bool paired;   ///< every row starts at a multiple of a pair
 
   __device__ const T* row(Index i) const { return data + i * stride; }
   /// Columns col .. col + kPacket - 1 of a row; zeros beyond the last column.
@@ -139,8 +157,11 @@ struct Rows {
 template <class T>
 Rows<T> rows_of(const FeatureBlock& block) {
   const auto address = reinterpret_cast<std::uintptr_t>(block.data);
-  const bool aligned = address % 16 == 0 && (block.stride * static_cast<Index>(sizeof(T))) % 16 == 0;
-  return {static_cast<const T*>(block.data), block.rows, block.cols, block.stride, aligned};
+  const auto at_multiples_of = [&](std::size_t bytes) {
+    return address % bytes == 0 && static_cast<std::size_t>(block.stride) * sizeof(T) % bytes == 0;
+  };
+  return {static_cast<const T*>(block.data), block.rows, block.cols, block.stride, at_multiples_of(16),
+          at_multiples_of(sizeof(Pair<T>))};
 }
 
 /// log2 of the lanes that share a row: as many as it has packets, at most a warp.

@@ -1,6 +1,5 @@
-// add_batch: per block of rows, put the rows together by class, give new classes their shift, centre and sum
-// (class_sums.hpp), and add Z^T Z to the scatter chunk by chunk (scatter.hpp). Chunks are whole runs, so the sums do
-// not depend on them. Where there are several, a second stream gathers one into Z while the first multiplies the one
+// add_batch: per block of rows, put the rows together by class, centre and sum (class_sums.hpp), and add Z^T Z to the
+// scatter chunk by chunk (scatter.hpp). Chunks are whole groups of runs, so the sums do not depend on them. Where there are several, a second stream gathers one into Z while the first multiplies the one
 // before, with two Z taken in turn. Both do the same work in the same order as one stream would: no bit depends on it.
 //
 // Nothing here waits for the device, and after the first batch of a shape nothing is allocated: the scratch stays with
@@ -24,19 +23,24 @@ namespace ncollapse::cuda {
 namespace {
 
 ScatterPlan plan_scatter(const SumPlan& sums, Precision precision, const Limits& limits) {
-  constexpr Index kPartialBytes = Index{256} << 20, kMostSlices = 16, kMostRows = Index{1} << 18;
+  constexpr Index kPartialBytes = Index{256} << 20, kMostSlices = 64, kMostRows = Index{1} << 18;
+  // Of the exact product, where dimensions are few: so many that tiles and slices together fill a GPU several times.
+  constexpr Index kLeastSlice = 1024, kSliceRowsOfSquare = 256;
   ScatterPlan plan{};
   plan.fast = precision == Precision::fast;
   plan.dim = sums.dim;
-  plan.padded = plan.fast ? (sums.dim + kHalfPadding - 1) / kHalfPadding * kHalfPadding : sums.dim;
+  plan.padded = plan.fast ? (sums.dim + kHalfPadding - 1) / kHalfPadding * kHalfPadding : sums.pitch;
   Index rows = limits.centred_bytes / (plan.padded * (plan.fast ? 2 : 8));
   if (plan.fast || sums.dim <= limits.wide_dim) {
     plan.slice_rows = limits.slice_rows;
+    if (!plan.fast)
+      while (plan.slice_rows > std::max(kLeastSlice, sums.dim * sums.dim / kSliceRowsOfSquare)) plan.slice_rows /= 2;
     const Index square = plan.padded * plan.padded * (plan.fast ? 4 : 8);
     const Index slices = std::clamp<Index>(kPartialBytes / square, 1, kMostSlices);
     rows = std::clamp<Index>(rows, 1, slices * plan.slice_rows);
   }
-  plan.runs_per_chunk = std::clamp<Index>(std::min(rows, kMostRows) / sums.run, 1, sums.runs);
+  const Index groups = std::max<Index>(std::min(rows, kMostRows) / sums.group, 1);
+  plan.runs_per_chunk = std::min(groups * (sums.group / sums.run), sums.runs);
   if (plan.slice_rows > 0) plan.slices = (plan.chunk_rows(sums) + plan.slice_rows - 1) / plan.slice_rows;
   return plan;
 }
@@ -147,14 +151,16 @@ void CudaBackend::add_block(MomentState& state, const Batch& batch, Index first_
   Scratch& scratch = *space.scratch;
   BatchRecord* record = space.record.get();
   const Index d = state.dim;
-  const SumPlan plan = plan_sums(features.rows, d, features.dtype);
+  const SumPlan plan = plan_sums(features.rows, d, limits_.group_runs, limits_.fold);
   const bool full = static_cast<bool>(state.scatter);
   const ScatterPlan scatter =
-      full ? plan_scatter(plan, state.precision, limits_) : ScatterPlan{false, d, d, 0, 0, plan.runs};
+      full ? plan_scatter(plan, state.precision, limits_) : ScatterPlan{false, d, plan.pitch, 0, 0, plan.runs};
   const SumScratch sums{scratch.carry.get(), scratch.piece_squares.get(),
                         scatter.fast ? scratch.column_squares.get() : nullptr};
-  const Buckets buckets = scratch.sorter.sort(batch.labels(), record);
-  launch_take_shifts(stream, features, buckets, state.counts.data(), record, state.shifts.data());
+  if (batch.blocks() > 1)  // else that was done when they were checked
+    launch_find_bad_labels(stream, batch.labels(), first_row, state.classes, record, scratch.sorter.keys(),
+                           scratch.sorter.rows());
+  const Buckets buckets = scratch.sorter.sort(features.rows);
   // Only events of this block are waited for: a captured stream must not wait for what was recorded before the capture.
   const bool two_streams = scatter.runs_per_chunk < plan.runs;
   const cudaStream_t gathering = two_streams ? space.gathering.get() : stream;
@@ -169,14 +175,14 @@ void CudaBackend::add_block(MomentState& state, const Batch& batch, Index first_
     auto* z = full && !scatter.fast ? reinterpret_cast<double*>(chunk.z.get()) : nullptr;
     auto* half = reinterpret_cast<Half*>(chunk.z.get());
     if (number >= 2) space.multiplied[turn].hold(gathering);
-    launch_centre_and_sum(
-        gathering, features, buckets, plan, run, last, sums,
-        {state.shifts.data(), state.scatter_scale.data(), state.sums.data(), z, record, first_row, watch});
+    launch_centre_and_sum(gathering, features, buckets, plan, run, last, sums,
+                          {state.counts.data(), state.shifts.data(), state.scatter_scale.data(), state.sums.data(), z,
+                           record, watch});
     if (scatter.fast) {
       launch_fold_columns(gathering, sums.column_squares, last - run, d, rows, chunk.squares.get(),
                           chunk.exponents.get());
-      launch_write_half(gathering, features, buckets, first, rows, state.shifts.data(), state.scatter_scale.data(),
-                        chunk.exponents.get(), scatter.padded, half);
+      launch_write_halves(gathering, features, buckets, plan, run, last, state.shifts.data(),
+                          state.scatter_scale.data(), chunk.exponents.get(), scatter.padded, half);
     }
     if (two_streams) {
       space.gathered[turn].record(gathering);
@@ -191,15 +197,16 @@ void CudaBackend::add_block(MomentState& state, const Batch& batch, Index first_
                      state.scatter.data());
     } else if (slices > 0) {
       auto* partial = reinterpret_cast<double*>(scratch.partial.get());
-      gram_slices(*queue_, z, rows, d, scatter.slice_rows, partial);
-      launch_promote(stream, partial, slices, d, d, nullptr, nullptr, record, state.scatter.data());
+      gram_slices(*queue_, z, rows, scatter.padded, scatter.slice_rows, partial);
+      launch_promote(stream, partial, slices, d, scatter.padded, nullptr, nullptr, record, state.scatter.data());
     } else {
-      cuda::add_gram(*queue_, 1.0, z, rows, d, state.scatter.data());  // Z is 0 where the gate is shut
+      cuda::add_gram(*queue_, 1.0, z, scatter.padded, rows, d, state.scatter.data());  // 0 where the gate is shut
     }
     if (two_streams) space.multiplied[turn].record(stream);
   }
-  launch_add_carries(stream, buckets, plan, sums, record, state.sums.data(), state.square_sums.data());
-  launch_close_classes(stream, buckets, plan, sums, record, state.counts.data(), state.square_sums.data());
+  launch_close_classes(stream, buckets, plan, sums, record, state.counts.data(), state.sums.data(),
+                       state.square_sums.data());
+  if (watch) launch_find_nonfinite(stream, features, first_row, record, true);
 }
 
 BatchFaults CudaBackend::add_batch(MomentState& state, const MatrixView& features, const LabelView& labels) {
@@ -217,12 +224,12 @@ BatchFaults CudaBackend::add_batch(MomentState& state, const MatrixView& feature
   const bool watch = 16 * (K * d + full * d * d) <= features.rows * d * size_of(features.dtype);
   ScratchSizes sizes;
   for (const Index rows : {batch.block_rows(), features.rows - (batch.blocks() - 1) * batch.block_rows()}) {
-    const SumPlan plan = plan_sums(rows, d, features.dtype);
+    const SumPlan plan = plan_sums(rows, d, limits_.group_runs, limits_.fold);
     ScratchSizes wanted;
     wanted.rows = rows;
     wanted.classes = K;
     wanted.dim = d;
-    wanted.carry = plan.runs * 2 * d;
+    wanted.carry = plan.runs * 2 * plan.pitch;
     wanted.squares = plan.slabs * rows;
     wanted.snapshot_rows = watch ? K : 0;
     wanted.snapshot_scatter = watch ? full * d * d : 0;
@@ -254,7 +261,8 @@ BatchFaults CudaBackend::add_batch(MomentState& state, const MatrixView& feature
   const StateArrays snapshot{scratch.counts.get(), scratch.sums.get(),
                              arrays.square_sums ? scratch.square_sums.get() : nullptr,
                              full ? scratch.scatter.get() : nullptr};
-  batch.check(K, !watch, record);
+  const bool one = batch.blocks() == 1;
+  batch.check(K, !watch, record, one ? scratch.sorter.keys() : nullptr, one ? scratch.sorter.rows() : nullptr);
   if (watch) launch_copy_state(queue_->stream(), arrays, K, d, snapshot);
   for (Index b = 0; b < batch.blocks(); ++b) {
     batch.load(b);

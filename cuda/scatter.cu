@@ -28,29 +28,6 @@ __global__ void fold_columns(const double* column_squares, Index runs, Index dim
   exponents[col] = max(-kLargestExponent, min(exponent, kLargestExponent));
 }
 
-/// 2^log2 lanes share a row.
-template <class T>
-__global__ void write_half(Rows<T> x, Buckets b, int log2, Index first, Index count, const double* shifts,
-                           const double* scale, const int* exponents, Index padded, Half* z) {
-  const Index lanes = Index{1} << log2, lane = thread_id() & (lanes - 1);
-  for (Index i = thread_id() >> log2; i < count; i += thread_count() >> log2) {
-    const Index k = b.keys[first + i];
-    const T* row = x.row(b.rows[first + i]);
-    const double factor = scale ? scale[k] : 1;
-    for (Index col = lane * kPacket<T>; col < padded; col += lanes * kPacket<T>) {
-      const Packet<T> packet = read_once(x, row, col);
-      for (int v = 0; v < kPacket<T>; ++v) {
-        if (col + v >= padded) continue;
-        double value = 0;
-        if (col + v < x.cols)
-          value =
-              factor * (to_double(packet.value[v]) - shifts[k * x.cols + col + v]) * power_of_two(-exponents[col + v]);
-        z[i * padded + col + v] = to_half(static_cast<float>(value));
-      }
-    }
-  }
-}
-
 template <class P>
 __global__ void promote(const P* partial, Index slices, Index dim, Index padded, const int* exponents,
                         const double* squares, const BatchRecord* record, double* T) {
@@ -74,16 +51,6 @@ void launch_fold_columns(cudaStream_t stream, const double* column_squares, Inde
                          double* squares, int* exponents) {
   launch(stream, {(dim + kWarp - 1) / kWarp, 1, kBlock * static_cast<Index>(sizeof(double))}, fold_columns,
          column_squares, runs, dim, rows, squares, exponents);
-}
-
-void launch_write_half(cudaStream_t stream, const FeatureBlock& features, const Buckets& buckets, Index first,
-                       Index count, const double* shifts, const double* scale, const int* exponents, Index padded,
-                       Half* z) {
-  with_element(features.dtype, [&]<class T>(T) {
-    const int log2 = lanes_log2<T>(padded);
-    launch(stream, {blocks_for(count << log2)}, write_half<T>, rows_of<T>(features), buckets, log2, first, count,
-           shifts, scale, exponents, padded, z);
-  });
 }
 
 template <class P>

@@ -1,8 +1,9 @@
 // T += Z^T Z for a chunk of centred rows, two ways of precision.
 //
 // exact. Z in double. d > Limits::wide_dim: one DSYRK, half the operations of a full product. d <= wide_dim: a triangle
-// of so few output tiles leaves most of a GPU idle, so the rows are cut into slices whose full products are one batched
-// DGEMM (tiles x slices keep it busy), and `promote` adds the slices' results in order.
+// of so few output tiles leaves most of a GPU idle, so the rows are cut into slices, whose products are made by batched
+// DGEMMs of panels of columns on or below the diagonal (tiles x slices keep it busy), and `promote` adds the slices'
+// results in order.
 //
 // fast. Z in fp16, column j scaled by 2^-e_j with e_j = floor(log2(rms of the chunk's column)). The rms is exact, it
 // comes from the column's sum of squares c_j, which is kept in double anyway. |z_ij| <= sqrt(c_j) and a chunk has at
@@ -24,7 +25,7 @@ inline constexpr Index kHalfPadding = 64;  ///< columns of fp16 rows are padded 
 struct ScatterPlan {
   bool fast;
   Index dim;
-  Index padded;      ///< columns of Z and of partial products
+  Index padded;      ///< columns of Z and of partial products; Z is 0 in those beyond dim
   Index slice_rows;  ///< of a product
   Index slices;      ///< of a chunk, at most; 0: one DSYRK for the chunk
   Index runs_per_chunk;
@@ -38,11 +39,6 @@ struct ScatterPlan {
 /// column_squares [runs x d], squares [d], exponents [d].
 void launch_fold_columns(cudaStream_t stream, const double* column_squares, Index runs, Index dim, Index rows,
                          double* squares, int* exponents);
-
-/// z [positions x padded], fp16: sqrt(a_k) (x - r_k) 2^-e_j of the sorted positions first .. first + count - 1.
-void launch_write_half(cudaStream_t stream, const FeatureBlock& features, const Buckets& buckets, Index first,
-                       Index count, const double* shifts, const double* scale, const int* exponents, Index padded,
-                       Half* z);
 
 /// T_ij += 2^(e_i + e_j) sum_s partial_s,ij for j <= i, s in order; not where the gate is shut. partial [slices x
 /// padded x padded] float or double. Exact: exponents and squares are null; else T_ii += squares_i instead.

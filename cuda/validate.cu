@@ -19,21 +19,26 @@ __device__ void report(Count found, Count first, Count* count, Count* minimum) {
 }
 
 template <class L>
-__global__ void find_bad_labels(const L* labels, Index rows, Index first_row, Index classes, BatchRecord* record) {
-  if (record->shut) return;
+__global__ void find_bad_labels(const L* labels, Index count, Index first_row, Index classes, BatchRecord* record,
+                                std::uint32_t* keys, std::uint32_t* rows) {
+  const bool shut = record->shut != 0;
+  if (shut && !keys) return;
   Count found = 0, first = kNone;
-  for (Index i = thread_id(); i < rows; i += thread_count()) {
+  for (Index i = thread_id(); i < count; i += thread_count()) {
     const auto label = static_cast<Index>(labels[i]);
-    if (label >= 0 && label < classes) continue;
-    if (found++ == 0) first = static_cast<Count>(first_row + i);
+    const bool bad = label < 0 || label >= classes;
+    if (bad && found++ == 0) first = static_cast<Count>(first_row + i);
+    if (!keys) continue;
+    keys[i] = bad || shut ? 0 : static_cast<std::uint32_t>(label);
+    rows[i] = static_cast<std::uint32_t>(i);
   }
-  report(found, first, &record->bad_labels, &record->first_bad_label);
+  if (!shut) report(found, first, &record->bad_labels, &record->first_bad_label);
 }
 
 /// 2^log2 lanes share a row.
 template <class T>
-__global__ void find_nonfinite(Rows<T> x, int log2, Index first_row, BatchRecord* record) {
-  if (record->shut) return;
+__global__ void find_nonfinite(Rows<T> x, int log2, Index first_row, BatchRecord* record, bool suspects) {
+  if (record->shut || (suspects && !record->suspect)) return;
   const Index lanes = Index{1} << log2, lane = thread_id() & (lanes - 1);
   Count found = 0, first = kNone;
   for (Index i = thread_id() >> log2; i < x.rows; i += thread_count() >> log2) {
@@ -56,35 +61,27 @@ __global__ void settle(const L* labels, Index rows, Index first_row, Index batch
   if (record->bad_labels > 0 && bad >= 0 && bad < rows) record->bad_label = static_cast<Index>(labels[bad]);
   if (batch_rows == 0) return;
   record->rows = batch_rows;
+  record->suspect = 0;
   record->shut = record->bad_labels > 0 || record->nonfinite > 0 ? 1 : 0;
   if (done) record->batch += 1 - record->shut;
-}
-
-template <class L>
-__global__ void number_labels(const L* labels, Index count, const BatchRecord* record, std::uint32_t* keys,
-                              std::uint32_t* rows) {
-  const bool shut = record->shut != 0;
-  for (Index i = thread_id(); i < count; i += thread_count()) {
-    keys[i] = shut ? 0 : static_cast<std::uint32_t>(labels[i]);
-    rows[i] = static_cast<std::uint32_t>(i);
-  }
 }
 
 }  // namespace
 
 void launch_find_bad_labels(cudaStream_t stream, const LabelBlock& labels, Index first_row, Index classes,
-                            BatchRecord* record) {
+                            BatchRecord* record, std::uint32_t* keys, std::uint32_t* rows) {
   with_label(labels.type, [&]<class L>(L) {
     launch(stream, {blocks_for(labels.rows)}, find_bad_labels<L>, static_cast<const L*>(labels.data), labels.rows,
-           first_row, classes, record);
+           first_row, classes, record, keys, rows);
   });
 }
 
-void launch_find_nonfinite(cudaStream_t stream, const FeatureBlock& features, Index first_row, BatchRecord* record) {
+void launch_find_nonfinite(cudaStream_t stream, const FeatureBlock& features, Index first_row, BatchRecord* record,
+                           bool suspects) {
   with_element(features.dtype, [&]<class T>(T) {
     const int log2 = lanes_log2<T>(features.cols);
     launch(stream, {blocks_for(features.rows << log2)}, find_nonfinite<T>, rows_of<T>(features), log2, first_row,
-           record);
+           record, suspects);
   });
 }
 
@@ -93,14 +90,6 @@ void launch_settle(cudaStream_t stream, const LabelBlock& labels, Index first_ro
   with_label(labels.type, [&]<class L>(L) {
     launch(stream, {1}, settle<L>, static_cast<const L*>(labels.data), labels.rows, first_row, batch_rows, done,
            record);
-  });
-}
-
-void launch_number_labels(cudaStream_t stream, const LabelBlock& labels, const BatchRecord* record, std::uint32_t* keys,
-                          std::uint32_t* rows) {
-  with_label(labels.type, [&]<class L>(L) {
-    launch(stream, {blocks_for(labels.rows)}, number_labels<L>, static_cast<const L*>(labels.data), labels.rows, record,
-           keys, rows);
   });
 }
 

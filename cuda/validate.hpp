@@ -9,6 +9,8 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
+
 #include "cuda/element.hpp"
 
 namespace ncollapse::cuda {
@@ -22,19 +24,19 @@ struct BatchRecord {
   Index rows = 0;                              ///< of the batch with the fault
   Index batch = 0;                             ///< batches that were good; so the number of the one that is not
   Index shut = 0;                              ///< 1: nothing may change any more
+  unsigned long long suspect = 0;              ///< sums over this batch that were not finite
 };
 
-/// `first_row`: the block's first row in the batch. They do nothing when the gate is shut.
+/// `first_row`: the block's first row in the batch. They do nothing when the gate is shut, but for the keys.
+/// keys (or null): keys[i] = label i, rows[i] = i, for a sort; 0 where the label is no class or the gate is shut.
 void launch_find_bad_labels(cudaStream_t stream, const LabelBlock& labels, Index first_row, Index classes,
-                            BatchRecord* record);
-void launch_find_nonfinite(cudaStream_t stream, const FeatureBlock& features, Index first_row, BatchRecord* record);
+                            BatchRecord* record, std::uint32_t* keys = nullptr, std::uint32_t* rows = nullptr);
+/// suspects: only in a suspect batch.
+void launch_find_nonfinite(cudaStream_t stream, const FeatureBlock& features, Index first_row, BatchRecord* record,
+                           bool suspects = false);
 /// After the above for a block. `batch_rows` > 0, the rows of the whole batch: the last block was looked at, and the
 /// gate is shut if anything was found; else, if the batch is `done`, one more was good.
 void launch_settle(cudaStream_t stream, const LabelBlock& labels, Index first_row, Index batch_rows, bool done,
                    BatchRecord* record);
-
-/// keys[i] = label i, rows[i] = i; 0 for every key when the gate is shut, since labels may then be anything.
-void launch_number_labels(cudaStream_t stream, const LabelBlock& labels, const BatchRecord* record, std::uint32_t* keys,
-                          std::uint32_t* rows);
 
 }  // namespace ncollapse::cuda

@@ -22,6 +22,8 @@ cuda::Limits tiny_limits() {
   limits.slice_rows = 15;
   limits.wide_dim = 100;
   limits.piece_bytes = 4099;
+  limits.group_runs = 1;
+  limits.fold = 2;
   limits.row_tile = 33;
   limits.candidate_tile = 7;
   limits.pair_tile = 9;
@@ -207,6 +209,39 @@ TEST_P(CudaBackendTest, AddBatchIsExact) {
     ASSERT_FALSE(add(*backend_, again, x.device(*backend_, keep_x), y.device(*backend_, keep_y)).any());
     EXPECT_TRUE(same_bits(image(*backend_, state), image(*backend_, again)));
   }
+}
+
+// Classes of up to 32 runs, whose carries are folded two or three at a time; and Z in chunks, which change no sum.
+TEST(CudaClassSumsTest, ClassesOfManyRunsAreAddedUpInOrder) {
+  const auto devices = cuda_devices(nullptr);
+  if (devices.empty()) GTEST_SKIP() << "cuda: no device";
+  const Index rows = 1000, d = kSmall ? 3 : 20, classes = 3;
+  for (const Index group_runs : {1, 2, 8})
+    for (const Index fold : {2, 3, 32})
+      for (const auto kind : {Classes::mostly_one, Classes::sorted, Classes::uniform}) {
+        SCOPED_TRACE(testing::Message() << group_runs << " runs a group, " << fold << " folded, kind "
+                                        << static_cast<int>(kind));
+        const auto labels = make_labels(kind, rows, classes, 3);
+        Samples x(Dtype::f32, rows, d, 0, 0);
+        fill(x, labels, 0.1, 3);
+        const Labels y(LabelType::i64, labels);
+        std::vector<double> whole;
+        for (const Index centred_bytes : {Index{512} << 20, 100 * d * 8}) {
+          cuda::Limits limits;
+          limits.group_runs = group_runs;
+          limits.fold = fold;
+          limits.centred_bytes = centred_bytes;
+          cuda::CudaBackend backend(devices.front().device.index, {}, limits);
+          MomentState state = new_state(backend, classes, d, Statistics::full);
+          ASSERT_FALSE(add(backend, state, x.host(), y.host()).any());
+          expect_moments(backend, state, x, y, {});
+          if (testing::Test::HasFatalFailure()) return;
+          auto bits = image(backend, state);
+          bits.resize(bits.size() - static_cast<std::size_t>(d * d));  // but for the scatter
+          if (whole.empty()) whole = bits;
+          EXPECT_TRUE(same_bits(whole, bits));
+        }
+      }
 }
 
 // Columns of sizes from 1e-25 to 1e25 and without any spread; one row that stands out by 1e4.

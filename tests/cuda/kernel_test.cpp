@@ -125,7 +125,9 @@ TEST_F(KernelTest, BucketsKeepStreamOrder) {
     const Buffer<Index> on_device(queue_, labels);
     BucketSorter sorter(queue_, rows + 5, classes);
     const Buffer<BatchRecord> record(queue_, std::vector<BatchRecord>(1));
-    const Buckets buckets = sorter.sort({on_device.get(), LabelType::i64, rows}, record.get());
+    launch_find_bad_labels(stream(), {on_device.get(), LabelType::i64, rows}, 0, classes, record.get(), sorter.keys(),
+                           sorter.rows());
+    const Buckets buckets = sorter.sort(rows);
     std::vector<std::uint32_t> keys(static_cast<std::size_t>(rows)), order(keys),
         begin(static_cast<std::size_t>(classes)), end(begin);
     queue_.download(keys.data(), buckets.keys, rows * 4);
@@ -146,14 +148,24 @@ TEST_F(KernelTest, BucketsKeepStreamOrder) {
 
 TEST(SumPlanTest, CoversTheShapeWhateverItsSize) {
   for (const Index rows : {1, 31, 32, 33, 1000, 100000, 4000000})
-    for (const Index dim : {1, 3, 128, 257, 4096, 20000})
-      for (const auto dtype : {Dtype::f64, Dtype::f32, Dtype::f16}) {
-        const SumPlan plan = plan_sums(rows, dim, dtype);
-        EXPECT_TRUE(plan.run >= 32 && plan.run <= 512 && (plan.run & (plan.run - 1)) == 0);
-        EXPECT_TRUE(plan.runs * plan.run >= rows && (plan.runs - 1) * plan.run < rows);
-        const Index slab = kWarp * (dtype == Dtype::f16 ? 8 : 4);
-        EXPECT_TRUE(plan.slabs * slab >= dim && (plan.slabs - 1) * slab < dim);
-      }
+    for (const Index dim : {1, 3, 128, 256, 257, 4096, 20000}) {
+      const SumPlan plan = plan_sums(rows, dim, 8, 32);
+      EXPECT_TRUE(plan.run >= 32 && plan.run <= 512 && (plan.run & (plan.run - 1)) == 0);
+      EXPECT_TRUE(plan.runs * plan.run >= rows && (plan.runs - 1) * plan.run < rows);
+      EXPECT_EQ(plan.group, 8 * plan.run);
+      EXPECT_TRUE(plan.slabs * 256 >= dim && (plan.slabs - 1) * 256 < dim);
+      EXPECT_TRUE(plan.pitch % 2 == 0 && plan.pitch >= dim && plan.pitch <= dim + 1);
+    }
+}
+
+TEST(SumPlanTest, ClassesAreCutWhereTheyAreLongOrLeaveTheirGroup) {
+  const SumPlan plan = plan_sums(10000, 10, 8, 32);  // runs of 32, groups of 256
+  EXPECT_TRUE(plan.whole(0, 1));
+  EXPECT_TRUE(plan.whole(31, 95));
+  EXPECT_FALSE(plan.whole(31, 96));
+  EXPECT_TRUE(plan.whole(255, 256));
+  EXPECT_FALSE(plan.whole(255, 257));
+  EXPECT_TRUE(plan.whole(256, 320));
 }
 
 // ---------------------------------------------------------------- decisions

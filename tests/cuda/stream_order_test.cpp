@@ -44,6 +44,7 @@ class StreamOrderTest : public testing::Test {
   static cuda::Limits small_chunks() {
     cuda::Limits limits;
     limits.centred_bytes = 40 * 8 * kDim;
+    limits.group_runs = 1;
     return limits;
   }
 

@@ -247,8 +247,14 @@ T atomicMin(T* address, T value) {
   return seen;
 }
 
-struct int4 {
+struct alignas(8) int2 {
+  int x, y;
+};
+struct alignas(16) int4 {
   int x, y, z, w;
+};
+struct alignas(16) double2 {
+  double x, y;
 };
 template <class T>
 T __ldcs(const T* address) {
