@@ -1,5 +1,6 @@
 #include <bit>
 #include <cfloat>
+#include <limits>
 #include <type_traits>
 
 #include "cuda/class_sums.hpp"
@@ -8,19 +9,30 @@
 namespace ncollapse::cuda {
 namespace {
 
-constexpr int kPairs = 4;                       // of columns, for a lane
-constexpr int kValues = 2 * kPairs;             // of a row, for a lane
 constexpr int kPairStep = 2 * kWarp;            // columns from one pair of a lane to its next
-constexpr int kSlab = kPairs * kPairStep;       // columns of a warp
+constexpr Index kNarrow = 2 * kPairStep;        // up to here one pair of columns a lane, beyond it four
 constexpr Index kWarpsWanted = Index{1} << 14;  // for a block of rows: several times what any GPU holds at once
-template <class T, bool kPaired>
-constexpr int kRowsAhead = kPaired || sizeof(T) == 8 ? 8 / sizeof(T) : 4 / sizeof(T);  // 2 KB of a warp in flight
 
-/// A lane's columns in a slab: pair i is of(i) and the one after. kPaired: the number of columns is even, and rows of
-/// every kind start at multiples of a pair.
-template <bool kPaired>
+/// How a warp has its part of a row. kPaired: the number of columns is even, and rows of every kind start at multiples
+/// of a pair.
+template <class Element, int pairs, bool paired>
+struct Layout {
+  using T = Element;
+  static constexpr int kPairs = pairs;        ///< of columns, for a lane
+  static constexpr int kValues = 2 * kPairs;  ///< of a row, for a lane
+  static constexpr bool kPaired = paired;
+  /// Of a lane, on their way at any time: 2 KB a warp, where reading takes no more instructions than that.
+  static constexpr int kRowsAhead = std::max<int>((paired ? 32 : 16) / static_cast<int>(sizeof(T)) / kPairs, 1);
+};
+
+/// A lane's columns in a slab: pair i is of(i) and the one after.
+template <class L>
 struct Columns {
+  static constexpr int kPairs = L::kPairs, kValues = L::kValues;
   int first, dim;
+
+  __device__ Columns(const SumPlan& plan, Index slab)
+      : first(static_cast<int>(slab) * kPairs * kPairStep + 2 * lane_id()), dim(static_cast<int>(plan.dim)) {}
 
   __device__ int of(int pair) const { return first + pair * kPairStep; }
   __device__ bool has(int pair) const { return of(pair) < dim; }
@@ -29,7 +41,7 @@ struct Columns {
     row += first;
     for (int i = 0; i < kPairs; ++i) {
       double2 pair{0, 0};
-      if constexpr (kPaired) {
+      if constexpr (L::kPaired) {
         if (has(i)) pair = *reinterpret_cast<const double2*>(row + i * kPairStep);
       } else {
         if (has(i)) pair.x = row[i * kPairStep];
@@ -40,7 +52,7 @@ struct Columns {
     }
   }
   __device__ void write(const double (&from)[kValues], double* row) const {
-    if constexpr (kPaired) return write_padded(from, row);
+    if constexpr (L::kPaired) return write_padded(from, row);
     row += first;
     for (int i = 0; i < kPairs; ++i) {
       if (has(i)) row[i * kPairStep] = from[2 * i];
@@ -55,23 +67,19 @@ struct Columns {
   }
 };
 
-template <bool kPaired>
-__device__ Columns<kPaired> columns_of(const SumPlan& plan, Index slab) {
-  return {static_cast<int>(slab) * kSlab + 2 * lane_id(), static_cast<int>(plan.dim)};
-}
-
 /// What a lane has of a row of features; zeros beyond the last column.
-template <class T, bool kPaired>
+template <class L>
 struct RowPart {
+  using T = typename L::T;
   using Word = std::conditional_t<sizeof(T) == 2, int, std::conditional_t<sizeof(T) == 4, int2, int4>>;
-  Pair<T> pair[kPairs] = {};
+  Pair<T> pair[L::kPairs] = {};
 
   /// Past the caches: nobody reads it again.
-  __device__ void read(const Rows<T>& x, Index row, const Columns<kPaired>& columns) {
+  __device__ void read(const Rows<T>& x, Index row, const Columns<L>& columns) {
     const T* from = x.row(row) + columns.first;
-    for (int i = 0; i < kPairs; ++i, from += kPairStep) {
+    for (int i = 0; i < L::kPairs; ++i, from += kPairStep) {
       if (!columns.has(i)) continue;
-      if constexpr (kPaired) {
+      if constexpr (L::kPaired) {
         const Word word = __ldcs(reinterpret_cast<const Word*>(from));
         static_assert(sizeof word == sizeof pair[i]);
         memcpy(&pair[i], &word, sizeof word);
@@ -82,7 +90,7 @@ struct RowPart {
   }
   template <class F>
   __device__ void each(const F& f) const {  ///< f(number, value)
-    for (int i = 0; i < kPairs; ++i) {
+    for (int i = 0; i < L::kPairs; ++i) {
       f(2 * i, to_double(pair[i].first));
       f(2 * i + 1, to_double(pair[i].second));
     }
@@ -114,17 +122,17 @@ __device__ void for_each_piece(const Buckets& b, const SumPlan& plan, Index run,
 }
 
 /// Calls f(position, row) for the rows of a piece, in order, while the next ones are read.
-template <class T, bool kPaired, class F>
-__device__ void for_each_row(const Rows<T>& x, const Buckets& b, const Piece& piece, const Columns<kPaired>& columns,
-                             const F& f) {
-  constexpr int kAhead = kRowsAhead<T, kPaired>;
+template <class L, class F>
+__device__ void for_each_row(const Rows<typename L::T>& x, const Buckets& b, const Piece& piece,
+                             const Columns<L>& columns, const F& f) {
+  constexpr int kAhead = L::kRowsAhead;
   static_assert(kWarp % kAhead == 0);
   const int rows = static_cast<int>(piece.last - piece.first);  // two runs at most
   const std::uint32_t* numbers = b.rows + piece.first;
   // The numbers of 32 rows, one a lane, and of the 32 after them.
   const auto take = [&](int i) { return i + lane_id() < rows ? numbers[i + lane_id()] : 0; };
   std::uint32_t now = take(0), later = take(kWarp);
-  RowPart<T, kPaired> ahead[kAhead];
+  RowPart<L> ahead[kAhead];
   for (int a = 0; a < kAhead; ++a)
     if (a < rows) ahead[a].read(x, __shfl_sync(kAllLanes, now, a), columns);
   NCOLLAPSE_ROLLED
@@ -146,13 +154,14 @@ __device__ void for_each_row(const Rows<T>& x, const Buckets& b, const Piece& pi
 /// What is made beside the sums.
 enum class Beside { nothing, rows, columns };
 
-template <class T, bool kPaired, Beside kBeside>
-__global__ void __launch_bounds__(kBlock, kBeside == Beside::nothing || sizeof(T) < 8 ? 2 : 1)
-    centre_and_sum(Rows<T> x, Buckets b, SumPlan plan, Index first_run, Index last_run, SumScratch scratch,
+template <class L, Beside kBeside>
+__global__ void __launch_bounds__(kBlock, kBeside == Beside::nothing || sizeof(typename L::T) < 8 ? 2 : 1)
+    centre_and_sum(Rows<typename L::T> x, Buckets b, SumPlan plan, Index first_run, Index last_run, SumScratch scratch,
                    SumTarget target) {
+  constexpr int kValues = L::kValues;
   const Index run = first_run + warp_id() / plan.slabs, slab = warp_id() % plan.slabs;
   if (run >= last_run) return;  // the whole warp
-  const Columns<kPaired> columns = columns_of<kPaired>(plan, slab);
+  const Columns<L> columns(plan, slab);
   double* z = kBeside == Beside::rows ? target.z - first_run * plan.run * plan.pitch : nullptr;  // of position 0
   if (target.record->shut) {
     if constexpr (kBeside == Beside::rows) {
@@ -172,14 +181,14 @@ __global__ void __launch_bounds__(kBlock, kBeside == Beside::nothing || sizeof(T
     if (target.counts[piece.k] > 0) {
       columns.read(target.shifts + Index{piece.k} * plan.dim, shift);
     } else {
-      RowPart<T, kPaired> row;
+      RowPart<L> row;
       row.read(x, b.rows[piece.begin], columns);
       row.each([&](int v, double value) { shift[v] = value; });
       if (piece.first == piece.begin) columns.write(shift, target.shifts + Index{piece.k} * plan.dim);
     }
     const double factor = target.scale ? target.scale[piece.k] : 1;
 
-    for_each_row(x, b, piece, columns, [&](Index position, const RowPart<T, kPaired>& row) {
+    for_each_row(x, b, piece, columns, [&](Index position, const RowPart<L>& row) {
       double scaled[kValues];
       row.each([&](int v, double value) {
         const double centred = value - shift[v];
@@ -209,13 +218,14 @@ __global__ void __launch_bounds__(kBlock, kBeside == Beside::nothing || sizeof(T
     columns.write(column_squares, scratch.column_squares + (run - first_run) * plan.dim);
 }
 
-template <class T, bool kPaired>
+template <class L>
 __global__ void __launch_bounds__(kBlock, 2)
-    write_halves(Rows<T> x, Buckets b, SumPlan plan, Index first_run, Index last_run, const double* shifts,
+    write_halves(Rows<typename L::T> x, Buckets b, SumPlan plan, Index first_run, Index last_run, const double* shifts,
                  const double* scale, const int* exponents, Index padded, Half* z) {
+  constexpr int kPairs = L::kPairs, kValues = L::kValues;
   const Index run = first_run + warp_id() / plan.slabs, slab = warp_id() % plan.slabs;
   if (run >= last_run) return;
-  const Columns<kPaired> columns = columns_of<kPaired>(plan, slab);
+  const Columns<L> columns(plan, slab);
   double down[kValues];
   for (int v = 0; v < kValues; ++v) {
     const int col = columns.of(v / 2) + v % 2;
@@ -225,7 +235,7 @@ __global__ void __launch_bounds__(kBlock, 2)
     double shift[kValues], scaling[kValues];
     columns.read(shifts + Index{piece.k} * plan.dim, shift);
     for (int v = 0; v < kValues; ++v) scaling[v] = scale ? scale[piece.k] * down[v] : down[v];
-    for_each_row(x, b, piece, columns, [&](Index position, const RowPart<T, kPaired>& row) {
+    for_each_row(x, b, piece, columns, [&](Index position, const RowPart<L>& row) {
       Half* to = z + (position - first_run * plan.run) * padded;
       Pair<Half> halves[kPairs] = {};
       row.each([&](int v, double value) {
@@ -321,12 +331,16 @@ __global__ void copy_state(StateArrays from, Index classes, Index dim, StateArra
 
 Index copy_blocks(Index classes, Index dim) { return blocks_for(std::max(classes, dim) * dim, 4 * kBlock); }
 
-/// Calls f(rows, whether every row of features and of doubles can be read in pairs).
+/// Calls f(rows, layout).
 template <class F>
-void with_pairs(const FeatureBlock& features, const F& f) {
+void with_layout(const FeatureBlock& features, const F& f) {
   with_element(features.dtype, [&]<class T>(T) {
     const Rows<T> x = rows_of<T>(features);
-    x.paired && x.cols % 2 == 0 ? f(x, std::true_type{}) : f(x, std::false_type{});
+    const bool paired = x.paired && x.cols % 2 == 0;
+    if (x.cols <= kNarrow)
+      paired ? f(x, Layout<T, 1, true>{}) : f(x, Layout<T, 1, false>{});
+    else
+      paired ? f(x, Layout<T, 4, true>{}) : f(x, Layout<T, 4, false>{});
   });
 }
 
@@ -335,7 +349,9 @@ Index blocks_of(const SumPlan& plan, Index runs) { return (runs * plan.slabs + k
 }  // namespace
 
 SumPlan plan_sums(Index rows, Index dim, Index group_runs, Index fold) {
-  SumPlan plan{rows, dim, 0, 0, fold, 0, (dim + kSlab - 1) / kSlab, (dim + 1) / 2 * 2};
+  if (dim > std::numeric_limits<int>::max()) throw UsageError("class sums on CUDA take fewer than 2^31 dimensions");
+  const Index slab = dim <= kNarrow ? kPairStep : 4 * kPairStep;
+  SumPlan plan{rows, dim, 0, 0, fold, 0, (dim + slab - 1) / slab, (dim + 1) / 2 * 2};
   const auto wanted = static_cast<std::uint64_t>(rows * plan.slabs / kWarpsWanted);
   plan.run = std::clamp<Index>(static_cast<Index>(std::bit_floor(wanted)), 32, 512);
   plan.group = plan.run * group_runs;
@@ -346,10 +362,10 @@ SumPlan plan_sums(Index rows, Index dim, Index group_runs, Index fold) {
 void launch_centre_and_sum(cudaStream_t stream, const FeatureBlock& features, const Buckets& buckets,
                            const SumPlan& plan, Index first_run, Index last_run, const SumScratch& scratch,
                            const SumTarget& target) {
-  with_pairs(features, [&]<class T, bool kPaired>(const Rows<T>& x, std::bool_constant<kPaired>) {
-    auto* kernel = centre_and_sum<T, kPaired, Beside::nothing>;
-    if (target.z) kernel = centre_and_sum<T, kPaired, Beside::rows>;
-    if (scratch.column_squares) kernel = centre_and_sum<T, kPaired, Beside::columns>;
+  with_layout(features, [&]<class T, class L>(const Rows<T>& x, L) {
+    auto* kernel = centre_and_sum<L, Beside::nothing>;
+    if (target.z) kernel = centre_and_sum<L, Beside::rows>;
+    if (scratch.column_squares) kernel = centre_and_sum<L, Beside::columns>;
     launch(stream, {blocks_of(plan, last_run - first_run)}, kernel, x, buckets, plan, first_run, last_run, scratch,
            target);
   });
@@ -358,9 +374,9 @@ void launch_centre_and_sum(cudaStream_t stream, const FeatureBlock& features, co
 void launch_write_halves(cudaStream_t stream, const FeatureBlock& features, const Buckets& buckets, const SumPlan& plan,
                          Index first_run, Index last_run, const double* shifts, const double* scale,
                          const int* exponents, Index padded, Half* z) {
-  with_pairs(features, [&]<class T, bool kPaired>(const Rows<T>& x, std::bool_constant<kPaired>) {
-    launch(stream, {blocks_of(plan, last_run - first_run)}, write_halves<T, kPaired>, x, buckets, plan, first_run,
-           last_run, shifts, scale, exponents, padded, z);
+  with_layout(features, [&]<class T, class L>(const Rows<T>& x, L) {
+    launch(stream, {blocks_of(plan, last_run - first_run)}, write_halves<L>, x, buckets, plan, first_run, last_run,
+           shifts, scale, exponents, padded, z);
   });
 }
 

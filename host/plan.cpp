@@ -185,24 +185,24 @@ DryRun dry_run(const PlanRequest& request, Statistics statistics) {
 // What CUDA keeps beside a state, and for all states: cuda/batch.hpp Limits, moments.cpp, class_sums.cu plan_sums,
 // buckets.hpp, staging.hpp.
 Index cuda_block_rows(Index dim, Index rows, Index element_bytes) {
-  return std::min(rows, std::clamp<Index>((Index{512} << 20) / (dim * element_bytes), 1, Index{1} << 22));
+  return std::min(rows, std::clamp<Index>((Index{2} << 30) / (dim * element_bytes), 1, Index{1} << 22));
 }
 Index cuda_stage_bytes(Index dim, Index rows, Index element_bytes) {
   return 2 * cuda_block_rows(dim, rows, element_bytes) * (dim * element_bytes + 8);
 }
 Index cuda_scratch_bytes(Index classes, Index dim, Index rows, Index element_bytes, bool full) {
-  constexpr Index kSliceRows = 4096;
-  const Index n = cuda_block_rows(dim, rows, element_bytes), slabs = (dim * element_bytes + 511) / 512;
+  const Index n = cuda_block_rows(dim, rows, element_bytes), slab = dim <= 128 ? 64 : 256, slabs = (dim + slab - 1) / slab;
   const Index run =
-      std::clamp<Index>(static_cast<Index>(std::bit_floor(static_cast<std::uint64_t>(n / 4096))), 32, 512);
+      std::clamp<Index>(static_cast<Index>(std::bit_floor(static_cast<std::uint64_t>(n * slabs / 16384))), 32, 512);
   const Index sort = 8 * 4 * n + 2 * 4 * classes;
   const Index carries = 8 * 2 * dim * ((n + run - 1) / run), squares = 8 * slabs * n;
   Index scatter = 0;
   if (full) {
     Index chunk = std::min(n, (Index{512} << 20) / (8 * dim));
     if (dim <= 1024) {
-      chunk = std::min(chunk, kSliceRows * std::clamp<Index>((Index{256} << 20) / (8 * dim * dim), 1, 16));
-      scatter += (chunk + kSliceRows - 1) / kSliceRows * 8 * dim * dim;
+      const Index slice = dim < 724 ? 1024 : dim < 1024 ? 2048 : 4096;
+      chunk = std::min(chunk, slice * std::clamp<Index>((Index{256} << 20) / (8 * dim * dim), 1, 64));
+      scatter += (chunk + slice - 1) / slice * 8 * dim * dim;
     }
     scatter += (chunk < n ? 2 : 1) * 8 * chunk * dim;
   }
