@@ -395,7 +395,8 @@ void launch_copy_state(cudaStream_t stream, const StateArrays& from, Index class
 
 void launch_restore_state(cudaStream_t stream, const StateArrays& snapshot, Index classes, Index dim,
                           const BatchRecord* record, const StateArrays& state, double* shifts) {
-  launch(stream, {copy_blocks(classes, dim)}, copy_state, snapshot, classes, dim, state, record, shifts);
+  launch(stream, {std::min(copy_blocks(classes, dim), kMaxIdleBlocks)}, copy_state, snapshot, classes, dim, state,
+         record, shifts);
 }
 
 }  // namespace ncollapse::cuda

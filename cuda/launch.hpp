@@ -15,6 +15,8 @@ namespace ncollapse::cuda {
 inline constexpr int kBlock = 256;  ///< threads of a block, everywhere
 /// Blocks of a kernel that strides over its work; fixed, so that no result depends on the size of the GPU.
 inline constexpr Index kMaxBlocks = Index{1} << 20;
+/// The same for a kernel that seldom has anything to do: blocks that only look cost time, too.
+inline constexpr Index kMaxIdleBlocks = Index{1} << 11;
 
 /// Blocks for `items` pieces of work, `per_block` at a time.
 inline Index blocks_for(Index items, Index per_block = kBlock) {

@@ -23,7 +23,7 @@ namespace ncollapse::cuda {
 namespace {
 
 ScatterPlan plan_scatter(const SumPlan& sums, Precision precision, const Limits& limits) {
-  constexpr Index kPartialBytes = Index{256} << 20, kMostSlices = 64, kMostRows = Index{1} << 18;
+  constexpr Index kMostSlices = 64, kMostRows = Index{1} << 18;
   // Of the exact product, where dimensions are few: so many that tiles and slices together fill a GPU several times.
   constexpr Index kLeastSlice = 1024, kSliceRowsOfSquare = 256;
   ScatterPlan plan{};
@@ -35,8 +35,10 @@ ScatterPlan plan_scatter(const SumPlan& sums, Precision precision, const Limits&
     plan.slice_rows = limits.slice_rows;
     if (!plan.fast)
       while (plan.slice_rows > std::max(kLeastSlice, sums.dim * sums.dim / kSliceRowsOfSquare)) plan.slice_rows /= 2;
+    // T itself is read and written once a chunk, so several slices are worth their memory where it is large.
+    const Index partial_bytes = Index{plan.fast ? 512 : 256} << 20;
     const Index square = plan.padded * plan.padded * (plan.fast ? 4 : 8);
-    const Index slices = std::clamp<Index>(kPartialBytes / square, 1, kMostSlices);
+    const Index slices = std::clamp<Index>(partial_bytes / square, 1, kMostSlices);
     rows = std::clamp<Index>(rows, 1, slices * plan.slice_rows);
   }
   const Index groups = std::max<Index>(std::min(rows, kMostRows) / sums.group, 1);
