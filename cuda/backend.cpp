@@ -22,7 +22,7 @@ CudaBackend::CudaBackend(int device, const ContextOptions& options, const Limits
   }
   const DeviceGuard on(device);
   queue_ = std::make_shared<Queue>(device, static_cast<cudaStream_t>(options.cuda_stream));
-  staging_.emplace(*queue_, limits_.piece_bytes);
+  staging_.emplace(*queue_, limits_.piece_bytes, options.threads);
   launch_identity(queue_->stream(), Buffer<double>(*queue_, 1).get(), 1);  // fails here where there is no code for it
   queue_->wait();
 }

@@ -2,8 +2,40 @@
 
 #include <algorithm>
 #include <cstring>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 namespace ncollapse::cuda {
+namespace {
+
+constexpr Index kShare = Index{256} << 10;  ///< what a thread packs at a time
+constexpr int kMostThreads = 8;
+
+/// Bytes first .. first + count - 1 of the rows as if they were closely packed.
+void pack(unsigned char* to, const unsigned char* from, Index width, Index pitch, Index first, Index count) {
+  for (Index row = first / width, col = first % width; count > 0; ++row, col = 0) {
+    const Index bytes = std::min(width - col, count);
+    std::memcpy(to, from + row * pitch + col, static_cast<std::size_t>(bytes));
+    to += bytes;
+    count -= bytes;
+  }
+}
+
+int threads_for(int wanted) {
+#ifdef _OPENMP
+  if (wanted == 0) wanted = omp_get_max_threads();
+#endif
+  return std::clamp(wanted, 1, kMostThreads);
+}
+
+}  // namespace
+
+Staging::Staging(Queue& queue, Index piece_bytes, int threads)
+    : queue_(queue),
+      threads_(threads_for(threads)),
+      copies_(nullptr),
+      pieces_{Piece(piece_bytes), Piece(piece_bytes)} {}
 
 void Staging::grow(Slot& slot, Index bytes) {
   if (slot.memory.size() >= bytes) return;
@@ -44,23 +76,19 @@ void Staging::copy(unsigned char* to, const void* host, Index width, Index pitch
     return copied_.wait();
   }
   const auto* from = static_cast<const unsigned char*>(host);
-  for (Index row = 0, col = 0; row < rows;) {
+  for (Index done = 0, filled = 0; done < width * rows; done += filled) {
     piece_ = 1 - piece_;
     Piece& piece = pieces_[piece_];
     piece.copied.wait();
-    Index filled = 0;
-    while (row < rows && filled < piece.size) {
-      const Index bytes = std::min(width - col, piece.size - filled);
-      std::memcpy(piece.memory.get() + filled, from + row * pitch + col, size(bytes));
-      filled += bytes;
-      col += bytes;
-      if (col < width) continue;
-      col = 0;
-      ++row;
-    }
-    check(cudaMemcpyAsync(to, piece.memory.get(), size(filled), cudaMemcpyHostToDevice, copies_.get()));
+    filled = std::min(piece.size, width * rows - done);
+    unsigned char* packed = piece.memory.get();
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads_) if (filled > kShare)
+#endif
+    for (Index share = 0; share < filled; share += kShare)
+      pack(packed + share, from, width, pitch, done + share, std::min(kShare, filled - share));
+    check(cudaMemcpyAsync(to + done, packed, size(filled), cudaMemcpyHostToDevice, copies_.get()));
     piece.copied.record(copies_.get());
-    to += filled;
   }
 }
 

@@ -1,5 +1,5 @@
-// The way of host batches to the device: packed into pinned memory, piece by piece, and copied on a stream of its own
-// into one of two device buffers, taken in turn. So the copy of a block runs while the block before is worked on, the
+// The way of host batches to the device: packed into pinned memory by several threads, piece by piece, and copied on a
+// stream of its own into one of two device buffers, taken in turn. So the copy of a block runs while the block before is worked on, the
 // caller's memory may be reused as soon as it was packed, and the host waits only for pieces that are still being
 // copied. Pinned caller memory is copied directly, and waited for. What is copied where depends on sizes alone.
 #pragma once
@@ -12,9 +12,9 @@ namespace ncollapse::cuda {
 
 class Staging {
  public:
-  /// Copies go on while `queue`'s stream works, in pieces of `piece_bytes`.
-  Staging(Queue& queue, Index piece_bytes)
-      : queue_(queue), copies_(nullptr), pieces_{Piece(piece_bytes), Piece(piece_bytes)} {}
+  /// Copies go on while `queue`'s stream works, in pieces of `piece_bytes`, packed by `threads` (0: as many as OpenMP
+  /// would take), of which more than a few would only wait for memory.
+  Staging(Queue& queue, Index piece_bytes, int threads);
   ~Staging() { cudaStreamSynchronize(copies_.get()); }  // the pinned memory goes
   Staging(const Staging&) = delete;
   Staging& operator=(const Staging&) = delete;
@@ -45,6 +45,7 @@ class Staging {
   void grow(Slot& slot, Index bytes);
 
   Queue& queue_;
+  int threads_;
   Stream copies_;
   Event copied_;
   std::array<Slot, 2> slots_;

@@ -47,7 +47,8 @@ NCOLLAPSE_EXPORT std::vector<DeviceInfo> devices();
 NCOLLAPSE_EXPORT std::string cuda_unavailable_reason();
 
 struct ContextOptions {
-  int threads = 0;  ///< CPU threads; 0 takes what OpenMP would take (OMP_NUM_THREADS, else all cores)
+  int threads = 0;  ///< CPU threads (on a GPU those that pack host batches); 0 takes what OpenMP would take
+                    ///< (OMP_NUM_THREADS, else all cores)
   /// A cudaStream_t of the caller, in whose order all work is done; it has to outlive the context and everything made
   /// with it. Null: an own stream, which orders itself with the legacy default stream (so work queued there before a
   /// call is seen). For per-thread default streams pass cudaStreamPerThread.
