@@ -6,6 +6,10 @@
 programs=(ncollapse demo_test api_tests theory_tests cuda_gpu_tests theory end_to_end)
 cuda_filter='*cuda*:*Cuda*:*CUDA*'  # of the tests that run on every backend, those on this one
 small_filter='*/tiny'                # of the backend's tests, those in small chunks: the sanitizers slow everything down
+# Of these, the quickest that launch every kernel of ours (house.kernel_coverage): racecheck and initcheck are the slowest.
+quick_filter=$(printf '*.%s/tiny:' FastScatterKeepsItsBoundWhereErrorsConspire FaultsAreFoundAndChangeNothing \
+  RowsAreCertifiedByTheirOwnSize ImportsEveryElementType RowVerbs ProductAndGram EigenvaluesAlone CholeskyAndItsSolves \
+  PairSumsOfDegenerateRows FastPairSumsInPieces ProductSums)
 total_seconds=${GPU_SECONDS:-450}    # for all steps together
 
 # The steps and the seconds each may take, the most telling first. They add up to 450. What a step leaves goes to the

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <map>
 #include <numeric>
 
 #include "cuda/backend.hpp"
@@ -128,12 +129,14 @@ TEST_F(KernelTest, BucketsKeepStreamOrder) {
     launch_find_bad_labels(stream(), {on_device.get(), LabelType::i64, rows}, 0, classes, record.get(), sorter.keys(),
                            sorter.rows());
     const Buckets buckets = sorter.sort(rows);
-    std::vector<std::uint32_t> keys(static_cast<std::size_t>(rows)), order(keys),
-        begin(static_cast<std::size_t>(classes)), end(begin);
+    std::vector<std::uint32_t> keys(static_cast<std::size_t>(rows)), order(keys);
+    std::map<std::uint32_t, std::uint32_t> begin, end;  // of the classes that there are, the others are unset
     queue_.download(keys.data(), buckets.keys, rows * 4);
     queue_.download(order.data(), buckets.rows, rows * 4);
-    queue_.download(begin.data(), buckets.begin, classes * 4);
-    queue_.download(end.data(), buckets.end, classes * 4);
+    for (const std::uint32_t key : keys) {
+      queue_.download(&begin[key], buckets.begin + key, 4);
+      queue_.download(&end[key], buckets.end + key, 4);
+    }
     for (Index p = 0; p < rows; ++p) {
       ASSERT_EQ(labels[order[p]], keys[p]);
       ASSERT_TRUE(p == 0 || keys[p - 1] < keys[p] || (keys[p - 1] == keys[p] && order[p - 1] < order[p]));
@@ -463,6 +466,18 @@ TEST_F(KernelTest, DISABLED_ARaceIsReported) {
   const Buffer<double> out(queue_, kBlock);
   launch(stream(), {1, 1, kBlock * static_cast<Index>(sizeof(double))}, pass_on_without_waiting, out.get());
 }
+
+#ifdef CUDA_SHIM_READS
+TEST_F(KernelTest, AReadOfWhatNobodyWroteEndsTheProcess) {
+  const Buffer<double> values(queue_, 2), sum(queue_, 1);
+  launch_identity(stream(), values.get(), 1);  // the first of both
+  const auto add_up = [&](Index count) { launch_inner(stream(), values.get(), values.get(), count, sum.get()); };
+  EXPECT_DEATH(add_up(2), "a read of device memory that nobody wrote");
+  EXPECT_DEATH(values.to_host(), "a read of device memory that nobody wrote");
+  add_up(1);
+  EXPECT_EQ(sum.to_host(), std::vector<double>{1});
+}
+#endif
 
 /// A kernel on one stream, a copy of its result on another.
 double read_on_another_stream(Queue& queue, bool in_order, bool host_waits) {

@@ -148,8 +148,9 @@ T exchange_value(unsigned mask, T value, int from_lane) {
   return value;
 }
 
-/// body: one CUDA thread's run of the kernel.
-cudaError_t launch(const cudaLaunchConfig_t& config, std::function<void()> body);
+/// body: one CUDA thread's run of the kernel. CUDA_SHIM_LAUNCHES names a file for the places in the program, as nm
+/// gives them, of the kernels that were launched.
+cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, std::function<void()> body);
 /// Queues work that touches device memory, of whatever it was given by value.
 void submit(cudaStream_t stream, std::function<void()> work);
 
@@ -175,6 +176,13 @@ class DeviceAccess {
 
 /// Ends the process unless [at, at + bytes) lies in one allocation.
 void require_device(const void* at, std::size_t bytes);
+
+/// Under CUDA_SHIM_READS (reads.cpp): that queued work reads from, or writes to, memory. Reading device memory that
+/// nobody wrote ends the process. What is not device memory does not count.
+void reads(const void* at, std::size_t bytes);
+void writes(void* at, std::size_t bytes);
+/// Of each byte from `at` on, whether it was written to; null for what is not device memory.
+unsigned char* written_flags(const void* at, std::size_t bytes);
 
 // What tests may ask.
 std::size_t live_allocations();
@@ -274,5 +282,6 @@ using std::min;
 template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args&&... args) {
   return cuda_shim::launch(
-      *config, [kernel, params = std::tuple<Params...>(std::forward<Args>(args)...)] { std::apply(kernel, params); });
+      *config, reinterpret_cast<const void*>(kernel),
+      [kernel, params = std::tuple<Params...>(std::forward<Args>(args)...)] { std::apply(kernel, params); });
 }

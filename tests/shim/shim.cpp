@@ -5,6 +5,7 @@
 // without a happens-before edge; only barriers and warp exchanges make edges. So a missing __syncthreads is a data race
 // in the report, just as with one OS thread per CUDA thread, a hundred times faster. This file is then compiled without
 // instrumentation: the scheduler's own data is nobody's race.
+#include <dlfcn.h>
 #include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -16,6 +17,7 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -85,6 +87,11 @@ constexpr int kPoison = 0xff;  // NaN as a double, -1 as an integer
 constexpr int kGuard = 0xa5;
 constexpr std::size_t kGuardBytes = 256;
 constexpr std::size_t kPoisonedBytes = std::size_t{1} << 20;  // the rest of a larger allocation stays untouched
+#ifdef CUDA_SHIM_READS
+constexpr bool kWatchesReads = true;
+#else
+constexpr bool kWatchesReads = false;
+#endif
 
 [[noreturn]] void fail(const char* what) {
   std::fprintf(stderr, "cuda shim: %s\n", what);
@@ -92,9 +99,9 @@ constexpr std::size_t kPoisonedBytes = std::size_t{1} << 20;  // the rest of a l
 }
 
 // ---------------------------------------------------------------- memory
-// An allocation: guard, memory, guard. Outside kernels, copies and vendor calls its pages cannot be touched at all, so
-// that host code reading device memory ends where it would end on a machine with a GPU. (Not under the sanitizers,
-// whose own guards are exact.)
+// An allocation: guard, memory, guard; behind it, where reads are watched, flags for its bytes. Outside kernels, copies
+// and vendor calls its pages cannot be touched at all, so that host code reading device memory ends where it would end
+// on a machine with a GPU. (Not under the sanitizers, whose own guards are exact.)
 struct Allocation {
   std::size_t bytes, mapped;
   unsigned char* base;
@@ -301,6 +308,14 @@ void require_device(const void* at, std::size_t bytes) {
   if (bytes > 0 && find(at, bytes) == nullptr) fail("host memory where device memory is needed");
 }
 
+unsigned char* written_flags(const void* at, std::size_t bytes) {
+  if (!kWatchesReads || opened == 0) return nullptr;
+  const Allocation* allocation = find(at, bytes);
+  if (allocation == nullptr) return nullptr;
+  unsigned char* data = allocation->base + kGuardBytes;
+  return data + allocation->bytes + kGuardBytes + (static_cast<const unsigned char*>(at) - data);
+}
+
 std::size_t live_allocations() {
   drain_all();
   return memory().live.size();
@@ -333,7 +348,7 @@ cudaError_t cudaMallocFromPoolAsync(void** result, std::size_t bytes, cudaMemPoo
   ++counted.allocations;
   auto& state = memory();
   if (bytes > state.limit - std::min(state.used, state.limit)) return cudaErrorMemoryAllocation;
-  Allocation allocation{bytes, (bytes + 2 * kGuardBytes + 4095) / 4096 * 4096, nullptr};
+  Allocation allocation{bytes, (bytes + 2 * kGuardBytes + (kWatchesReads ? bytes : 0) + 4095) / 4096 * 4096, nullptr};
   void* pages = mmap(nullptr, allocation.mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   allocation.base = pages == MAP_FAILED ? nullptr : static_cast<unsigned char*>(pages);
   if (allocation.base == nullptr) return cudaErrorMemoryAllocation;
@@ -378,7 +393,10 @@ cudaError_t cudaMemGetInfo(std::size_t* free_bytes, std::size_t* total_bytes) {
 cudaError_t cudaMemsetAsync(void* at, int value, std::size_t bytes, cudaStream_t stream) {
   require_stream(stream);
   require_device(at, bytes);
-  submit(stream, [=] { std::memset(at, value, bytes); });
+  submit(stream, [=] {
+    std::memset(at, value, bytes);
+    cuda_shim::writes(at, bytes);
+  });
   return cudaSuccess;
 }
 
@@ -416,8 +434,11 @@ cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, 
     if ((reads_pinned && !is_pinned(from)) || (writes_pinned && !is_pinned(to)))
       fail("pinned memory was freed before its copy was done");
     [[maybe_unused]] const auto keep = staged;
-    for (std::size_t row = 0; row < height; ++row)
+    for (std::size_t row = 0; row < height; ++row) {
+      cuda_shim::reads(static_cast<const char*>(from) + row * from_pitch, width);
       std::memcpy(static_cast<char*>(to) + row * to_pitch, static_cast<const char*>(from) + row * from_pitch, width);
+      cuda_shim::writes(static_cast<char*>(to) + row * to_pitch, width);
+    }
   });
   if (kind == cudaMemcpyDeviceToHost && !writes_pinned) drain(stream->line);
   return cudaSuccess;
@@ -767,6 +788,20 @@ void prepare_threads(const cudaLaunchConfig_t& config, std::uint64_t block) {
   }
 }
 
+void note_launched(const void* kernel) {
+  static const char* path = std::getenv("CUDA_SHIM_LAUNCHES");
+  static std::set<const void*> noted;
+  if (path == nullptr || !noted.insert(kernel).second) return;
+  Dl_info program{};
+  dladdr(kernel, &program);
+  static std::FILE* file = std::fopen(path, "w");
+  if (file == nullptr) fail("CUDA_SHIM_LAUNCHES cannot be written");
+  std::fprintf(
+      file, "%016zx\n",
+      static_cast<std::size_t>(static_cast<const char*>(kernel) - static_cast<const char*>(program.dli_fbase)));
+  std::fflush(file);
+}
+
 void run_blocks(const cudaLaunchConfig_t& config, const std::function<void()>& body) {
   auto& s = scheduler;
   s.size = config.blockDim.x;
@@ -809,9 +844,10 @@ std::uint32_t ballot(unsigned mask, bool vote) {
   return votes;
 }
 
-cudaError_t launch(const cudaLaunchConfig_t& config, std::function<void()> body) {
+cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, std::function<void()> body) {
   require_valid(config);
   ++counted.launches;
+  note_launched(kernel);
   submit(config.stream, [config, body = std::move(body)] { run_blocks(config, body); });
   return cudaSuccess;
 }

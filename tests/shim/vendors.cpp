@@ -55,6 +55,28 @@ void use_up(void* device, std::size_t device_bytes, void* host, std::size_t host
   std::memset(host, 0xff, host_bytes);
 }
 
+/// What a call reads or writes of a column-major matrix, when its turn has come: all of it, or a triangle.
+enum class Part { all, upper, lower };
+template <class Touch>
+void touch(Part part, std::int64_t rows, std::int64_t cols, const Touch& column) {
+  for (std::int64_t j = 0; j < cols; ++j) {
+    const std::int64_t first = part == Part::lower ? std::min(j, rows) : 0,
+                       last = part == Part::upper ? std::min(j + 1, rows) : rows;
+    if (first < last) column(j, first, static_cast<std::size_t>(last - first));
+  }
+}
+template <class T>
+void reads(const T* A, std::int64_t rows, std::int64_t cols, std::int64_t ld, Part part = Part::all) {
+  touch(part, rows, cols,
+        [&](auto j, auto first, auto count) { cuda_shim::reads(A + j * ld + first, count * sizeof(T)); });
+}
+template <class T>
+void writes(T* A, std::int64_t rows, std::int64_t cols, std::int64_t ld, Part part = Part::all) {
+  touch(part, rows, cols,
+        [&](auto j, auto first, auto count) { cuda_shim::writes(A + j * ld + first, count * sizeof(T)); });
+}
+Part triangle(cublasFillMode_t fill) { return fill == CUBLAS_FILL_MODE_UPPER ? Part::upper : Part::lower; }
+
 CBLAS_TRANSPOSE transpose(cublasOperation_t op) { return op == CUBLAS_OP_T ? CblasTrans : CblasNoTrans; }
 CBLAS_UPLO uplo(cublasFillMode_t fill) { return fill == CUBLAS_FILL_MODE_UPPER ? CblasUpper : CblasLower; }
 char uplo_letter(cublasFillMode_t fill) { return fill == CUBLAS_FILL_MODE_UPPER ? 'U' : 'L'; }
@@ -96,6 +118,10 @@ cublasStatus_t cublasDgemm_64(cublasHandle_t handle, cublasOperation_t op_a, cub
   require_matrix(B, op_b == CUBLAS_OP_N ? k : n, op_b == CUBLAS_OP_N ? n : k, ldb);
   require_matrix(C, m, n, ldc);
   cuda_shim::submit(handle->stream, [=, by = *alpha, keep = *beta] {
+    reads(A, op_a == CUBLAS_OP_N ? m : k, op_a == CUBLAS_OP_N ? k : m, lda);
+    reads(B, op_b == CUBLAS_OP_N ? k : n, op_b == CUBLAS_OP_N ? n : k, ldb);
+    if (keep != 0) reads(C, m, n, ldc);
+    writes(C, m, n, ldc);
     cblas_dgemm(CblasColMajor, transpose(op_a), transpose(op_b), narrow(m), narrow(n), narrow(k), by, A, narrow(lda), B,
                 narrow(ldb), keep, C, narrow(ldc));
   });
@@ -126,6 +152,7 @@ cublasStatus_t cublasGemmEx_64(cublasHandle_t handle, cublasOperation_t op_a, cu
   cuda_shim::submit(handle->stream, [=] {
     const auto a = floats_of(A, type_a, op_a == CUBLAS_OP_N ? m : k, op_a == CUBLAS_OP_N ? k : m, lda);
     const auto b = floats_of(B, type_b, op_b == CUBLAS_OP_N ? k : n, op_b == CUBLAS_OP_N ? n : k, ldb);
+    writes(static_cast<float*>(C), m, n, ldc);
     cblas_sgemm(CblasColMajor, transpose(op_a), transpose(op_b), narrow(m), narrow(n), narrow(k), by, a.data(),
                 narrow(lda), b.data(), narrow(ldb), keep, static_cast<float*>(C), narrow(ldc));
   });
@@ -183,6 +210,10 @@ cublasStatus_t cublasGemmStridedBatchedEx_64(cublasHandle_t handle, cublasOperat
     for (std::int64_t slice = 0; slice < count; ++slice) {
       const std::int64_t a0 = slice * stride_a, b0 = slice * stride_b;
       float* c = static_cast<float*>(C) + slice * stride_c;
+      reads(static_cast<const std::uint16_t*>(A) + a0, op_a == CUBLAS_OP_N ? m : k, op_a == CUBLAS_OP_N ? k : m, lda);
+      reads(static_cast<const std::uint16_t*>(B) + b0, op_b == CUBLAS_OP_N ? k : n, op_b == CUBLAS_OP_N ? n : k, ldb);
+      if (keep != 0) reads(c, m, n, ldc);
+      writes(c, m, n, ldc);
       for (std::int64_t l = 0; l < k; ++l) {
         for (std::int64_t i = 0; i < m; ++i)
           a[l * m + i] = value(A, a0 + (op_a == CUBLAS_OP_N ? i + l * lda : l + i * lda));
@@ -206,6 +237,9 @@ cublasStatus_t cublasDsyrk_64(cublasHandle_t handle, cublasFillMode_t fill, cubl
   require_matrix(A, op == CUBLAS_OP_N ? n : k, op == CUBLAS_OP_N ? k : n, lda);
   require_matrix(C, n, n, ldc);
   cuda_shim::submit(handle->stream, [=, by = *alpha, keep = *beta] {
+    reads(A, op == CUBLAS_OP_N ? n : k, op == CUBLAS_OP_N ? k : n, lda);
+    if (keep != 0) reads(C, n, n, ldc, triangle(fill));
+    writes(C, n, n, ldc, triangle(fill));
     cblas_dsyrk(CblasColMajor, uplo(fill), transpose(op), narrow(n), narrow(k), by, A, narrow(lda), keep, C,
                 narrow(ldc));
   });
@@ -230,6 +264,9 @@ cublasStatus_t cublasDgeam_64(cublasHandle_t handle, cublasOperation_t op_a, cub
     return op == CUBLAS_OP_N ? M[i + j * ld] : M[j + i * ld];
   };
   cuda_shim::submit(handle->stream, [=, by = *alpha, keep = *beta] {
+    reads(A, side(op_a, m, n), side(op_a, n, m), lda);
+    if (keep != 0) reads(B, side(op_b, m, n), side(op_b, n, m), ldb);
+    writes(C, m, n, ldc);
     for (std::int64_t j = 0; j < n; ++j)
       for (std::int64_t i = 0; i < m; ++i) {
         const double added = keep == 0 ? 0.0 : keep * at(B, op_b, ldb, i, j);
@@ -247,6 +284,8 @@ cublasStatus_t cublasDtrsm_64(cublasHandle_t handle, cublasSideMode_t side, cubl
   require_matrix(A, order, order, lda);
   require_matrix(B, m, n, ldb);
   cuda_shim::submit(handle->stream, [=, by = *alpha] {
+    reads(A, order, order, lda, triangle(fill));
+    reads(B, m, n, ldb);
     cblas_dtrsm(CblasColMajor, side == CUBLAS_SIDE_LEFT ? CblasLeft : CblasRight, uplo(fill), transpose(op),
                 diag == CUBLAS_DIAG_UNIT ? CblasUnit : CblasNonUnit, narrow(m), narrow(n), by, A, narrow(lda), B,
                 narrow(ldb));
@@ -264,6 +303,9 @@ cublasStatus_t cublasDtrmm_64(cublasHandle_t handle, cublasSideMode_t side, cubl
   require_matrix(B, m, n, ldb);
   require_matrix(C, m, n, ldc);
   cuda_shim::submit(handle->stream, [=, by = *alpha] {
+    reads(A, order, order, lda, triangle(fill));
+    reads(B, m, n, ldb);
+    writes(C, m, n, ldc);
     for (std::int64_t j = 0; j < n; ++j) std::copy_n(B + j * ldb, m, C + j * ldc);
     cblas_dtrmm(CblasColMajor, side == CUBLAS_SIDE_LEFT ? CblasLeft : CblasRight, uplo(fill), transpose(op),
                 diag == CUBLAS_DIAG_UNIT ? CblasUnit : CblasNonUnit, narrow(m), narrow(n), by, A, narrow(lda), C,
@@ -317,6 +359,10 @@ cusolverStatus_t cusolverDnXsyevd(cusolverDnHandle_t handle, cusolverDnParams_t,
   require_matrix(W, n, 1, n);
   cuda_shim::submit(handle->stream, [=, spoiled = std::exchange(spoil, false)] {
     use_up(device_space, device_bytes, host_space, host_bytes);
+    reads(static_cast<double*>(A), n, n, lda, triangle(fill));
+    writes(static_cast<double*>(A), n, n, lda);
+    writes(static_cast<double*>(W), n, 1, n);
+    writes(info, 1, 1, 1);
     *info = LAPACKE_dsyevd(LAPACK_COL_MAJOR, mode == CUSOLVER_EIG_MODE_VECTOR ? 'V' : 'N', uplo_letter(fill), narrow(n),
                            static_cast<double*>(A), narrow(lda), static_cast<double*>(W));
     if (spoiled) static_cast<double*>(A)[0] += 0.5;
@@ -339,6 +385,8 @@ cusolverStatus_t cusolverDnXpotrf(cusolverDnHandle_t handle, cusolverDnParams_t,
   require_matrix(A, n, n, lda);
   cuda_shim::submit(handle->stream, [=] {
     use_up(device_space, device_bytes, host_space, host_bytes);
+    reads(static_cast<double*>(A), n, n, lda, triangle(fill));
+    writes(info, 1, 1, 1);
     *info = LAPACKE_dpotrf(LAPACK_COL_MAJOR, uplo_letter(fill), narrow(n), static_cast<double*>(A), narrow(lda));
   });
   return CUSOLVER_STATUS_SUCCESS;
@@ -362,6 +410,9 @@ cusolverStatus_t cusolverDnXgeqrf(cusolverDnHandle_t handle, cusolverDnParams_t,
   require_matrix(tau, std::min(m, n), 1, std::min(m, n));
   cuda_shim::submit(handle->stream, [=] {
     use_up(device_space, device_bytes, host_space, host_bytes);
+    reads(static_cast<double*>(A), m, n, lda);
+    writes(static_cast<double*>(tau), std::min(m, n), 1, m);
+    writes(info, 1, 1, 1);
     *info = LAPACKE_dgeqrf(LAPACK_COL_MAJOR, narrow(m), narrow(n), static_cast<double*>(A), narrow(lda),
                            static_cast<double*>(tau));
   });
@@ -394,6 +445,11 @@ cusolverStatus_t cusolverDnXgesvd(cusolverDnHandle_t handle, cusolverDnParams_t,
   if (job_vt != 'N') require_matrix(VT, n, n, ldvt);
   cuda_shim::submit(handle->stream, [=] {
     use_up(device_space, device_bytes, host_space, host_bytes);
+    reads(static_cast<double*>(A), m, n, lda);
+    writes(static_cast<double*>(S), n, 1, n);
+    if (job_u != 'N') writes(static_cast<double*>(U), m, job_u == 'A' ? m : n, ldu);
+    if (job_vt != 'N') writes(static_cast<double*>(VT), n, n, ldvt);
+    writes(info, 1, 1, 1);
     std::vector<double> unconverged(static_cast<std::size_t>(n));
     *info = LAPACKE_dgesvd(LAPACK_COL_MAJOR, static_cast<char>(job_u), static_cast<char>(job_vt), narrow(m), narrow(n),
                            static_cast<double*>(A), narrow(lda), static_cast<double*>(S), static_cast<double*>(U),
