@@ -17,5 +17,8 @@ for kernel in $kernels; do
   echo "$kernel is launched by no test of quick_filter (bench/gpu.sh)"
   failed=1
 done
+for reader in ${product_readers//|/ }; do
+  grep -qx "$reader" <<<"$kernels" || { echo "bench/gpu.sh names a kernel $reader that does not exist"; failed=1; }
+done
 echo "$(wc -w <<<"$kernels") kernels"
 exit $failed
