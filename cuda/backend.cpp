@@ -38,7 +38,6 @@ std::shared_ptr<void> CudaBackend::allocate(Index bytes) {
 void CudaBackend::upload(void* to, const void* host, Index bytes) {
   const DeviceGuard on(queue_->device());
   queue_->upload(to, host, bytes);
-  queue_->wait();
 }
 
 void CudaBackend::download(void* host, const void* from, Index bytes) {
@@ -77,7 +76,7 @@ void CudaBackend::combine_rows(const std::vector<double>& a, const Matrix& A, co
                                const Matrix& B, Matrix& out) {
   if (A.size() == 0) return;
   const DeviceGuard on(queue_->device());
-  const Buffer<double> a_values(*queue_, a), b_values(*queue_, b);
+  const Buffer<double> a_values(*queue_, a), b_values(*queue_, B ? b : std::vector<double>{});
   launch_combine_rows(queue_->stream(), a_values.get(), A.data(), b_values.get(), B.data(), A.rows, A.cols, out.data());
 }
 
@@ -122,11 +121,16 @@ std::vector<double> CudaBackend::row_dots(const Matrix& A, const Matrix& B) {
 
 double CudaBackend::inner(const Matrix& A, const Matrix& B) {
   const DeviceGuard on(queue_->device());
-  const Buffer<double> partial(*queue_, inner_parts(A.size()));
-  launch_inner(queue_->stream(), A.data(), B.data(), A.size(), partial.get());
   double sum = 0;
-  for (const double part : partial.to_host()) sum += part;
+  for (const double part : cuda::inner(*queue_, A.data(), B.data(), A.size()).take()) sum += part;
   return sum;
+}
+
+Matrix CudaBackend::identity(Index n) {
+  const DeviceGuard on(queue_->device());
+  Matrix result = matrix(n, n);
+  launch_identity(queue_->stream(), result.data(), n);
+  return result;
 }
 
 Matrix CudaBackend::product(const Matrix& A, Transpose transpose_a, const Matrix& B, Transpose transpose_b) {

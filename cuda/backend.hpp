@@ -33,6 +33,7 @@ class CudaBackend final : public Backend {
   std::vector<double> weighted_row_sum(const Matrix& A, const std::vector<double>& w) override;
   std::vector<double> row_dots(const Matrix& A, const Matrix& B) override;
   double inner(const Matrix& A, const Matrix& B) override;
+  Matrix identity(Index n) override;
   Matrix product(const Matrix& A, Transpose transpose_a, const Matrix& B, Transpose transpose_b) override;
   void add_gram(double alpha, const Matrix& A, Matrix& T) override;
   void mirror_lower(Matrix& A) override;

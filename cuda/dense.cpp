@@ -1,3 +1,5 @@
+// cholesky's estimate: lambda_max <= tr A, and 1/lambda_min <= |L^-1|_F^2, so 1/(tr A |L^-1|_F^2) is at most 1/cond(A)
+// and at least 1/n^2 of it, 1/n where one eigenvalue is far below the others.
 #include "cuda/dense.hpp"
 
 #include <algorithm>
@@ -44,7 +46,7 @@ struct SolverSpace {
   std::vector<unsigned char> host;
   Buffer<int> info;
 
-  /// The solver's verdict: 0, or what cuSOLVER documents. Waits.
+  /// The solver's verdict: 0, or what cuSOLVER documents. Waits, as it must before the space goes.
   int verdict(const char* solver) const {
     const int value = info.to_host().front();
     if (value < 0)
@@ -53,7 +55,19 @@ struct SolverSpace {
   }
 };
 
+double sum(Fetch<double>& parts) {
+  double total = 0;
+  for (const double part : parts.take()) total += part;
+  return total;
+}
+
 }  // namespace
+
+Fetch<double> inner(Queue& queue, const double* A, const double* B, Index size) {
+  const Buffer<double> parts(queue, inner_parts(size));
+  launch_inner(queue.stream(), A, B, size, parts.get());
+  return parts.fetch();
+}
 
 void gemm(Queue& queue, Transpose transpose_a, Transpose transpose_b, Index m, Index n, Index k, const double* A,
           Index lda, const double* B, Index ldb, double* C, Index ldc) {
@@ -130,7 +144,7 @@ bool narrow_products_are_exact(Queue& queue, Dtype type) {
   return right(products.to_host(), square);
 }
 
-void symmetric_eigen(Queue& queue, cusolverEigMode_t mode, double* A, Index n, double* values) {
+std::vector<double> symmetric_eigen(Queue& queue, cusolverEigMode_t mode, double* A, Index n, double* values) {
   const auto fill = CUBLAS_FILL_MODE_UPPER;
   std::size_t device_bytes = 0, host_bytes = 0;
   check(cusolverDnXsyevd_bufferSize(queue.solver(), queue.solver_params(), mode, fill, n, CUDA_R_64F, A, n, CUDA_R_64F,
@@ -139,9 +153,11 @@ void symmetric_eigen(Queue& queue, cusolverEigMode_t mode, double* A, Index n, d
   check(cusolverDnXsyevd(queue.solver(), queue.solver_params(), mode, fill, n, CUDA_R_64F, A, n, CUDA_R_64F, values,
                          CUDA_R_64F, space.device.get(), device_bytes, space.host.data(), host_bytes,
                          space.info.get()));
+  Fetch<double> found(queue, values, n);
   const int verdict = space.verdict("cusolverDnXsyevd");
   if (verdict > 0)
     throw Error(ErrorKind::internal, "cusolverDnXsyevd did not converge (info " + std::to_string(verdict) + ")");
+  return found.take();
 }
 
 void transpose(Queue& queue, const double* A, Index rows, Index cols, double* B) {
@@ -150,20 +166,23 @@ void transpose(Queue& queue, const double* A, Index rows, Index cols, double* B)
   check(cublasDgeam_64(queue.blas(), CUBLAS_OP_T, CUBLAS_OP_N, rows, cols, &one, A, cols, &zero, B, rows, B, rows));
 }
 
-void wide_svd(Queue& queue, double* A, Index m, Index n, double* values, double* left, double* right) {
+std::vector<double> wide_svd(Queue& queue, double* A, Index m, Index n, double* left, double* right) {
   // Column-major A^T [n x m] = right^T diag(values) left^T: their U [n x m] is our right, their V^T [m x m] our left.
   const signed char job = left != nullptr ? 'S' : 'N';
+  const Buffer<double> values(queue, m);
   std::size_t device_bytes = 0, host_bytes = 0;
   check(cusolverDnXgesvd_bufferSize(queue.solver(), queue.solver_params(), job, job, n, m, CUDA_R_64F, A, n, CUDA_R_64F,
-                                    values, CUDA_R_64F, right, n, CUDA_R_64F, left, m, CUDA_R_64F, &device_bytes,
+                                    values.get(), CUDA_R_64F, right, n, CUDA_R_64F, left, m, CUDA_R_64F, &device_bytes,
                                     &host_bytes));
   SolverSpace space(queue, device_bytes, host_bytes);
-  check(cusolverDnXgesvd(queue.solver(), queue.solver_params(), job, job, n, m, CUDA_R_64F, A, n, CUDA_R_64F, values,
-                         CUDA_R_64F, right, n, CUDA_R_64F, left, m, CUDA_R_64F, space.device.get(), device_bytes,
-                         space.host.data(), host_bytes, space.info.get()));
+  check(cusolverDnXgesvd(queue.solver(), queue.solver_params(), job, job, n, m, CUDA_R_64F, A, n, CUDA_R_64F,
+                         values.get(), CUDA_R_64F, right, n, CUDA_R_64F, left, m, CUDA_R_64F, space.device.get(),
+                         device_bytes, space.host.data(), host_bytes, space.info.get()));
+  Fetch<double> found = values.fetch();
   const int verdict = space.verdict("cusolverDnXgesvd");
   if (verdict > 0)
     throw Error(ErrorKind::internal, "cusolverDnXgesvd did not converge (info " + std::to_string(verdict) + ")");
+  return found.take();
 }
 
 void triangular_factor(Queue& queue, double* transposed, Index m, Index n, double* R) {
@@ -183,15 +202,24 @@ void triangular_factor(Queue& queue, double* transposed, Index m, Index n, doubl
                        &one, transposed, m, identity.get(), n, R, n));
 }
 
-bool cholesky(Queue& queue, double* A, Index n) {
+double cholesky(Queue& queue, double* A, Index n) {
   const auto fill = CUBLAS_FILL_MODE_UPPER;
+  const Buffer<double> diagonal(queue, n), inverse(queue, n * n);  // inverse: of L
+  launch_diagonal(queue.stream(), A, n, diagonal.get());
+  Fetch<double> terms = diagonal.fetch();
   std::size_t device_bytes = 0, host_bytes = 0;
   check(cusolverDnXpotrf_bufferSize(queue.solver(), queue.solver_params(), fill, n, CUDA_R_64F, A, n, CUDA_R_64F,
                                     &device_bytes, &host_bytes));
   SolverSpace space(queue, device_bytes, host_bytes);
   check(cusolverDnXpotrf(queue.solver(), queue.solver_params(), fill, n, CUDA_R_64F, A, n, CUDA_R_64F,
                          space.device.get(), device_bytes, space.host.data(), host_bytes, space.info.get()));
-  return space.verdict("cusolverDnXpotrf") == 0;
+  // Before the verdict is known: one wait for all.
+  launch_identity(queue.stream(), inverse.get(), n);
+  solve_lower(queue, A, Transpose::no, n, inverse.get(), n);
+  Fetch<double> squares = inner(queue, inverse.get(), inverse.get(), n * n);
+  if (space.verdict("cusolverDnXpotrf") != 0) return 0;
+  const double estimate = 1 / (sum(terms) * sum(squares));
+  return estimate > 0 ? estimate : 0.0;  // 0 for NaN
 }
 
 void solve_lower(Queue& queue, const double* L, Transpose transpose, Index n, double* B, Index rows) {

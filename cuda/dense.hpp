@@ -11,6 +11,9 @@
 
 namespace ncollapse::cuda {
 
+/// Parts of sum_i A_i B_i, to be added up in order.
+Fetch<double> inner(Queue& queue, const double* A, const double* B, Index size);
+
 /// C [m x n] = op(A) op(B), inner dimension k; lda, ldb, ldc: elements from row to row.
 void gemm(Queue& queue, Transpose transpose_a, Transpose transpose_b, Index m, Index n, Index k, const double* A,
           Index lda, const double* B, Index ldb, double* C, Index ldc);
@@ -31,24 +34,26 @@ void multiply_narrow(Queue& queue, Dtype type, const void* A, Index lda, Index m
 /// accumulated in fp32.
 bool narrow_products_are_exact(Queue& queue, Dtype type);
 
-/// Eigenvalues, ascending, to `values` [n]; row i of A [n x n] (lower triangle read) becomes eigenvector i, or with
-/// CUSOLVER_EIG_MODE_NOVECTOR nothing of use. Throws Error(internal) when the solver reports a failure. n >= 1.
-void symmetric_eigen(Queue& queue, cusolverEigMode_t mode, double* A, Index n, double* values);
+/// Eigenvalues, ascending, to `values` [n] and returned; row i of A [n x n] (lower triangle read) becomes eigenvector
+/// i, or with CUSOLVER_EIG_MODE_NOVECTOR nothing of use. Throws Error(internal) when the solver reports a failure. n
+/// >= 1.
+std::vector<double> symmetric_eigen(Queue& queue, cusolverEigMode_t mode, double* A, Index n, double* values);
 
 /// B [cols x rows] = A^T, A [rows x cols].
 void transpose(Queue& queue, const double* A, Index rows, Index cols, double* B);
 
-/// A [m x n] = left diag(values) right with left [m x m], right [m x n] and values [m], descending; A is used up. With
-/// left and right null: the values alone. 1 <= m <= n: cuSOLVER takes column-major matrices that are tall, row-major
-/// that is wide. Throws Error(internal) when the solver reports a failure.
-void wide_svd(Queue& queue, double* A, Index m, Index n, double* values, double* left, double* right);
+/// A [m x n] = left diag(values) right with left [m x m], right [m x n] and values [m], descending, which are returned;
+/// A is used up. With left and right null: the values alone. 1 <= m <= n: cuSOLVER takes column-major matrices that are
+/// tall, row-major that is wide. Throws Error(internal) when the solver reports a failure.
+std::vector<double> wide_svd(Queue& queue, double* A, Index m, Index n, double* left, double* right);
 
 /// R [n x n], upper triangular, of A = Q R. transposed [n x m] = A^T, used up; 1 <= n <= m. Throws Error(internal) when
 /// the solver reports a failure.
 void triangular_factor(Queue& queue, double* transposed, Index m, Index n, double* R);
 
-/// A [n x n], lower triangle: A = L L^T with L in the lower triangle. False when A is not positive definite. n >= 1.
-bool cholesky(Queue& queue, double* A, Index n);
+/// A [n x n], lower triangle: A = L L^T with L in the lower triangle. Returns an estimate of 1 / cond(A), 0 when A is
+/// not positive definite. n >= 1.
+double cholesky(Queue& queue, double* A, Index n);
 
 /// B [rows x n] := B L^-T, or B L^-1 with Transpose::yes; L [n x n] lower.
 void solve_lower(Queue& queue, const double* L, Transpose transpose, Index n, double* B, Index rows);

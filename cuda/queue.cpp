@@ -10,6 +10,7 @@
 namespace ncollapse::cuda {
 namespace {
 
+constexpr Index kOutgoingBytes = Index{1} << 20, kIncomingBytes = Index{1} << 18;
 constexpr Index kBlasWorkspaceBytes = Index{32} << 20;  // what cuBLAS asks for on Hopper; enough elsewhere
 
 Owned<cudaMemPool_t, cudaMemPoolDestroy> make_pool(int device) {
@@ -56,6 +57,8 @@ Queue::Queue(int device, cudaStream_t borrowed) : device_(device) {
   const DeviceGuard on(device);
   stream_ = std::make_unique<Stream>(borrowed);
   pool_ = make_pool(device);
+  outgoing_.emplace(kOutgoingBytes);
+  incoming_.emplace(kIncomingBytes);
 
   cublasHandle_t blas = nullptr;
   check(cublasCreate(&blas));
@@ -123,19 +126,56 @@ void* Queue::allocate(Index bytes) {
 void Queue::release(void* memory) noexcept { cudaFreeAsync(memory, stream()); }
 
 void Queue::upload(void* to, const void* host, Index bytes) {
-  if (bytes > 0) check(cudaMemcpyAsync(to, host, static_cast<std::size_t>(bytes), cudaMemcpyHostToDevice, stream()));
+  if (bytes == 0) return;
+  const auto size = static_cast<std::size_t>(bytes);
+  if (bytes > kOutgoingBytes) {
+    check(cudaMemcpyAsync(to, host, size, cudaMemcpyHostToDevice, stream()));
+    return wait();
+  }
+  if (outgoing_used_ + bytes > kOutgoingBytes) wait();
+  unsigned char* pinned = outgoing_->get() + outgoing_used_;
+  outgoing_used_ += bytes;
+  std::memcpy(pinned, host, size);
+  check(cudaMemcpyAsync(to, pinned, size, cudaMemcpyHostToDevice, stream()));
 }
 
 void Queue::download(void* host, const void* from, Index bytes) {
-  if (bytes > 0) check(cudaMemcpyAsync(host, from, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToHost, stream()));
+  if (bytes == 0) return;
+  const auto size = static_cast<std::size_t>(bytes);
+  if (const void* pinned = fetch(from, bytes)) {
+    wait();
+    std::memcpy(host, pinned, size);
+    return release_fetched();
+  }
+  check(cudaMemcpyAsync(host, from, size, cudaMemcpyDeviceToHost, stream()));
   wait();
+}
+
+const void* Queue::fetch(const void* from, Index bytes) {
+  constexpr Index kAlignment = 16;
+  const Index begin = (incoming_used_ + kAlignment - 1) / kAlignment * kAlignment;
+  if (begin + bytes > kIncomingBytes) return nullptr;
+  unsigned char* pinned = incoming_->get() + begin;
+  if (bytes > 0)
+    check(cudaMemcpyAsync(pinned, from, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToHost, stream()));
+  incoming_used_ = begin + bytes;
+  ++fetches_;
+  return pinned;
+}
+
+void Queue::release_fetched() noexcept {
+  if (--fetches_ == 0) incoming_used_ = 0;
 }
 
 void Queue::copy(void* to, const void* from, Index bytes) {
   if (bytes > 0) check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToDevice, stream()));
 }
 
-void Queue::wait() { check(cudaStreamSynchronize(stream())); }
+void Queue::wait() {
+  check(cudaStreamSynchronize(stream()));
+  outgoing_used_ = 0;
+  ++waits_;
+}
 
 bool Queue::capturing() const {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;

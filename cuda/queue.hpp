@@ -7,7 +7,9 @@
 // hands memory out in stream order, so a buffer may be dropped while kernels that use it are still queued.
 #pragma once
 
+#include <cstring>
 #include <memory>
+#include <optional>
 #include <span>
 #include <type_traits>
 #include <utility>
@@ -105,10 +107,16 @@ class Queue {
   void* allocate(Index bytes);
   void release(void* memory) noexcept;
 
-  void upload(void* to, const void* host, Index bytes);      ///< does not wait
+  /// Host memory may be reused at return. Small copies do not wait for the device.
+  void upload(void* to, const void* host, Index bytes);
   void download(void* host, const void* from, Index bytes);  ///< waits
   void copy(void* to, const void* from, Index bytes);
   void wait();
+  /// Queues a copy to pinned memory, where it is after the next wait, until `release_fetched`. Null where there is no
+  /// room. See Fetch.
+  const void* fetch(const void* from, Index bytes);
+  void release_fetched() noexcept;
+  Index waits() const { return waits_; }  ///< so far
   /// Whether the stream is being captured into a CUDA graph: then nothing may wait or allocate.
   bool capturing() const;
 
@@ -116,10 +124,50 @@ class Queue {
   int device_;
   std::unique_ptr<Stream> stream_;
   Owned<cudaMemPool_t, cudaMemPoolDestroy> pool_;
+  std::optional<Pinned<unsigned char>> outgoing_, incoming_;  ///< of small copies
+  Index outgoing_used_ = 0, incoming_used_ = 0;               ///< since the last wait; by fetches that are not released
+  Index fetches_ = 0, waits_ = 0;
   void* blas_workspace_ = nullptr;
   Owned<cublasHandle_t, cublasDestroy> blas_;
   Owned<cusolverDnHandle_t, cusolverDnDestroy> solver_;
   Owned<cusolverDnParams_t, cusolverDnDestroyParams> solver_params_;
+};
+
+/// Values on their way to the host. A wait for one is a wait for all that were begun before: begin all, then take.
+template <class T>
+class Fetch {
+ public:
+  Fetch(Queue& queue, const T* from, Index count)
+      : queue_(queue),
+        values_(static_cast<std::size_t>(count)),
+        waits_(queue.waits()),
+        pinned_(queue.fetch(from, bytes())) {
+    if (pinned_ == nullptr) queue.download(values_.data(), from, bytes());
+  }
+  ~Fetch() {
+    if (pinned_ != nullptr) queue_.release_fetched();
+  }
+  Fetch(const Fetch&) = delete;
+  Fetch& operator=(const Fetch&) = delete;
+
+  /// Once. Waits, if nothing has since they were begun.
+  std::vector<T> take() {
+    if (pinned_ != nullptr) {
+      if (queue_.waits() == waits_) queue_.wait();
+      std::memcpy(values_.data(), pinned_, static_cast<std::size_t>(bytes()));
+      queue_.release_fetched();
+      pinned_ = nullptr;
+    }
+    return std::move(values_);
+  }
+
+ private:
+  Index bytes() const { return static_cast<Index>(values_.size() * sizeof(T)); }
+
+  Queue& queue_;
+  std::vector<T> values_;
+  Index waits_;
+  const void* pinned_;
 };
 
 /// Scratch memory of a verb.
@@ -132,7 +180,6 @@ class Buffer {
   /// A copy of host values, which may be reused at return.
   Buffer(Queue& queue, std::span<const T> values) : Buffer(queue, static_cast<Index>(values.size())) {
     queue.upload(data_, values.data(), bytes());
-    queue.wait();
   }
   Buffer(Queue& queue, const std::vector<T>& values) : Buffer(queue, std::span<const T>(values)) {}
   Buffer(Buffer&& other) noexcept
@@ -150,11 +197,9 @@ class Buffer {
   T* get() const { return data_; }
   Index size() const { return size_; }
   Index bytes() const { return size_ * static_cast<Index>(sizeof(T)); }
-  std::vector<T> to_host() const {
-    std::vector<T> values(static_cast<std::size_t>(size_));
-    queue_->download(values.data(), data_, bytes());
-    return values;
-  }
+  std::vector<T> to_host() const { return fetch().take(); }
+  /// To the host, with others.
+  Fetch<T> fetch() const { return {*queue_, data_, size_}; }
 
  private:
   Queue* queue_ = nullptr;

@@ -184,6 +184,17 @@ class Backend {
   virtual std::vector<double> row_dots(const Matrix& A, const Matrix& B) = 0;
   /// sum_ij A_ij B_ij.
   virtual double inner(const Matrix& A, const Matrix& B) = 0;
+  /// I [n x n].
+  virtual Matrix identity(Index n) {
+    Matrix result = matrix(n, n);
+    const double one = 1;
+    constexpr auto kBytes = static_cast<Index>(sizeof one);
+    if (n > 0) upload(result.data(), &one, kBytes);
+    // Row by row it repeats after n + 1 entries: what is there is doubled.
+    for (Index filled = n + 1; filled < result.size(); filled *= 2)
+      copy(result.data() + filled, result.data(), std::min(filled, result.size() - filled) * kBytes);
+    return result;
+  }
   /// op(A) op(B).
   virtual Matrix product(const Matrix& A, Transpose transpose_a, const Matrix& B, Transpose transpose_b) = 0;
   /// Lower triangle of T += alpha A^T A; A [R x d], T [d x d].
@@ -253,16 +264,6 @@ class Backend {
     sums.frame_residual = found.frame_residual;
   }
   Matrix matrix(Index rows, Index cols) { return array<double>(rows, cols); }
-  Matrix identity(Index n) {
-    Matrix result = matrix(n, n);
-    const double one = 1;
-    constexpr auto kBytes = static_cast<Index>(sizeof one);
-    if (n > 0) upload(result.data(), &one, kBytes);
-    // Row by row it repeats after n + 1 entries: what is there is doubled.
-    for (Index filled = n + 1; filled < result.size(); filled *= 2)
-      copy(result.data() + filled, result.data(), std::min(filled, result.size() - filled) * kBytes);
-    return result;
-  }
   IndexArray index_array(Index rows, Index cols) { return array<Index>(rows, cols); }
   template <class T>
   Array<T> array(Index rows, Index cols) {

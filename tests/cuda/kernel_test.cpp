@@ -262,7 +262,7 @@ TEST_F(KernelTest, RowsAsHalvesSayWhatTheyLost) {
     for (Index j = 0; j < d; ++j) x.set(0, j, j % 2 == 0 ? 1e-30 : 1e-34);
     const Index padded = (d + 63) / 64 * 64;
     const std::vector<double> origin(static_cast<std::size_t>(d), 0.0);
-    CudaBackend backend(0, {});
+    CudaBackend backend(0, {.cuda_stream = stream()});
     std::shared_ptr<void> keep;
     const MatrixView view = x.device(backend, keep);
     const Buffer<Half> half(queue_, rows * padded);
@@ -338,7 +338,7 @@ TEST_F(KernelTest, CollapsedRowsAreCertifiedAsTheyLie) {
     test::Samples x(type, rows, d, stride - d, 8);
     for (Index i = 0; i < rows; ++i)
       for (Index j = 0; j < d; ++j) x.set(i, j, centres.at(i % count, j) + 1 + 1e-3 * static_cast<double>((i * j) % 7));
-    CudaBackend backend(0, {});
+    CudaBackend backend(0, {.cuda_stream = stream()});
     std::shared_ptr<void> keep;
     const MatrixView view = x.device(backend, keep);
     const FeatureBlock block{view.data, type, rows, d, view.row_stride()};
@@ -484,6 +484,7 @@ double read_on_another_stream(Queue& queue, bool in_order, bool host_waits) {
   const Stream other(nullptr);
   Event written, copied;
   const Buffer<double> value(queue, std::vector<double>{1}), copy(queue, std::vector<double>{2});
+  queue.wait();
   launch_identity(queue.stream(), value.get(), 1);
   launch_combine_rows(queue.stream(), value.get(), value.get(), value.get(), value.get(), 1, 1, value.get());  // 2
   written.record(queue.stream());
@@ -511,6 +512,7 @@ TEST_F(KernelTest, WorkOfOtherStreamsIsOrderedByEvents) {
 // A stream that is destroyed still does its work, but not there and then.
 TEST_F(KernelTest, ADestroyedStreamIsNotWaitedFor) {
   const Buffer<double> value(queue_, std::vector<double>{1}), copy(queue_, std::vector<double>{2});
+  queue_.wait();
   Event copied;
   {
     const Stream other(nullptr);

@@ -13,7 +13,7 @@ kernels=$(cat cuda/*.cu | tr '\n' ' ' |
 [[ -n $kernels ]] || { echo 'no kernels found in cuda/*.cu'; exit 1; }
 failed=0
 for kernel in $kernels; do
-  grep -qE "\(anonymous namespace\)::$kernel[<(]" <<<"$launched" && continue
+  grep -qE "\(anonymous namespace\)::${kernel}[<(]" <<<"$launched" && continue
   echo "$kernel is launched by no test of quick_filter (bench/gpu.sh)"
   failed=1
 done

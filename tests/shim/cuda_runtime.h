@@ -192,11 +192,13 @@ void check_guards();
 void set_memory_limit(std::size_t bytes);
 
 /// What was asked of the runtime so far, as far as it costs a caller time: device and pinned allocations, waits of the
-/// host for the device, and copies between the device and ordinary host memory (which wait on a GPU).
+/// host for the device, copies between the device and ordinary host memory (which wait on a GPU), other copies and
+/// memsets, launches, calls of cuBLAS and cuSOLVER.
 struct Calls {
-  std::size_t allocations = 0, waits = 0, pageable_copies = 0, launches = 0;
+  std::size_t allocations = 0, waits = 0, pageable_copies = 0, copies = 0, launches = 0, vendor_calls = 0;
 };
 const Calls& calls();
+void count_vendor_call();
 /// While capturing, the stream that gets work first is captured, and those that wait for its events with it. What a
 /// capture forbids ends the process: an allocation, a wait, a query, a copy from ordinary memory, work on a stream that
 /// is not part of it, a wait for an event from before it (or later, for one of it), a stream that is not joined in the

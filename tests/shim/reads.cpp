@@ -58,23 +58,25 @@ void __tsan_write4(void* at) { write(at, 4); }
 void __tsan_write8(void* at) { write(at, 8); }
 void __tsan_write16(void* at) { write(at, 16); }
 void __tsan_write_range(void* at, std::size_t bytes) { write(at, bytes); }
-unsigned __tsan_atomic32_fetch_add(volatile unsigned* at, unsigned value, int) {
-  read(const_cast<unsigned*>(at), sizeof value, CODE);
-  return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST);
-}
-unsigned long __tsan_atomic64_fetch_add(volatile unsigned long* at, unsigned long value, int) {
-  read(const_cast<unsigned long*>(at), sizeof value, CODE);
-  return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST);
-}
-unsigned long __tsan_atomic64_load(const volatile unsigned long* at, int) {
-  read(const_cast<const unsigned long*>(at), sizeof *at, CODE);
-  return __atomic_load_n(at, __ATOMIC_SEQ_CST);
-}
-int __tsan_atomic64_compare_exchange_strong(volatile unsigned long* at, unsigned long* expected, unsigned long value,
-                                            int, int) {
-  read(const_cast<unsigned long*>(at), sizeof value, CODE);
-  return __atomic_compare_exchange_n(at, expected, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-}
+// All atomics that GCC makes of what there is: kernels' and, without effect here, reference counts'.
+#define FETCH(bits, type, what)                                                 \
+  type __tsan_atomic##bits##_fetch_##what(volatile type* at, type value, int) { \
+    read(const_cast<type*>(at), sizeof value, CODE);                            \
+    return __atomic_fetch_##what(at, value, __ATOMIC_SEQ_CST);                  \
+  }
+#define ATOMICS(bits, type)                                                                                    \
+  FETCH(bits, type, add)                                                                                       \
+  FETCH(bits, type, sub)                                                                                       \
+  type __tsan_atomic##bits##_load(const volatile type* at, int) {                                              \
+    read(const_cast<const type*>(at), sizeof *at, CODE);                                                       \
+    return __atomic_load_n(at, __ATOMIC_SEQ_CST);                                                              \
+  }                                                                                                            \
+  int __tsan_atomic##bits##_compare_exchange_strong(volatile type* at, type* expected, type value, int, int) { \
+    read(const_cast<type*>(at), sizeof value, CODE);                                                           \
+    return __atomic_compare_exchange_n(at, expected, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);        \
+  }
+ATOMICS(32, unsigned)
+ATOMICS(64, unsigned long)
 }
 #else
 namespace cuda_shim {

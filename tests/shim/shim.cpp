@@ -181,7 +181,10 @@ bool is_pinned(const void* at) {
   return address < data + bytes;
 }
 void count_copy(const void* host) {
-  if (is_pinned(host)) return;
+  if (is_pinned(host)) {
+    ++counted.copies;
+    return;
+  }
   forbid_in_capture("a copy between device and ordinary host memory in a capture");
   ++counted.pageable_copies;
 }
@@ -327,6 +330,7 @@ void check_guards() {
 }
 void set_memory_limit(std::size_t bytes) { memory().limit = bytes; }
 const Calls& calls() { return counted; }
+void count_vendor_call() { ++counted.vendor_calls; }
 void set_capturing(bool capturing) {
   if (is_capturing && !capturing)
     for (const auto& line : lines)
@@ -393,6 +397,7 @@ cudaError_t cudaMemGetInfo(std::size_t* free_bytes, std::size_t* total_bytes) {
 cudaError_t cudaMemsetAsync(void* at, int value, std::size_t bytes, cudaStream_t stream) {
   require_stream(stream);
   require_device(at, bytes);
+  ++counted.copies;
   submit(stream, [=] {
     std::memset(at, value, bytes);
     cuda_shim::writes(at, bytes);
@@ -409,6 +414,7 @@ cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, 
   require_stream(stream);
   if (width > to_pitch || width > from_pitch) return cudaErrorInvalidValue;
   if (width == 0 || height == 0) return cudaSuccess;
+  if (kind == cudaMemcpyDeviceToDevice) ++counted.copies;
   if (kind == cudaMemcpyDeviceToHost) count_copy(to);
   if (kind == cudaMemcpyHostToDevice) count_copy(from);
   if (kind == cudaMemcpyDeviceToHost)

@@ -34,10 +34,12 @@ void require_matrix(const void* A, std::int64_t rows, std::int64_t cols, std::in
   cuda_shim::require_device(A, element * static_cast<std::size_t>(ld * (cols - 1) + rows));
 }
 void require_ready(cublasHandle_t handle) {
+  cuda_shim::count_vendor_call();
   if (handle->stream == nullptr) fail("cuBLAS on the default stream");
   if (!handle->workspace) fail("cuBLAS without its own workspace (set after the stream)");
 }
 void require_ready(cusolverDnHandle_t handle) {
+  cuda_shim::count_vendor_call();
   if (handle->stream == nullptr) fail("cuSOLVER on the default stream");
   if (!handle->deterministic) fail("cuSOLVER not in deterministic mode");
 }
