@@ -17,7 +17,9 @@ included (ru_maxrss, which is VmHWM; mapped file pages count); "in memory" count
 the arrays included, but not the reading of the files before it.
 
   bench/compare_peer.py --peer DIR_WITH_neural_collapse [--build build] [--device cpu|cuda] [--repeats 5]
-                        [--cases 50000x512x10 1281167x2048x1000:bf16 ...]
+                        [--cases 50000x512x10 1281167x2048x1000:bf16 ...] [--at-once]
+
+On a GPU `./dev gpu-compare --peer DIR ..` starts it with the libraries found, from a bundle (./dev gpu-bundle) as well.
 """
 import argparse
 import json
@@ -37,6 +39,12 @@ CASES = {"cpu": ["50000x512x10", "50000x512x100", "50000x512x1000", "20000x2048x
 CONTESTANTS = ("peer", "plain", "in_memory", "command")
 # Our key -> how far the peer's fp32 sums, fp32 pseudo-inverse and fp32 distances may be from it, relative.
 AGREE_WITHIN = {"nc1_pinv": 1e-3, "nc1_cdnv": 1e-4, "nc2_etf_h": 1e-4, "nc3_wh_etf": 1e-4, "nc4_agree_train": 1e-4}
+
+# Where the programs are; a bundle says of which commit.
+BUNDLE = ROOT / "BUNDLE"
+BUILD = ROOT / "bin" if BUNDLE.exists() else ROOT / "build"
+# What our programs load from there is not for torch, which brings its own CUDA libraries.
+LIBRARIES = os.environ.pop("LD_LIBRARY_PATH", "")
 
 QUIET = 0.05  # a run in which others took more of the processor than this is repeated
 
@@ -206,19 +214,21 @@ def contestants(folder, case, options):
     if not options.peer_only:
         arrays = [files["features"], files["labels"], files["W"], files["b"], "--batch", options.batch, "--device",
                   options.device]
-        result["plain"] = [options.build / "bench/end_to_end", *arrays, "--plain"]
-        result["in_memory"] = [options.build / "bench/end_to_end", *arrays]
-        result["command"] = [options.command or find_command(options.build), "analyze", "--features",
+        ours = ["env", f"LD_LIBRARY_PATH={LIBRARIES}"] if LIBRARIES else []
+        end_to_end = find_program(options.build, "end_to_end")
+        result["plain"] = [*ours, end_to_end, *arrays, "--plain"]
+        result["in_memory"] = [*ours, end_to_end, *arrays]
+        result["command"] = [*ours, options.command or find_program(options.build, "ncollapse"), "analyze", "--features",
                              files["features"], "--labels", files["labels"], "--weights", files["W"], "--bias",
                              files["b"], "--convention", "peer", "--device", options.device, "--json", "-"]
     return result
 
 
-def find_command(build):
-    for place in build.rglob("ncollapse"):
+def find_program(build, name):
+    for place in build.rglob(name):
         if place.is_file() and os.access(place, os.X_OK):
             return place
-    sys.exit(f"no ncollapse command under {build}: build first")
+    sys.exit(f"no program {name} under {build}: build first")
 
 
 def run_case(case, options):
@@ -229,7 +239,7 @@ def run_case(case, options):
         commands = contestants(folder, case, options)
         for turn in range(options.repeats + 1):
             for who, command in commands.items():
-                output, wall, peak, others = measured_alone(command) if turn else measured(command)
+                output, wall, peak, others = (measured_alone if turn and not options.at_once else measured)(command)
                 if turn == 0:
                     continue  # brings the files into the page cache
                 answer = json.loads(output)
@@ -246,6 +256,12 @@ def run_case(case, options):
 def git(*arguments):
     done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def commit_name():
+    if BUNDLE.exists():
+        return next(line.split("=", 1)[1].strip() for line in open(BUNDLE) if line.startswith("commit="))
+    return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain", "-uno") else "")
 
 
 def processor():
@@ -294,12 +310,14 @@ def row(case, runs):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", default="", help="folder that holds the package neural_collapse (else: importable)")
-    parser.add_argument("--build", type=Path, default=ROOT / "build")
+    parser.add_argument("--build", type=Path, default=BUILD)
     parser.add_argument("--command", type=Path, help="the ncollapse command (else: the one under --build)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--cases", nargs="*", metavar="NxDxK[:bf16]", help="default: by device")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batch", type=int, default=1000)
+    parser.add_argument("--at-once", action="store_true", help="do not wait for others to leave the processor alone; rows "
+                        "say where they took part")
     parser.add_argument("--peer-only", action="store_true")
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results")
     parser.add_argument("--as-peer", type=Path, help=argparse.SUPPRESS)
@@ -319,7 +337,7 @@ def main():
     torch_version, numpy_version, mkl, gpu = versions.stdout.strip().split(maxsplit=3)
     if options.device == "cuda" and gpu == "False":
         sys.exit("compare_peer.py --device cuda: torch has no CUDA device here")
-    commit = git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain", "-uno") else "")
+    commit = commit_name()
     about = {"date": date.today().isoformat(), "commit": commit, "processor": processor(), "load_before": os.getloadavg()[0],
              "device": options.device, "gpu": gpu if options.device == "cuda" else None,
              "batch": options.batch, "repeats": options.repeats, "torch": torch_version, "torch_blas": "MKL" if mkl == "True" else "other",
@@ -336,8 +354,9 @@ def main():
     table = "\n".join([
         f"# ncollapse and the PyTorch package rhubarbwu/neural-collapse, {'GPU' if options.device == 'cuda' else 'CPU'}", "",
         f"{about['date']}, commit {commit}, {where}; torch {torch_version} ({about['torch_blas']}), OpenBLAS "
-        f"{about['openblas']}. Seconds are medians of {options.repeats} alternating runs; batches of {options.batch} samples. "
-        f"A run in which other processes took more than {QUIET:.0%} of the processor was repeated.", "",
+        f"{about['openblas']}. Seconds are medians of {options.repeats} alternating runs; batches of {options.batch} samples."
+        + ("" if options.at_once else
+           f" A run in which other processes took more than {QUIET:.0%} of the processor was repeated."), "",
         "| N | d | K | features | peer | plain | faster | in memory | faster | command | faster | "
         "peak MiB: peer / plain / in memory / command | largest difference |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|", *rows, "",

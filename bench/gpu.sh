@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by ./dev: `gpu` tests and times on a GPU, `gpu_bundle` packs what that needs for a machine that has a driver and
+# Sourced by ./dev: `gpu` tests and times on a GPU, `gpu_profile` says where the time of its kernels goes, `gpu_bundle` packs what that needs for a machine that has a driver and
 # the CUDA libraries but no compiler, packages or network. Uses say, die, configure, build and jobs of ./dev.
 # shellcheck disable=SC2154,SC2016,SC2100
 
@@ -35,7 +35,7 @@ gpu_bundle() {
   rm -rf bundle
   mkdir -p bundle/bin bundle/lib/fallback bundle/bench bundle/data
   cp -r dev bundle/
-  cp bench/gpu.sh bundle/bench/
+  cp bench/gpu.sh bench/compare_peer.py bundle/bench/
   cp -r data/demo bundle/data/
   local name library
   for name in "${programs[@]}"; do install -s "$(program "$name")" bundle/bin/; done
@@ -86,8 +86,8 @@ set_library_path() {
   die "libraries are missing here (LD_LIBRARY_PATH=${LD_LIBRARY_PATH-}):"$'\n'"$missing"
 }
 
-gpu() {
-  local name driver commit archs='' results stem tool budget options filter
+# Builds where this is no bundle, and sets what gpu and gpu_profile declare.
+prepare_gpu() {
   command -v nvidia-smi >/dev/null || die 'no nvidia-smi: no NVIDIA driver, so no GPU to use'
   IFS=, read -r name driver < <(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader) || true
   [[ -n ${driver-} ]] || die 'nvidia-smi sees no GPU'
@@ -100,9 +100,14 @@ gpu() {
     commit=$(commit_name) archs=${ARCHS:-$(default_archs)}
   fi
   set_library_path
-  stem=$(tr -cs 'a-zA-Z0-9' - <<<"${name#NVIDIA }" | sed 's/-*$//')-$commit
-  results=bench/results
-  mkdir -p "$results" out/gpu
+  PATH=$PATH:/usr/local/cuda/bin
+  stem=bench/results/$(tr -cs 'a-zA-Z0-9' - <<<"${name#NVIDIA }" | sed 's/-*$//')-$commit
+  mkdir -p bench/results out/gpu
+}
+
+gpu() {
+  local name driver commit archs='' stem tool budget options filter
+  prepare_gpu
   entries=() verdict=passed deadline=$((SECONDS + total_seconds))
 
   step demo "$(program ncollapse)" analyze --device cuda --features data/demo/features.npy \
@@ -117,7 +122,6 @@ gpu() {
   budget=$(seconds_for bench)
   step bench "$(program ncollapse)" bench --device cuda --plain --limit $((budget > 40 ? budget - 30 : 10)) --quiet \
     --commit "$commit" --json out/gpu/bench.json
-  [[ ! -x $(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer) ]] || PATH=$PATH:/usr/local/cuda/bin
   for tool in memcheck racecheck synccheck initcheck; do
     options=() filter=$small_filter
     case $tool in
@@ -144,11 +148,66 @@ gpu() {
     printf '"date": "%s", "verdict": "%s",\n "steps": [\n' "$(date +%F)" "$verdict"
     printf '  %s,\n' "${entries[@]}" | sed '$s/,$//'
     printf ' ],\n "bench": %s,\n "theory": %s}\n' "$(json_or_null out/gpu/bench.json)" "$(json_or_null out/gpu/theory.json)"
-  } >"$results/$stem.json"
-  "$(program ncollapse)" bench --from "$results/$stem.json" --markdown "$results/$stem.md"
-  say "written: $results/$stem.md, $results/$stem.json (logs in out/gpu/)"
+  } >"$stem.json"
+  "$(program ncollapse)" bench --from "$stem.json" --markdown "$stem.md"
+  say "written: $stem.md, $stem.json (logs in out/gpu/)"
   [[ $verdict != failed ]] || die 'something failed on this GPU, see above'
   [[ $verdict == passed ]] || say 'not every step was run, see there'
+}
+
+# gpu_profile [CASE..]: every kernel of one call of each operation, by ncu. Times are those of kernels alone, at the clock
+# that ncu sets, and after it emptied the caches.
+gpu_profile() {
+  local name driver commit archs stem case operation log
+  local cases=("${@:-I1}")
+  prepare_gpu
+  command -v ncu >/dev/null || die 'no ncu here (Nsight Compute, part of the CUDA toolkit)'
+  {
+    printf '# Kernels on %s, commit %s\n\nOne call of each operation, `./dev gpu-profile %s`.\n\n' "$name" "$commit" "${cases[*]}"
+    printf '| case | operation | kernel | launches | us, mean | us, all | DRAM %% | SM %% |\n|---|---|---|---|---|---|---|---|\n'
+  } >"$stem-profile.md"
+  for case in "${cases[@]}"; do
+    for operation in ${GPU_PROFILE_OPERATIONS:-sums scatter scatter_fast decisions pairs pairs_fast measure}; do
+      log=out/gpu/profile-$case-$operation
+      say "ncu: $case $operation"
+      timeout --kill-after=5 90 ncu --profile-from-start off --csv --log-file "$log.csv" --metrics \
+        gpu__time_duration.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed,sm__throughput.avg.pct_of_peak_sustained_elapsed \
+        "$(program ncollapse)" bench --device cuda --case "$case" --op "$operation" --seconds 0.2 --repeats 1 --profile --quiet \
+        >"$log.txt" 2>&1 || { say "failed, see $log.txt and $log.csv"; continue; }
+      kernel_table "| $case | $operation " "$log.csv" >"$log.md"
+      [[ -s $log.md ]] || say "no kernels: $case has no $operation (ncollapse bench --list), see $log.txt and $log.csv"
+      cat "$log.md" >>"$stem-profile.md"
+    done
+  done
+  say "written: $stem-profile.md (logs in out/gpu/)"
+}
+
+# gpu_compare ARG..: beside the PyTorch package, on the GPU (bench/compare_peer.py --help).
+gpu_compare() {
+  local name driver commit archs stem
+  prepare_gpu
+  python3 bench/compare_peer.py --device cuda --build "$(if [[ -f BUNDLE ]]; then echo bin; else echo "$build"; fi)" "$@"
+}
+
+kernel_table() {  # kernel_table PREFIX CSV: rows by name of kernel, the longest first; ncu gives a line to each metric
+  awk -F '","' -v prefix="$1" '
+    /^"[0-9]+",/ {
+      name = $5
+      sub(/^void /, "", name)
+      gsub(/ncollapse::|cuda::|<unnamed>::|\(anonymous namespace\)::/, "", name)
+      sub(/\(.*/, "", name)
+      name = substr(name, 1, 60)
+      value = $15
+      gsub(/[",]/, "", value)
+      if ($13 ~ /^gpu__time/) { ++launches[name]; time[name] += value * ($14 == "us" ? 1 : $14 == "ms" ? 1e3 : 1e-3) }
+      if ($13 ~ /^dram/) dram[name] += value
+      if ($13 ~ /^sm/) sm[name] += value
+    }
+    END {
+      for (name in time)
+        printf "%s| `%s` | %d | %.1f | %.1f | %.0f | %.0f |\n", prefix, name, launches[name], time[name] / launches[name],
+               time[name], dram[name] / launches[name], sm[name] / launches[name]
+    }' "$2" | sort -t '|' -k 7 -gr
 }
 
 # initcheck READERS COMMAND..: fails where a kernel of ours reads what nobody wrote, but for READERS.

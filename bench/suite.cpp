@@ -236,6 +236,14 @@ class Suite {
 
   template <class Call>
   void time(Measurement& m, const Call& call) {
+    if (options_.profile) {
+      call(0);  // what is made on first use
+      vendor_->wait();
+      vendor_->profile(true);
+      call(1);
+      vendor_->wait();
+      vendor_->profile(false);
+    }
     const Timing timing = time_calls(*vendor_, repeats_, options_.seconds, call);
     m.repeats = timing.repeats;
     m.seconds = timing.median;

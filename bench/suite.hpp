@@ -26,6 +26,7 @@ struct Options {
   double seconds = 0.8;                 ///< of timing for a row
   double limit = 0;                     ///< seconds after which no further row is begun; 0: none
   bool baseline = false;                ///< also time the plain way
+  bool profile = false;                 ///< show a profiler one call of each operation (Vendor::profile)
 };
 
 /// What a measured time is compared with: the larger of what the bytes need at the rate of a copy and the operations at

@@ -40,6 +40,8 @@ class Vendor {
   /// The stream in whose order it works; null on the CPU.
   virtual void* stream() const { return nullptr; }
   virtual void wait() = 0;
+  /// What a profiler that was told to wait for it (ncu --profile-from-start off) sees begins, or ends.
+  virtual void profile(bool /*on*/) {}
   virtual Index cache_bytes() const = 0;  ///< of the last-level cache
   virtual bool has(Gemm type) const = 0;
   virtual void copy(void* to, const void* from, Index bytes) = 0;

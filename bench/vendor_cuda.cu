@@ -1,6 +1,7 @@
 // cuBLAS and cuSOLVER alone, and a few plain kernels between their calls. Launches go through cudaLaunchKernelEx, so
 // that the host stand-in of the tests can run this file too.
 #include <cublas_v2.h>
+#include <cuda_profiler_api.h>
 #include <cuda_runtime.h>
 #include <cusolverDn.h>
 
@@ -169,6 +170,7 @@ class CudaVendor final : public Vendor {
 
   void* stream() const override { return stream_.get(); }
   void wait() override { check(cudaStreamSynchronize(stream_.get())); }
+  void profile(bool on) override { check(on ? cudaProfilerStart() : cudaProfilerStop()); }
   Index cache_bytes() const override { return cache_bytes_; }
   bool has(Gemm) const override { return true; }
   void copy(void* to, const void* from, Index bytes) override {

@@ -68,7 +68,6 @@ Matrix CudaBackend::import(const MatrixView& source) {
     launch_convert(queue_->stream(), {stage.get(), source.dtype, rows, source.cols, source.cols},
                    result.data() + first * source.cols);
   }
-  queue_->wait();
   return result;
 }
 
@@ -107,7 +106,7 @@ std::vector<double> CudaBackend::weighted_row_sum(const Matrix& A, const std::ve
   if (A.size() == 0) return std::vector<double>(static_cast<std::size_t>(A.cols), 0.0);
   const DeviceGuard on(queue_->device());
   const Buffer<double> weights(*queue_, w), sum(*queue_, A.cols);
-  const Buffer<double> partial(*queue_, (A.rows + kRowChunk - 1) / kRowChunk * A.cols);
+  const Buffer<double> partial(*queue_, row_chunks(A.rows) * A.cols);
   launch_weighted_row_sum(queue_->stream(), A.data(), weights.get(), A.rows, A.cols, partial.get(), sum.get());
   return sum.to_host();
 }

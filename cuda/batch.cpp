@@ -42,6 +42,7 @@ void upload_rows(Queue& queue, void* to, const MatrixView& from, Index first, In
   check(cudaMemcpy2DAsync(to, static_cast<std::size_t>(width), source, static_cast<std::size_t>(pitch),
                           static_cast<std::size_t>(width), static_cast<std::size_t>(rows), cudaMemcpyHostToDevice,
                           queue.stream()));
+  queue.wait();  // as Queue::upload: the rows may be reused
 }
 
 Batch::Batch(Queue& queue, Staging& staging, const Limits& limits, const MatrixView& features, const LabelView& labels)

@@ -64,7 +64,7 @@ class Batch {
 /// The record as the seam reports it.
 BatchFaults faults_of(const BatchRecord& record, Index cols);
 
-/// Rows of a host matrix to the device, closely packed; does not wait.
+/// Rows of a host matrix, which may be reused at return, to the device, closely packed.
 void upload_rows(Queue& queue, void* to, const MatrixView& from, Index first, Index rows);
 /// Throws UsageError unless `pointer` can be read by the device.
 void require_device_memory(const void* pointer, const char* what);

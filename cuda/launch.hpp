@@ -44,7 +44,6 @@ void launch(LaunchOn on, Grid grid, void (*kernel)(Params...), const Args&... ar
   config.dynamicSmemBytes = static_cast<std::size_t>(grid.shared_bytes);
   config.stream = on.stream;
   check(cudaLaunchKernelEx(&config, kernel, args...), on.at);
-  check(cudaGetLastError(), on.at);
 }
 
 }  // namespace ncollapse::cuda

@@ -40,12 +40,15 @@ __global__ void row_dots(const double* A, const double* B, Index rows, Index col
   }
 }
 
+Index rows_of_chunk(Index rows) { return std::max<Index>(16, (rows + 63) / 64); }
+
 /// Block (x, y): kBlock columns of the rows of chunk y.
-__global__ void weighted_chunk_sums(const double* A, const double* w, Index rows, Index cols, double* partial) {
-  const Index col = thread_id(), last = min((blockIdx.y + Index{1}) * kRowChunk, rows);
+__global__ void weighted_chunk_sums(const double* A, const double* w, Index rows, Index chunk, Index cols,
+                                    double* partial) {
+  const Index col = thread_id(), last = min((blockIdx.y + Index{1}) * chunk, rows);
   if (col >= cols) return;
   double sum = 0;
-  for (Index k = blockIdx.y * kRowChunk; k < last; ++k) sum += w[k] * A[k * cols + col];
+  for (Index k = blockIdx.y * chunk; k < last; ++k) sum += w[k] * A[k * cols + col];
   partial[blockIdx.y * cols + col] = sum;
 }
 
@@ -130,10 +133,12 @@ void launch_row_dots(cudaStream_t stream, const double* A, const double* B, Inde
   launch(stream, {blocks_for(rows, kWarps)}, row_dots, A, B, rows, cols, out);
 }
 
+Index row_chunks(Index rows) { return (rows + rows_of_chunk(rows) - 1) / rows_of_chunk(rows); }
+
 void launch_weighted_row_sum(cudaStream_t stream, const double* A, const double* w, Index rows, Index cols,
                              double* partial, double* out) {
-  const Index chunks = (rows + kRowChunk - 1) / kRowChunk;
-  launch(stream, {blocks_for(cols), chunks}, weighted_chunk_sums, A, w, rows, cols, partial);
+  const Index chunks = row_chunks(rows);
+  launch(stream, {blocks_for(cols), chunks}, weighted_chunk_sums, A, w, rows, rows_of_chunk(rows), cols, partial);
   launch(stream, {blocks_for(cols)}, add_chunks, partial, chunks, cols, out);
 }
 

@@ -1,6 +1,6 @@
 // Small kernels on row-major double matrices: elementwise work on rows, and sums in an order fixed by the shape.
 // "row dots" take one warp per row (lanes stride over the columns, then a butterfly); sums over rows are made in two
-// stages, chunks of kRowChunk rows first, then the chunks in order.
+// stages, row_chunks() chunks of rows first, then the chunks in order.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,7 +9,8 @@
 
 namespace ncollapse::cuda {
 
-inline constexpr Index kRowChunk = 256;
+/// Enough of them that a thousand rows keep a GPU busy, few enough that adding them up takes little: 64 at most.
+Index row_chunks(Index rows);
 /// Partial sums of launch_inner: one per block, as many as the size gives work to, 256 at most.
 Index inner_parts(Index size);
 
@@ -26,7 +27,7 @@ void launch_sum_groups(cudaStream_t stream, const double* A, const Index* begin,
 void launch_centre_rows(cudaStream_t stream, double* A, const double* centre, Index rows, Index cols);
 /// out_k = <A_k, B_k>.
 void launch_row_dots(cudaStream_t stream, const double* A, const double* B, Index rows, Index cols, double* out);
-/// out [cols] = sum_k w_k A_k; partial [ceil(rows / kRowChunk) x cols].
+/// out [cols] = sum_k w_k A_k; partial [row_chunks(rows) x cols].
 void launch_weighted_row_sum(cudaStream_t stream, const double* A, const double* w, Index rows, Index cols,
                              double* partial, double* out);
 /// partial [inner_parts(size)]; their sum in order is sum_i A_i B_i.

@@ -18,6 +18,7 @@ Results run_tiny(const std::vector<Case>& cases, const std::vector<std::string>&
   options.seconds = 1e-3;
   options.repeats = 1;
   options.baseline = true;
+  options.profile = true;
   return run(options, [](const Results&, const std::string&) {});
 }
 

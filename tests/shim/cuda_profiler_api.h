@@ -1,0 +1,2 @@
+#pragma once
+#include "tests/shim/cuda_runtime.h"
