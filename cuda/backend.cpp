@@ -75,8 +75,11 @@ void CudaBackend::combine_rows(const std::vector<double>& a, const Matrix& A, co
                                const Matrix& B, Matrix& out) {
   if (A.size() == 0) return;
   const DeviceGuard on(queue_->device());
-  const Buffer<double> a_values(*queue_, a), b_values(*queue_, B ? b : std::vector<double>{});
-  launch_combine_rows(queue_->stream(), a_values.get(), A.data(), b_values.get(), B.data(), A.rows, A.cols, out.data());
+  std::vector<double> factors(a);
+  if (B) factors.insert(factors.end(), b.begin(), b.end());
+  const Buffer<double> values(*queue_, factors);
+  launch_combine_rows(queue_->stream(), values.get(), A.data(), values.get() + A.rows, B.data(), A.rows, A.cols,
+                      out.data());
 }
 
 Matrix CudaBackend::select_rows(const Matrix& A, const std::vector<Index>& index) {
@@ -116,6 +119,17 @@ std::vector<double> CudaBackend::row_dots(const Matrix& A, const Matrix& B) {
   const Buffer<double> dots(*queue_, A.rows);
   launch_row_dots(queue_->stream(), A.data(), B.data(), A.rows, A.cols, dots.get());
   return dots.to_host();
+}
+
+RowProducts CudaBackend::row_products(const Matrix& A, const Matrix& B) {
+  const DeviceGuard on(queue_->device());
+  const Buffer<double> products(*queue_, 3 * A.rows);
+  launch_row_products(queue_->stream(), A.data(), B.data(), A.rows, A.cols, products.get());
+  const std::vector<double> found = products.to_host();
+  const auto part = [&](Index number) {
+    return std::vector<double>(found.begin() + number * A.rows, found.begin() + (number + 1) * A.rows);
+  };
+  return {part(0), part(1), part(2)};
 }
 
 double CudaBackend::inner(const Matrix& A, const Matrix& B) {

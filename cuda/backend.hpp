@@ -32,6 +32,7 @@ class CudaBackend final : public Backend {
   void centre_rows(Matrix& A, const std::vector<double>& centre) override;
   std::vector<double> weighted_row_sum(const Matrix& A, const std::vector<double>& w) override;
   std::vector<double> row_dots(const Matrix& A, const Matrix& B) override;
+  RowProducts row_products(const Matrix& A, const Matrix& B) override;
   double inner(const Matrix& A, const Matrix& B) override;
   Matrix identity(Index n) override;
   Matrix product(const Matrix& A, Transpose transpose_a, const Matrix& B, Transpose transpose_b) override;

@@ -109,7 +109,9 @@ void multiply_narrow(Queue& queue, Dtype type, const void* A, Index lda, Index m
   if (m > 0 && n > 0) check(product_of_narrow(queue, type, A, lda, m, B, ldb, n, k, C, ldc));
 }
 
-bool narrow_products_are_exact(Queue& queue, Dtype type) {
+namespace {
+
+bool test_narrow_products(Queue& queue, Dtype type) {
   // With e = 2^-10 (f16) or 2^-7 (bf16), (1 + e)^2 = 1 + 2e + e^2 takes 21 or 15 bits, 1024 ((1 + e)^2 + 1) 22 or 16:
   // neither survives f16, bf16 or TF32 on the way.
   constexpr Index kSide = 8;
@@ -142,6 +144,14 @@ bool narrow_products_are_exact(Queue& queue, Dtype type) {
       return false;
   }
   return right(products.to_host(), square);
+}
+
+}  // namespace
+
+bool narrow_products_are_exact(Queue& queue, Dtype type) {
+  std::optional<bool>& exact = type == Dtype::f16 ? queue.exact_halves : queue.exact_bfloats;
+  if (!exact) exact = test_narrow_products(queue, type);
+  return *exact;
 }
 
 std::vector<double> symmetric_eigen(Queue& queue, cusolverEigMode_t mode, double* A, Index n, double* values) {

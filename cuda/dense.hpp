@@ -31,7 +31,7 @@ void gram_slices(Queue& queue, const Half* Z, Index rows, Index d, Index slice, 
 void multiply_narrow(Queue& queue, Dtype type, const void* A, Index lda, Index m, const void* B, Index ldb, Index n,
                      Index k, float* C, Index ldc);
 /// Whether cuBLAS has products of that 16-bit type here, and does with them what these need: exact products,
-/// accumulated in fp32.
+/// accumulated in fp32. Found out once for a queue.
 bool narrow_products_are_exact(Queue& queue, Dtype type);
 
 /// Eigenvalues, ascending, to `values` [n] and returned; row i of A [n x n] (lower triangle read) becomes eigenvector

@@ -121,6 +121,9 @@ class Queue {
   const void* fetch(const void* from, Index bytes);
   void release_fetched() noexcept;
   Index waits() const { return waits_; }  ///< so far
+
+  /// What was found out about cuBLAS here (narrow_products_are_exact), for f16 and bf16.
+  std::optional<bool> exact_halves, exact_bfloats;
   /// Whether the stream is being captured into a CUDA graph: then nothing may wait or allocate.
   bool capturing() const;
 

@@ -40,6 +40,25 @@ __global__ void row_dots(const double* A, const double* B, Index rows, Index col
   }
 }
 
+__global__ void row_products(const double* A, const double* B, Index rows, Index cols, double* out) {
+  for (Index k = warp_id(); k < rows; k += warp_count()) {
+    double left = 0, right = 0, cross = 0;
+    for (Index col = lane_id(); col < cols; col += kWarp) {
+      const double a = A[k * cols + col], b = B[k * cols + col];
+      left += a * a;
+      right += b * b;
+      cross += a * b;
+    }
+    left = warp_sum(left);
+    right = warp_sum(right);
+    cross = warp_sum(cross);
+    if (lane_id() != 0) continue;
+    out[k] = left;
+    out[rows + k] = right;
+    out[2 * rows + k] = cross;
+  }
+}
+
 Index rows_of_chunk(Index rows) { return std::max<Index>(16, (rows + 63) / 64); }
 
 /// Block (x, y): kBlock columns of the rows of chunk y.
@@ -131,6 +150,10 @@ void launch_centre_rows(cudaStream_t stream, double* A, const double* centre, In
 
 void launch_row_dots(cudaStream_t stream, const double* A, const double* B, Index rows, Index cols, double* out) {
   launch(stream, {blocks_for(rows, kWarps)}, row_dots, A, B, rows, cols, out);
+}
+
+void launch_row_products(cudaStream_t stream, const double* A, const double* B, Index rows, Index cols, double* out) {
+  launch(stream, {blocks_for(rows, kWarps)}, row_products, A, B, rows, cols, out);
 }
 
 Index row_chunks(Index rows) { return (rows + rows_of_chunk(rows) - 1) / rows_of_chunk(rows); }

@@ -27,6 +27,8 @@ void launch_sum_groups(cudaStream_t stream, const double* A, const Index* begin,
 void launch_centre_rows(cudaStream_t stream, double* A, const double* centre, Index rows, Index cols);
 /// out_k = <A_k, B_k>.
 void launch_row_dots(cudaStream_t stream, const double* A, const double* B, Index rows, Index cols, double* out);
+/// out [3 x rows]: |A_k|^2, |B_k|^2, <A_k, B_k>.
+void launch_row_products(cudaStream_t stream, const double* A, const double* B, Index rows, Index cols, double* out);
 /// out [cols] = sum_k w_k A_k; partial [row_chunks(rows) x cols].
 void launch_weighted_row_sum(cudaStream_t stream, const double* A, const double* w, Index rows, Index cols,
                              double* partial, double* out);

@@ -126,6 +126,11 @@ struct Svd {
   Matrix right;                ///< V^T [r x n], orthonormal rows
 };
 
+/// Of the rows of two matrices of one shape: |A_k|^2, |B_k|^2 and <A_k, B_k>, [rows] each.
+struct RowProducts {
+  std::vector<double> left, right, cross;
+};
+
 enum class Transpose { no, yes };
 
 class Backend {
@@ -182,6 +187,10 @@ class Backend {
   virtual std::vector<double> weighted_row_sum(const Matrix& A, const std::vector<double>& w) = 0;
   /// <A_k, B_k> for every row k, [rows].
   virtual std::vector<double> row_dots(const Matrix& A, const Matrix& B) = 0;
+  /// The three at once.
+  virtual RowProducts row_products(const Matrix& A, const Matrix& B) {
+    return {row_dots(A, A), row_dots(B, B), row_dots(A, B)};
+  }
   /// sum_ij A_ij B_ij.
   virtual double inner(const Matrix& A, const Matrix& B) = 0;
   /// I [n x n].

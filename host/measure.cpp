@@ -268,8 +268,8 @@ void Measurement::centre() {
   centred_ = backend_.clone(means_);
   backend_.centre_rows(centred_, centre_);
 
-  const auto squares = backend_.row_dots(centred_, centred_);
-  const auto raw_squares = backend_.row_dots(means_, means_);
+  const RowProducts products = backend_.row_products(centred_, means_);
+  const auto &squares = products.left, &raw_squares = products.right;
   // Products of four such lengths must neither overflow nor vanish.
   constexpr double kSmallest = 1e-70, kLargest = 1e70;
   double largest_mean = 0, largest_centred = 0;

@@ -75,7 +75,7 @@ GroupedPair group_pair(Backend& backend, const LabelSpectrum::Structure& s, cons
     last = next_chunk(s, first, A.cols);
     const Matrix a = deviations(backend, s, A, first, last, contrasts, pair.left_sums);
     const Matrix b = deviations(backend, s, B, first, last, contrasts, pair.right_sums);
-    const auto left = backend.row_dots(a, a), right = backend.row_dots(b, b), cross = backend.row_dots(a, b);
+    const RowProducts products = backend.row_products(a, b);
     const auto begins = local_begins(s, first, last);
     const auto left_gram = backend.group_gram_squares(a, begins), right_gram = backend.group_gram_squares(b, begins);
     pair.left_gram.insert(pair.left_gram.end(), left_gram.begin(), left_gram.end());
@@ -84,9 +84,9 @@ GroupedPair group_pair(Backend& backend, const LabelSpectrum::Structure& s, cons
       const auto total = [&](const std::vector<double>& values) {
         return std::accumulate(values.begin() + begins[i - first], values.begin() + begins[i - first + 1], 0.0);
       };
-      pair.left.push_back(total(left));
-      pair.right.push_back(total(right));
-      pair.cross.push_back(total(cross));
+      pair.left.push_back(total(products.left));
+      pair.right.push_back(total(products.right));
+      pair.cross.push_back(total(products.cross));
     }
   }
   return pair;
@@ -142,12 +142,11 @@ SpectrumEnergies spectrum_energies(Backend& backend, const LabelSpectrum& spectr
       return backend.product(vectors, Transpose::no, sums, Transpose::no);
     };
     const Matrix left = rows(true, pair.left_sums), right = rows(false, pair.right_sums);
-    const auto left_squares = backend.row_dots(left, left), right_squares = backend.row_dots(right, right),
-               products = backend.row_dots(left, right);
+    const RowProducts products = backend.row_products(left, right);
     for (Index r = 0; r < count; ++r) {
       if (s.members(first + r) > 1) add_group(first + r);
-      add(left_squares[r], right_squares[r], products[r], left_squares[r] * left_squares[r],
-          right_squares[r] * right_squares[r]);
+      const double left_square = products.left[r], right_square = products.right[r];
+      add(left_square, right_square, products.cross[r], left_square * left_square, right_square * right_square);
     }
   }
   return energies;

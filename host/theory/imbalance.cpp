@@ -334,8 +334,8 @@ void Imbalance::duality_without_bias(const UfmPrediction& prediction, const Labe
     out_.undefined["gof_w_vs_h"] = "the classifier or the means are 0";
   }
 
-  const auto w_squares = backend_.row_dots(in_.weights, in_.weights),
-             m_squares = backend_.row_dots(in_.means, in_.means);
+  const RowProducts products = backend_.row_products(in_.weights, in_.means);
+  const auto &w_squares = products.left, &m_squares = products.right;
   if (in_.layer_squares.size() != 1) {
     out_.undefined["gof_len_ratio"] = "the relation holds for one layer";
   } else if (*std::min_element(m_squares.begin(), m_squares.end()) == 0 || weights_size == 0) {

@@ -714,6 +714,10 @@ TEST_P(CudaBackendTest, RowVerbs) {
       }
 
     const auto dots = backend_->row_dots(left, right);
+    const RowProducts products = backend_->row_products(left, right);
+    EXPECT_EQ(products.left, backend_->row_dots(left, left));
+    EXPECT_EQ(products.right, backend_->row_dots(right, right));
+    EXPECT_EQ(products.cross, dots);
     Real inner = 0, inner_abs = 0;
     for (Index i = 0; i < rows; ++i) {
       Real size_abs = 0;
@@ -749,6 +753,7 @@ TEST_P(CudaBackendTest, EmptyMatrices) {
   backend_->centre_rows(none, {1, 2, 3, 4});
   EXPECT_EQ(backend_->weighted_row_sum(none, {}), std::vector<double>(4, 0.0));
   EXPECT_TRUE(backend_->row_dots(none, none).empty());
+  EXPECT_TRUE(backend_->row_products(none, none).cross.empty());
   EXPECT_EQ(backend_->inner(none, none), 0);
   EXPECT_EQ(backend_->select_rows(backend_->matrix(3, 2), {}).rows, 0);
   EXPECT_EQ(Grid::from(*backend_, backend_->product(none, Transpose::yes, none, Transpose::no)).values,

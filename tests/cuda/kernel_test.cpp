@@ -404,6 +404,9 @@ TEST_F(KernelTest, RowsAreRawOnlyWhereProductsCanReadThem) {
 
 TEST_F(KernelTest, NarrowProductsAreAccumulatedInSinglePrecision) {
   for (const auto type : {Dtype::f16, Dtype::bf16}) EXPECT_TRUE(narrow_products_are_exact(queue_, type));
+  const auto calls = cuda_shim::calls().vendor_calls;
+  for (const auto type : {Dtype::f16, Dtype::bf16}) EXPECT_TRUE(narrow_products_are_exact(queue_, type));
+  EXPECT_EQ(cuda_shim::calls().vendor_calls, calls);  // known
 }
 
 // ---------------------------------------------------------------- the backend's care for what it is given
