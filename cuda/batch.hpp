@@ -17,15 +17,15 @@ namespace ncollapse::cuda {
 struct Limits {
   Index block_bytes = Index{2} << 30;  ///< features of a block; bounds the staging buffers
   Index block_rows = Index{1} << 22;
-  Index piece_bytes = Index{8} << 20;            ///< of pinned memory, of which there are two
-  Index group_runs = 8, fold = 32;               ///< of class sums; group_runs is a power of two
-  Index centred_bytes = Index{512} << 20;        ///< Z of a chunk; there are two where a block has several
-  Index wide_dim = 1024;                         ///< above it the exact scatter is one DSYRK a chunk
-  Index slice_rows = 4096;                       ///< of a product whose partial results are added up by us
-  Index row_tile = 2048, candidate_tile = 2048;  ///< scores of decisions: two of 16 MB
-  Index pair_tile = 1024;                        ///< side of a Gram tile: two of 8 MB
-  Index half_pair_tile = 2048;                   ///< the same of halves: two of 16 MB a product
-  Index pair_terms = 4096;                       ///< columns of a product of halves, at most; a multiple of 8
+  Index piece_bytes = Index{8} << 20;                     ///< of pinned memory, of which there are two
+  Index group_runs = 8, fold = 32;                        ///< of class sums; group_runs is a power of two
+  Index centred_bytes = Index{512} << 20;                 ///< Z of a chunk; there are two where a block has several
+  Index wide_dim = 1024;                                  ///< above it the exact scatter is one DSYRK a chunk
+  Index slice_rows = 4096;                                ///< of a product whose partial results are added up by us
+  Index row_tile = 2048, candidate_tile = 2048;           ///< scores of decisions: two of 16 MB
+  Index pair_tile = 1024;                                 ///< side of a Gram tile: two of 8 MB
+  Index half_pair_rows = 1024, half_pair_columns = 4096;  ///< of a tile of halves: two of 16 MB a product
+  Index pair_terms = 4096;                                ///< columns of a product of halves, at most; a multiple of 8
 
   /// Rows per block for rows of this many bytes.
   Index rows_per_block(Index row_bytes, Index rows) const;

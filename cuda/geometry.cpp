@@ -1,7 +1,8 @@
 // pair_sums and product_sums: tiles by cuBLAS, each reduced as soon as it is made (pairs.hpp).
 #include <algorithm>
 #include <bit>
-#include <limits>
+#include <cmath>
+#include <optional>
 
 #include "cuda/backend.hpp"
 #include "cuda/decide.hpp"
@@ -13,63 +14,92 @@
 namespace ncollapse::cuda {
 namespace {
 
-/// Host values on the device, or null for none.
-class Optional {
+/// Arrays of doubles as one, for one copy to the device. The memory is read until the queue is waited for.
+class Packed {
  public:
-  Optional(Queue& queue, const std::vector<double>& values) {
-    if (!values.empty()) buffer_ = Buffer<double>(queue, values);
+  /// Where they will be, from the beginning of the array on.
+  Index add(const std::vector<double>& values) {
+    const Index at = size();
+    values_.insert(values_.end(), values.begin(), values.end());
+    return at;
   }
-  const double* get() const { return buffer_.get(); }
+  Index size() const { return static_cast<Index>(values_.size()); }
+  void upload(Queue& queue, const Buffer<double>& to) const { queue.upload(to.get(), values_.data(), to.bytes()); }
 
  private:
-  Buffer<double> buffer_;
+  std::vector<double> values_;
 };
 
 struct Rectangle {
   Index number, first_row, height, first_col, width;
 };
 
-/// Squares of `side` that cover the upper triangle.
-std::vector<Rectangle> upper_tiles(Index count, Index side) {
+/// Rectangles that cover the upper triangle, or all: strips of rows, each cut from its diagonal, or from column 0, on.
+std::vector<Rectangle> cut_into_tiles(Index count, Index height, Index width, bool upper) {
   std::vector<Rectangle> tiles;
-  for (Index i = 0; i < count; i += side)
-    for (Index j = i; j < count; j += side)
-      tiles.push_back({static_cast<Index>(tiles.size()), i, std::min(side, count - i), j, std::min(side, count - j)});
+  for (Index i = 0; i < count; i += height)
+    for (Index j = upper ? i : 0; j < count; j += width)
+      tiles.push_back(
+          {static_cast<Index>(tiles.size()), i, std::min(height, count - i), j, std::min(width, count - j)});
   return tiles;
 }
 
-/// Makes tiles on the queue's stream, by make(tile, pitch, products), and reduces them on another, each while the next
-/// is made. only, left: of all tiles, `blocks` each.
-template <class T, class Make>
-void sweep(Queue& queue, const PairTask& task, const std::vector<Rectangle>& tiles, Index side, Index pieces,
-           const Make& make, const unsigned char* only, unsigned char* left, double* totals) {
-  const Index pitch = (side + kPacket<T> - 1) / kPacket<T> * kPacket<T>, blocks = pair_blocks(side, side);
-  Buffer<T> products[2];
-  for (auto& each : products) each = Buffer<T>(queue, pieces * side * pitch);
-  const Stream reducing(nullptr, Stream::kBeside);
-  Event made[2], taken[2];
-  int turn = 0;
-  for (const Rectangle& at : tiles) {
-    taken[turn].hold(queue.stream());
-    make(at, pitch, products[turn].get());
-    made[turn].record(queue.stream());
-    made[turn].hold(reducing.get());
-    const PairTile<T> tile{products[turn].get(), pitch,     pieces,       side * pitch,
-                           at.first_row,         at.height, at.first_col, at.width};
-    launch_reduce_pairs(reducing.get(), task, tile, only ? only + at.number * blocks : nullptr,
-                        left ? left + at.number * blocks : nullptr, totals);
-    taken[turn].record(reducing.get());
-    turn = 1 - turn;
+/// Two tiles of products. Those of even number are made on the queue's stream while others are reduced on a second one,
+/// and the other way round; a single one takes no second stream.
+template <class T>
+class Sweep {
+ public:
+  Sweep(Queue& queue, Index height, Index width, Index pieces, Index tiles)
+      : queue_(queue), pitch_((width + kPacket<T> - 1) / kPacket<T> * kPacket<T>), apart_(height * pitch_) {
+    products_[0] = Buffer<T>(queue, pieces * apart_);
+    if (tiles < 2) return;
+    products_[1] = Buffer<T>(queue, pieces * apart_);
+    beside_.emplace();
   }
-  for (const Event& each : taken) each.hold(queue.stream());
-}
+  Index pitch() const { return pitch_; }
+  Index apart() const { return apart_; }
 
-/// 1/|a_k|, times scales_k where there are some; 0 for |a_k| = 0.
-std::vector<double> inverse_norms(const std::vector<double>& norms, const std::vector<double>& scales) {
-  std::vector<double> inverse;
-  for (std::size_t k = 0; k < norms.size(); ++k)
-    inverse.push_back(norms[k] > 0 ? (scales.empty() ? 1 : scales[k]) / norms[k] : 0);
-  return inverse;
+  /// make(tile, products) queues on the queue's stream, reduce(stream, tile, products) on what it is given. What is
+  /// queued afterwards comes after all of it.
+  template <class Make, class Reduce>
+  void run(const std::vector<Rectangle>& tiles, const Make& make, const Reduce& reduce) {
+    if (!beside_) {
+      for (const Rectangle& at : tiles) {
+        make(at, products_[0].get());
+        reduce(queue_.stream(), at, products_[0].get());
+      }
+      return;
+    }
+    int turn = 0;
+    for (const Rectangle& at : tiles) {
+      beside_->taken[turn].hold(queue_.stream());
+      make(at, products_[turn].get());
+      beside_->made[turn].record(queue_.stream());
+      beside_->made[turn].hold(beside_->stream.get());
+      reduce(beside_->stream.get(), at, products_[turn].get());
+      beside_->taken[turn].record(beside_->stream.get());
+      turn = 1 - turn;
+    }
+    for (const Event& each : beside_->taken) each.hold(queue_.stream());
+  }
+
+ private:
+  struct Beside {
+    Stream stream{nullptr, Stream::kBeside};
+    Event made[2], taken[2];
+  };
+
+  Queue& queue_;
+  Index pitch_, apart_;
+  Buffer<T> products_[2];
+  std::optional<Beside> beside_;
+};
+
+/// The power of two above the largest value; 1 where there is none above 0.
+double unit_of(const std::vector<double>& values) {
+  double largest = 0;
+  for (const double value : values) largest = std::max(largest, value);
+  return largest > 0 && std::isfinite(largest) ? std::ldexp(1.0, std::clamp(std::ilogb(largest) + 1, -1000, 1000)) : 1;
 }
 
 }  // namespace
@@ -78,109 +108,170 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
   constexpr double kClose = 1e-4;
   const DeviceGuard on(queue_->device());
   const Index count = A.rows, d = A.cols;
-  const Index side = std::min(query.fast ? limits_.half_pair_tile : limits_.pair_tile, count);
-  const Index blocks = pair_blocks(side, side);
-  const Optional norms(*queue_, query.norms), offsets(*queue_, query.offsets), variances(*queue_, query.variances);
-  const Optional inverse(*queue_, inverse_norms(query.norms, {}));
-  Buffer<unsigned long long> nearest;
-  if (variances.get())
-    nearest = Buffer<unsigned long long>(
-        *queue_,
-        std::vector<unsigned long long>(static_cast<std::size_t>(count),
-                                        std::bit_cast<unsigned long long>(std::numeric_limits<double>::infinity())));
-  std::vector<double> start(kPairFields, 0.0), starts;
-  start[kCosMax] = -2;
-  start[kMinUnitDistance] = 4;
-  for (Index block = 0; block < blocks; ++block) starts.insert(starts.end(), start.begin(), start.end());
-  const Buffer<double> totals(*queue_, start), block_totals(*queue_, starts);
-  const PairTask exact{A.data(), norms.get(), inverse.get(),       offsets.get(),        variances.get(), nearest.get(),
-                       count,    d,           1 / query.gram_norm, 1 / query.frame_norm, kClose};
-  const auto in_double = [&](const Rectangle& at, Index pitch, double* products) {
-    gemm(*queue_, Transpose::no, Transpose::yes, at.height, at.width, d, A.data() + at.first_row * d, d,
-         A.data() + at.first_col * d, d, products, pitch);
+  const bool distances = !query.variances.empty();
+  const Index height = std::min(query.fast ? limits_.half_pair_rows : limits_.pair_tile, count);
+  const Index width = std::min(query.fast ? limits_.half_pair_columns : limits_.pair_tile, count);
+  auto tiles = cut_into_tiles(count, height, width, true);
+  const Simplex etf = simplex(count);
+
+  Packed packed;
+  const Index norms_at = packed.add(query.norms), variances_at = packed.add(query.variances),
+              offsets_at = packed.add(query.offsets);
+  const Buffer<double> input(*queue_, packed.size());
+  const auto in_input = [&](const std::vector<double>& values, Index at) {
+    return values.empty() ? nullptr : input.get() + at;
   };
-  auto tiles = upper_tiles(count, side);
+  // The total's fields, then the smallest squared distances' bits.
+  const Buffer<double> result(*queue_, kPairFields + (distances ? count : 0));
+  const auto nearest = distances ? reinterpret_cast<unsigned long long*>(result.get() + kPairFields) : nullptr;
+  const Index blocks = pair_blocks<double>(height, width);
+  const Buffer<double> totals(*queue_, blocks * kPairFields);
+  const Buffer<PairRow<double>> exact_rows(*queue_, count);
+
+  const auto describe = [&]<class T>(const Buffer<PairRow<T>>& rows, const double* scales, double close, double unit,
+                                     double variance_unit, unsigned long long* start_nearest) {
+    const PairInput from{input.get() + norms_at,
+                         scales,
+                         in_input(query.variances, variances_at),
+                         in_input(query.offsets, offsets_at),
+                         1 / query.frame_norm,
+                         unit,
+                         variance_unit};
+    launch_pair_rows(queue_->stream(), from, count, rows.get(), start_nearest);
+    PairTask<T> task{rows.get(),
+                     A.data(),
+                     from.norms,
+                     from.variances,
+                     nearest,
+                     d,
+                     static_cast<T>(2 * close),
+                     PairTarget<T>(etf),
+                     PairTarget<double>(etf),
+                     etf,
+                     1 / query.gram_norm,
+                     from.frame_scale,
+                     unit,
+                     {}};
+    for (int f = 0; f < kPairUnits; ++f) task.units[f] = pair_unit(f, kPairLogUnit<T>, variance_unit / unit / unit / 2);
+    return task;
+  };
+  const auto sweep_exact = [&](Sweep<double>& sweep, const PairTask<double>& task, const unsigned char* only,
+                               Index patches) {
+    sweep.run(
+        tiles,
+        [&](const Rectangle& at, double* products) {
+          gemm(*queue_, Transpose::no, Transpose::yes, at.height, at.width, d, A.data() + at.first_row * d, d,
+               A.data() + at.first_col * d, d, products, sweep.pitch());
+        },
+        [&](cudaStream_t stream, const Rectangle& at, const double* products) {
+          const PairTile<double> tile{products,  sweep.pitch(), 1,       sweep.apart(), at.first_row,
+                                      at.height, at.first_col,  at.width};
+          launch_reduce_pairs(stream, task, tile, only ? only + at.number * patches : nullptr, nullptr, totals.get());
+        });
+  };
   PairSums sums;
 
   if (query.fast) {
-    if (!narrow_products_are_exact(*queue_, Dtype::f16))
+    if (!half_products_are_exact_) half_products_are_exact_ = narrow_products_are_exact(*queue_, Dtype::f16);
+    if (!*half_products_are_exact_)
       throw DeviceError("cuBLAS does not accumulate products of fp16 numbers in fp32 on this device",
                         "use the exact precision");
     sums.cosine_error = half_pair_error(d);
     const Index padded = (d + kHalfPadding - 1) / kHalfPadding * kHalfPadding, terms = limits_.pair_terms;
+    const Index patches = pair_patches(height, width), tile_count = static_cast<Index>(tiles.size());
     const Buffer<Half> rows(*queue_, count * padded);
     const Buffer<double> scales(*queue_, count), own_norms(*queue_, count), lost(*queue_, count);
+    const Buffer<PairRow<float>> pair_rows(*queue_, count);
+    const Buffer<unsigned char> left(*queue_, tile_count * patches);
+    Sweep<float> sweep(*queue_, height, width, (padded + terms - 1) / terms, tile_count);
+
+    packed.upload(*queue_, input);
+    launch_start_totals(queue_->stream(), blocks, kPairFields, kPairSums, totals.get());
+    check(cudaMemsetAsync(left.get(), 0, static_cast<std::size_t>(left.bytes()), queue_->stream()));
     launch_narrow_rows(queue_->stream(), {A.data(), Dtype::f64, count, d, d}, nullptr, padded, Dtype::f16, rows.get(),
                        scales.get(), own_norms.get(), lost.get());
-    const Optional scaled_inverse(*queue_, inverse_norms(query.norms, scales.to_host()));
-    PairTask task = exact;
-    task.inverse = scaled_inverse.get();
-    task.close = kPairMargin * sums.cosine_error;
-    const Buffer<unsigned char> left(
-        *queue_, std::vector<unsigned char>(static_cast<std::size_t>(static_cast<Index>(tiles.size()) * blocks), 0));
-    sweep<float>(
-        *queue_, task, tiles, side, (padded + terms - 1) / terms,
-        [&](const Rectangle& at, Index pitch, float* products) {
-          for (Index first = 0; first < padded; first += terms, products += side * pitch)
+    const PairTask<float> task = describe(pair_rows, scales.get(), kPairMargin * sums.cosine_error,
+                                          unit_of(query.norms), unit_of(query.variances), nearest);
+    sweep.run(
+        tiles,
+        [&](const Rectangle& at, float* products) {
+          for (Index first = 0; first < padded; first += terms, products += sweep.apart())
             multiply_narrow(*queue_, Dtype::f16, rows.get() + at.first_row * padded + first, padded, at.height,
                             rows.get() + at.first_col * padded + first, padded, at.width,
-                            std::min(terms, padded - first), products, pitch);
+                            std::min(terms, padded - first), products, sweep.pitch());
         },
-        nullptr, left.get(), block_totals.get());
+        [&](cudaStream_t stream, const Rectangle& at, const float* products) {
+          const PairTile<float> tile{products,      sweep.pitch(), (padded + terms - 1) / terms,
+                                     sweep.apart(), at.first_row,  at.height,
+                                     at.first_col,  at.width};
+          launch_reduce_pairs(stream, task, tile, nullptr, left.get() + at.number * patches, totals.get());
+        });
 
     const auto dense = left.to_host();
     std::erase_if(tiles, [&](const Rectangle& at) {
-      const auto first = dense.begin() + at.number * blocks;
-      return std::find(first, first + blocks, 1) == first + blocks;
+      const auto first = dense.begin() + at.number * patches;
+      return std::find(first, first + patches, 1) == first + patches;
     });
-    if (!tiles.empty())
-      sweep<double>(*queue_, exact, tiles, side, 1, in_double, left.get(), nullptr, block_totals.get());
+    if (!tiles.empty()) {
+      Sweep<double> again(*queue_, height, width, 1, static_cast<Index>(tiles.size()));
+      sweep_exact(again, describe(exact_rows, nullptr, kClose, 1, 1, nullptr), left.get(), patches);
+    }
   } else {
-    sweep<double>(*queue_, exact, tiles, side, 1, in_double, nullptr, nullptr, block_totals.get());
+    Sweep<double> sweep(*queue_, height, width, 1, static_cast<Index>(tiles.size()));
+    packed.upload(*queue_, input);
+    launch_start_totals(queue_->stream(), blocks, kPairFields, kPairSums, totals.get());
+    sweep_exact(sweep, describe(exact_rows, nullptr, kClose, 1, 1, nearest), nullptr, 0);
   }
-  launch_fold(queue_->stream(), block_totals.get(), blocks, kPairFields, kPairSums, totals.get());
+  launch_fold(queue_->stream(), totals.get(), blocks, kPairFields, kPairSums, result.get());
 
-  const auto total = totals.to_host();
+  const auto total = result.to_host();
   sums.etf_residual = total[kEtfResidual];
   sums.frame_residual = total[kFrameResidual];
   sums.angles = static_cast<Index>(total[kAngles]);
   sums.cos_sum = total[kCosSum];
   sums.cos_square_sum = total[kCosSquareSum];
   sums.cos_abs_sum = total[kCosAbsSum];
-  sums.cos_max = total[kCosMax];
   sums.distance_sum = total[kDistanceSum];
   sums.distance_square_sum = total[kDistanceSquareSum];
-  sums.min_unit_distance = total[kMinUnitDistance];
+  if (sums.angles > 0) {
+    sums.cos_max = 1 - total[kMinUnitSquare] / 2;
+    sums.min_unit_distance = std::sqrt(total[kMinUnitSquare]);
+  }
   sums.coincident_directions = static_cast<Index>(total[kCoincidentDirections]);
   sums.log_sum = total[kLogSum];
   sums.log_square_sum = total[kLogSquareSum];
   sums.cdnv_sum = total[kCdnvSum];
   sums.coincident_means = static_cast<Index>(total[kCoincidentMeans]);
-  if (variances.get())
-    for (const auto bits : nearest.to_host()) sums.nearest_squared.push_back(std::bit_cast<double>(bits));
+  for (std::size_t k = kPairFields; k < total.size(); ++k)
+    sums.nearest_squared.push_back(std::bit_cast<double>(total[k]));
   if (query.fast) set_residuals(A, query, sums);
   return sums;
 }
 
 ProductSums CudaBackend::product_sums(const Matrix& A, const Matrix& B, const ProductQuery& query) {
   const DeviceGuard on(queue_->device());
-  const Index count = A.rows, d = A.cols, side = std::min(limits_.pair_tile, count);
-  const Optional offsets(*queue_, query.row_offsets);
-  const Buffer<double> totals(*queue_, std::vector<double>(kProductFields, 0.0)), tile(*queue_, side * side);
-  const Buffer<double> partials(*queue_, product_blocks(side) * kProductFields);
-  const ProductTask task{offsets.get(), count, 1 / query.product_norm,
-                         query.frame_norm > 0 ? 1 / query.frame_norm : 0.0};
-  for (Index i = 0; i < count; i += limits_.pair_tile)
-    for (Index j = 0; j < count; j += limits_.pair_tile) {
-      const Index height = std::min(limits_.pair_tile, count - i), width = std::min(limits_.pair_tile, count - j);
-      gemm(*queue_, Transpose::no, Transpose::yes, height, width, d, A.data() + i * d, d, B.data() + j * d, d,
-           tile.get(), width);
-      launch_reduce_product(queue_->stream(), task, tile.get(), i, height, j, width, partials.get());
-      launch_fold(queue_->stream(), partials.get(), product_blocks(height), kProductFields, kProductFields,
-                  totals.get());
-    }
-  const auto total = totals.to_host();
-  return {total[0], total[1]};
+  const Index count = A.rows, d = A.cols, side = std::min(limits_.pair_tile, count), blocks = product_blocks(side);
+  const auto tiles = cut_into_tiles(count, side, side, false);
+  const Buffer<double> offsets(*queue_, static_cast<Index>(query.row_offsets.size()));
+  const Buffer<double> totals(*queue_, blocks * kProductFields), total(*queue_, kProductFields);
+  Sweep<double> sweep(*queue_, side, side, 1, static_cast<Index>(tiles.size()));
+  const ProductTask task{query.row_offsets.empty() ? nullptr : offsets.get(), 1 / query.product_norm,
+                         query.frame_norm > 0 ? 1 / query.frame_norm : 0.0, simplex(count)};
+  queue_->upload(offsets.get(), query.row_offsets.data(), offsets.bytes());
+  launch_start_totals(queue_->stream(), blocks, kProductFields, kProductFields, totals.get());
+  sweep.run(
+      tiles,
+      [&](const Rectangle& at, double* products) {
+        gemm(*queue_, Transpose::no, Transpose::yes, at.height, at.width, d, A.data() + at.first_row * d, d,
+             B.data() + at.first_col * d, d, products, sweep.pitch());
+      },
+      [&](cudaStream_t stream, const Rectangle& at, const double* products) {
+        launch_reduce_product(stream, task, products, sweep.pitch(), at.first_row, at.height, at.first_col, at.width,
+                              totals.get());
+      });
+  launch_fold(queue_->stream(), totals.get(), blocks, kProductFields, kProductFields, total.get());
+  const auto sums = total.to_host();
+  return {sums[0], query.frame_norm > 0 ? sums[1] : 0};
 }
 
 }  // namespace ncollapse::cuda

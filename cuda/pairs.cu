@@ -6,317 +6,453 @@ namespace {
 
 constexpr double kSameDirection = 4 * 0x1p-52;  // unit vectors this close differ only by the rounding of their norms
 constexpr int kPatchRows = 8;                   // of a warp
-constexpr int kPatchCols = kWarp * 4;           // a packet for every lane
+constexpr int kBlockRows = kPatchRows * kWarps;
 constexpr int kDense = 32;
 
-/// The simplex ETF of R vectors: Gram entries on and off the diagonal (unit Frobenius norm), cosine, distance.
-struct Simplex {
-  double diagonal, off, cosine, distance, log_distance, frame_diagonal;
+template <class T>
+constexpr int kColumns = 16 / sizeof(T);  // of a lane: 16 bytes, so that a warp reads whole lines
+template <class T>
+constexpr int kPatchCols = kWarp* kColumns<T>;  // of a block
+template <class T>
+constexpr bool kExact = sizeof(T) == sizeof(double);
+/// Squared norms (of pairs: their sum) below this have lost digits to underflow.
+template <class T>
+constexpr T kShortest = static_cast<T>(kExact<T> ? 0x1p-900 : 0x1p-80);
+template <class T>
+constexpr int kFields = kExact<T> ? kFrameResidual + 1 : kCdnvSum + 1;  // that every pair adds to
+constexpr int kNoDistance = 16;                                         // above every squared distance of unit vectors
+
+template <class T>
+struct alignas(16) Products {
+  T value[kColumns<T>];
 };
-__device__ Simplex simplex(Index count) {
-  const double r = static_cast<double>(count), root = sqrt(r - 1), distance = sqrt(2 * r / (r - 1));
-  return {(1 - 1 / r) / root, -1 / r / root, -1 / (r - 1), distance, log(distance), 1 / sqrt(r)};
+
+template <class T>
+__device__ T lesser(T a, T b) {
+  return b < a ? b : a;
+}
+__device__ inline float lesser(float a, float b) { return min(a, b); }
+
+__device__ unsigned warp_least_bits(unsigned value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  return warp_min(value);
+#else
+  return __reduce_min_sync(kAllLanes, value);
+#endif
+}
+/// The least value of the warp. Numbers >= 0 are in the order of their bits.
+__device__ float warp_least(float value) {
+  std::uint32_t bits = 0;
+  memcpy(&bits, &value, sizeof bits);
+  return float_of_bits(warp_least_bits(bits));
+}
+__device__ double warp_least(double value) {
+  std::uint64_t bits = 0;
+  memcpy(&bits, &value, sizeof bits);
+  const auto high = static_cast<unsigned>(bits >> 32), least_high = warp_least_bits(high);
+  const std::uint64_t low = warp_least_bits(high == least_high ? static_cast<unsigned>(bits) : ~0u);
+  bits = static_cast<std::uint64_t>(least_high) << 32 | low;
+  memcpy(&value, &bits, sizeof value);
+  return value;
 }
 
-/// |a/norm_a - b/norm_b|^2 by the whole warp.
-__device__ double squared_distance(const double* a, double norm_a, const double* b, double norm_b, Index dim) {
-  double sum = 0;
+/// sqrt(square) - distance, w = square - distance^2. In single precision a rough root, and one step of Newton's for f^2
+/// + 2 distance f = w, which leaves f relatively exact.
+__device__ float distance_gap(float square, float w, float distance) {
+  const float inverse = rsqrtf(square), rough = fmaf(square, inverse, -distance);
+  return fmaf(fmaf(rough, rough + 2 * distance, -w) * inverse, -0.5f, rough);
+}
+__device__ double distance_gap(double square, double, double distance) { return sqrt(square) - distance; }
+__device__ float log_of(float x) { return __log2f(x); }  // in units of kPairLogUnit
+__device__ double log_of(double x) { return log(x); }
+__device__ float quotient(float a, float b) { return __fdividef(a, b); }
+__device__ double quotient(double a, double b) { return a / b; }
+
+/// Takes the angle of a pair: its squared distance of unit vectors, and what that is above the simplex's.
+template <class T>
+__device__ void add_angle(T* sums, T square, T w, const PairTarget<T>& target) {
+  sums[kCosSum] += w;
+  sums[kCosSquareSum] += w * w;
+  sums[kCosAbsSum] += fabs(w);
+  const T f = distance_gap(square, w, target.distance);
+  sums[kDistanceSum] += f;
+  sums[kDistanceSquareSum] += f * f;
+  const T g = log_of(square * target.inverse_square);
+  sums[kLogSum] += g;
+  sums[kLogSquareSum] += g * g;
+}
+
+__device__ double combine(double total, double value, Index field, Index sums) {
+  return field < sums ? total + value : min(total, value);
+}
+
+template <class T>
+__global__ void pair_rows(PairInput input, Index count, PairRow<T>* rows, Count* nearest) {
+  const Index k = thread_id();
+  if (k >= count) return;
+  const double norm = input.norms[k], scale = input.scales ? input.scales[k] : 1;
+  const double in_units = norm / input.unit;
+  PairRow<T> row;
+  row.inverse = static_cast<T>(norm > 0 ? scale / norm : 0);
+  if constexpr (kExact<T>)
+    row.offset = input.offsets ? input.offsets[k] * input.frame_scale : 0;
+  else
+    row.factor = static_cast<float>(norm > 0 ? scale / input.unit : 0);
+  row.square = static_cast<T>(in_units * in_units);
+  row.variance = static_cast<T>(input.variances ? input.variances[k] / input.variance_unit : 0);
+  rows[k] = row;
+  if (nearest) nearest[k] = static_cast<Count>(__double_as_longlong(HUGE_VAL));
+}
+
+/// Whether there is nothing special about the pairs of such rows.
+template <class T>
+__device__ bool is_plain(const PairRow<T>& row) {
+  return row.inverse > 0 && row.square >= kShortest<T>;
+}
+
+/// A lane's products with a row: all, where they lie in one piece (`direct`), or those of columns `begin` to `end` - 1.
+template <class T>
+__device__ Products<T> read_products(const PairTile<T>& tile, const T* from, bool direct, int begin, int end) {
+  if (direct) return *reinterpret_cast<const Products<T>*>(from);
+  double sum[kColumns<T>] = {};
   NCOLLAPSE_ROLLED
-  for (Index col = lane_id(); col < dim; col += kWarp) {
-    const double gap = a[col] / norm_a - b[col] / norm_b;
-    sum += gap * gap;
-  }
-  return warp_sum(sum);
+  for (Index piece = 0; piece < tile.pieces; ++piece)
+    for (int v = 0; v < kColumns<T>; ++v)
+      if (v >= begin && v < end) sum[v] += static_cast<double>(from[piece * tile.apart + v]);
+  Products<T> products;
+  for (int v = 0; v < kColumns<T>; ++v) products.value[v] = static_cast<T>(sum[v]);
+  return products;
 }
 
-/// Gives every lane that asks for it the exact squared distance of its pair (row j, its own row k); 0 to the others.
-__device__ double recompute(bool asked, const PairTask& task, Index j, double norm_j, Index k, double norm_k) {
-  double result = 0;
+template <class T>
+__device__ void take_nearest(const PairTask<T>& task, Index k, double squared) {
+  atomicMin(&task.nearest[k], static_cast<Count>(__double_as_longlong(squared)));  // >= 0: bits are in order
+}
+
+/// Takes a pair whose product says too little, from its rows; by the whole warp.
+template <class T>
+__device__ void add_close_pair(const PairTask<T>& task, Index j, Index k, double (&sums)[kPairSums], double& least) {
+  const double *a = task.vectors + j * task.dim, *b = task.vectors + k * task.dim;
+  const double norm_a = task.norms[j], norm_b = task.norms[k];
+  const bool angle = norm_a > 0 && norm_b > 0;
+  double squared = 0, unit = 0;
   NCOLLAPSE_ROLLED
-  for (unsigned open = __ballot_sync(kAllLanes, asked); open != 0; open &= open - 1) {
-    const int lane = __ffs(static_cast<int>(open)) - 1;
-    const Index other = __shfl_sync(kAllLanes, k, lane);
-    const double norm = __shfl_sync(kAllLanes, norm_k, lane);
-    const double exact =
-        squared_distance(task.rows + j * task.dim, norm_j, task.rows + other * task.dim, norm, task.dim);
-    if (lane_id() == lane) result = exact;
+  for (Index col = lane_id(); col < task.dim; col += kWarp) {
+    const double gap = a[col] - b[col];
+    squared += gap * gap;
+    if (!angle) continue;
+    const double unit_gap = a[col] / norm_a - b[col] / norm_b;
+    unit += unit_gap * unit_gap;
   }
-  return result;
+  unit = warp_sum(unit);
+  if (angle) {
+    const bool same = unit <= kSameDirection * kSameDirection;
+    if (same) unit = 0;
+    double parts[kLogSquareSum + 1] = {};
+    add_angle(parts, unit, unit - task.etf.square, task.exact_target);
+    if (same) {
+      parts[kLogSum] = parts[kLogSquareSum] = 0;
+      sums[kCoincidentDirections] += 1;
+    }
+    for (int f = kCosSum; f <= kLogSquareSum; ++f) sums[f] += parts[f];
+    sums[kAngles] += 1;
+    least = lesser(least, unit);
+  }
+  if (!task.variances) return;
+  squared = warp_sum(squared);
+  if (squared > 0)
+    sums[kCdnvSum] += (task.variances[j] + task.variances[k]) / squared;
+  else
+    sums[kCoincidentMeans] += 1;
+  if (lane_id() < 2) take_nearest(task, lane_id() == 0 ? j : k, squared);
 }
 
-__device__ double combine(double total, double value, int field, int sums) {
-  return field < sums ? total + value : field == sums ? max(total, value) : min(total, value);
-}
+/// A warp takes kPatchRows rows, its lanes kColumns columns each. T is the type of everything that belongs to one pair.
+/// Pairs that need their rows are marked, one bit each, and taken when all others are done.
+template <class T>
+__global__ void __launch_bounds__(kBlock, kExact<T> ? 2 : 3)
+    reduce_pairs(PairTask<T> task, PairTile<T> tile, const unsigned char* only, unsigned char* left, double* totals) {
+  constexpr int V = kColumns<T>;
+  static_assert(kPatchRows * V <= 32);
+  constexpr T kFar = static_cast<T>(HUGE_VAL);
+  const int width = static_cast<int>(tile.width), height = static_cast<int>(tile.height);
+  const int first_column = static_cast<int>(blockIdx.x) * kPatchCols<T>,
+            top = static_cast<int>(blockIdx.y) * kBlockRows;
+  if (tile.first_col + min(first_column + kPatchCols<T>, width) <= tile.first_row + top) return;  // below the diagonal
+  constexpr unsigned kNarrower = kPatchCols<float> / kPatchCols<T>;
+  const Index flag = Index{blockIdx.y} * ((gridDim.x + kNarrower - 1) / kNarrower) + blockIdx.x / kNarrower;
+  if (only && !only[flag]) return;
 
-/// Sums, maximum and minimum of the block's threads, in warp order, to totals, or (`go_on`) combined with what is
-/// there. shared: kWarps * fields.
-template <int fields, int sums>
-__device__ void write_totals(const double (&mine)[fields], bool go_on, double* shared, double* totals) {
-  for (int f = 0; f < fields; ++f) {
-    const double value = f < sums ? warp_sum(mine[f]) : f == sums ? warp_max(mine[f]) : warp_min(mine[f]);
-    if (lane_id() == 0) shared[warp_in_block() * fields + f] = value;
+  const int first = top + warp_in_block() * kPatchRows, column = first_column + lane_id() * V;
+  const int rows = max(0, min(kPatchRows, height - first));
+  const Index j0 = tile.first_row + first, k0 = tile.first_col + column;
+  // Of the lane's columns v those below `end` are in the tile; with row i that of v = i - ahead is the diagonal.
+  const int end = max(0, min(V, width - column)), ahead = static_cast<int>(min(k0 - j0, Index{kPatchRows}));
+  const bool distances = task.variances != nullptr;
+
+  T inverse[V], other[V], square[V], nearest[V];
+  T* field_sums = shared_memory<T>();                              // [kFields][kBlock]
+  T* column_values = field_sums + kFields<T> * kBlock;             // [kWarps][kPatchCols]: a variance, then the nearest
+  T* warps_least = column_values + kWarps * kPatchCols<T>;         // [kWarps]
+  int* warps_near = reinterpret_cast<int*>(warps_least + kWarps);  // [kWarps]
+  int* warps_angles = warps_near + kWarps;                         // [kWarps]
+  T* my_values = column_values + warp_in_block() * kPatchCols<T> + lane_id() * V;
+  bool plain = end == V && ahead == kPatchRows;
+  for (int v = 0; v < V; ++v) {
+    PairRow<T> at{};
+    if (v < end) at = task.rows[k0 + v];
+    plain = plain && is_plain(at);
+    inverse[v] = at.inverse;
+    if constexpr (kExact<T>)
+      other[v] = at.offset;
+    else
+      other[v] = at.factor;
+    square[v] = at.square;
+    my_values[v] = at.variance;  // needed seldom enough, and it takes no registers there
+    nearest[v] = kFar;
+  }
+  if (lane_id() < rows) plain = plain && is_plain(task.rows[j0 + lane_id()]);
+  const bool whole = __ballot_sync(kAllLanes, !plain) == 0;
+
+  const PairTarget<T>& target = task.target;
+  T sums[kFields<T>] = {}, least = kNoDistance, nearest_row = kFar;  // the last of row lane_id()
+  unsigned near = 0;
+  int excluded = 0;
+  const bool direct = whole && tile.pieces == 1;
+  const T* from = tile.products + first * tile.pitch + column;
+  const PairRow<T>* row_from = task.rows + j0;
+  NCOLLAPSE_ROLLED
+  for (int i = 0; i < rows; ++i) {
+    const Products<T> products = read_products(tile, from, direct, i - ahead, end);
+    const PairRow<T> row = *row_from;
+    from += tile.pitch;
+    ++row_from;
+
+    T unit_square[V], w[V], squared[V], closest = kNoDistance;
+    for (int v = 0; v < V; ++v) {
+      const T minus_two_cosines = lesser(T{2}, products.value[v] * inverse[v] * (-2 * row.inverse));
+      w[v] = minus_two_cosines - target.shift;
+      unit_square[v] = minus_two_cosines + 2;
+      closest = lesser(closest, unit_square[v]);
+    }
+    if (distances)
+      for (int v = 0; v < V; ++v) {
+        if constexpr (kExact<T>)
+          squared[v] = row.square + square[v] - 2 * products.value[v];
+        else
+          squared[v] = row.square + square[v] - 2 * row.factor * (products.value[v] * other[v]);
+      }
+    if constexpr (kExact<T>)
+      for (int v = 0; v < V; ++v) {
+        const bool diagonal = !whole && v == i - ahead;
+        const T weight = whole ? 1 : v >= end || v < i - ahead ? 0 : diagonal ? T{1} / 2 : T{1};
+        const T gram = products.value[v];
+        const T centred = gram * task.gram_scale - (diagonal ? task.etf.diagonal : task.etf.off);
+        const T frame = gram * task.frame_scale + (row.offset + other[v]) - (diagonal ? task.etf.frame_diagonal : 0);
+        sums[kEtfResidual] += weight * centred * centred;
+        sums[kFrameResidual] += weight * frame * frame;
+      }
+
+    if (__ballot_sync(kAllLanes, !whole || closest < task.close) == 0) {
+      for (int v = 0; v < V; ++v) add_angle(sums, unit_square[v], w[v], target);
+    } else {
+      closest = kNoDistance;
+      for (int v = 0; v < V; ++v) {
+        const bool pair = v < end && v > i - ahead, angle = pair && row.inverse > 0 && inverse[v] > 0;
+        const bool open =
+            pair && ((angle && unit_square[v] < task.close) || (distances && row.square + square[v] < kShortest<T>));
+        near |= static_cast<unsigned>(open) << (i * V + v);
+        if (!pair || open) squared[v] = kFar;  // adds nothing
+        if (angle && !open) {
+          closest = lesser(closest, unit_square[v]);
+          add_angle(sums, unit_square[v], w[v], target);
+        } else {
+          ++excluded;
+        }
+      }
+    }
+    least = lesser(least, closest);
+    if (!distances) continue;
+    const Products<T> variance = *reinterpret_cast<const Products<T>*>(my_values);
+    T nearest_here = kFar;
+    for (int v = 0; v < V; ++v) {
+      sums[kCdnvSum] += quotient(row.variance + variance.value[v], squared[v]);
+      nearest[v] = lesser(nearest[v], squared[v]);
+      nearest_here = lesser(nearest_here, squared[v]);
+    }
+    nearest_here = warp_least(nearest_here);
+    if (lane_id() == i) nearest_row = nearest_here;
+  }
+
+  for (int f = 0; f < kFields<T>; ++f) field_sums[f * kBlock + static_cast<int>(threadIdx.x)] = sums[f];
+  for (int v = 0; v < V; ++v) my_values[v] = nearest[v];
+  least = warp_least(least);
+  int warp_near = 0;
+  if (__ballot_sync(kAllLanes, excluded != 0) != 0) {
+    warp_near = warp_sum(__popc(near));
+    excluded = warp_sum(excluded);
+  }
+  if (lane_id() == 0) {
+    warps_least[warp_in_block()] = least;
+    warps_near[warp_in_block()] = warp_near;
+    warps_angles[warp_in_block()] = rows * kPatchCols<T> - excluded;
+  }
+  __syncthreads();
+  int block_near = 0;
+  for (int warp = 0; warp < kWarps; ++warp) block_near += warps_near[warp];
+  if (left && block_near * kDense > kBlockRows * kPatchCols<T>) {
+    if (threadIdx.x == 0) left[flag] = 1;
+    return;  // the whole block
+  }
+
+  double* total = totals + (Index{blockIdx.y} * gridDim.x + blockIdx.x) * kPairFields;
+  for (int round = 0; round * kWarps < kFields<T>; ++round) {
+    const int f = round * kWarps + warp_in_block();
+    if (f >= kFields<T>) break;
+    T sum = 0;
+    for (int part = 0; part < kWarps; ++part) sum += field_sums[f * kBlock + part * kWarp + lane_id()];
+    const double all = warp_sum(static_cast<double>(sum));
+    if (lane_id() == 0) total[f] += task.units[f] * all;
+  }
+  if (threadIdx.x == 0) {
+    int angles = 0;
+    for (int warp = 0; warp < kWarps; ++warp) {
+      angles += warps_angles[warp];
+      least = lesser(least, warps_least[warp]);
+    }
+    total[kAngles] += angles;
+    total[kMinUnitSquare] = lesser(total[kMinUnitSquare], static_cast<double>(least));
+  }
+  if (distances) {
+    const auto in_units = [&](T squared) { return static_cast<double>(squared) * task.unit * task.unit; };
+    if (lane_id() < rows) take_nearest(task, j0 + lane_id(), in_units(nearest_row));
+    const int c = static_cast<int>(threadIdx.x);
+    if (c < kPatchCols<T> && first_column + c < width) {
+      T nearest_column = column_values[c];
+      for (int warp = 1; warp < kWarps; ++warp)
+        nearest_column = lesser(nearest_column, column_values[warp * kPatchCols<T> + c]);
+      take_nearest(task, tile.first_col + first_column + c, in_units(nearest_column));
+    }
+  }
+  if (block_near == 0) return;  // the whole block
+
+  double found[kPairSums] = {}, found_least = kNoDistance;
+  NCOLLAPSE_ROLLED
+  for (unsigned lanes = __ballot_sync(kAllLanes, near != 0); lanes != 0; lanes &= lanes - 1) {
+    const int lane = __ffs(static_cast<int>(lanes)) - 1;
+    NCOLLAPSE_ROLLED
+    for (unsigned bits = __shfl_sync(kAllLanes, near, lane); bits != 0; bits &= bits - 1) {
+      const int at = __ffs(static_cast<int>(bits)) - 1;
+      add_close_pair(task, j0 + at / V, tile.first_col + first_column + lane * V + at % V, found, found_least);
+    }
+  }
+  double* warps_found = shared_memory<double>();  // [kWarps][kPairFields]
+  __syncthreads();                                // totals and shared memory are written again
+  if (lane_id() == 0) {
+    for (int f = 0; f < kPairSums; ++f) warps_found[warp_in_block() * kPairFields + f] = found[f];
+    warps_found[warp_in_block() * kPairFields + kMinUnitSquare] = found_least;
   }
   __syncthreads();
   const int f = static_cast<int>(threadIdx.x);
-  if (f >= fields) return;
-  double total = shared[f];
-  for (int warp = 1; warp < kWarps; ++warp) total = combine(total, shared[warp * fields + f], f, sums);
-  totals[f] = go_on ? combine(totals[f], total, f, sums) : total;
+  if (f >= kPairFields) return;
+  double all = warps_found[f];
+  for (int warp = 1; warp < kWarps; ++warp) all = combine(all, warps_found[warp * kPairFields + f], f, kPairSums);
+  total[f] = combine(total[f], pair_unit(f, 1, 0.5) * all, f, kPairSums);
 }
 
-/// The products of row i with the columns of a packet, those inside the tile.
-template <class T>
-__device__ Packet<T> read_products(const PairTile<T>& tile, Index i, Index column) {
-  const T* from = tile.products + i * tile.pitch + column;
-  Packet<T> packet{};
-  if (tile.width < column + kPacket<T>) {
-    for (int v = 0; v < kPacket<T>; ++v)
-      if (column + v < tile.width) packet.value[v] = from[v];
-  } else {
-    packet = *reinterpret_cast<const Packet<T>*>(from);
-  }
-  if (tile.pieces == 1) return packet;
-  for (int v = 0; v < kPacket<T>; ++v) {
-    if (column + v >= tile.width) continue;
-    double sum = 0;
-    for (Index piece = 0; piece < tile.pieces; ++piece) sum += static_cast<double>(from[piece * tile.apart + v]);
-    packet.value[v] = static_cast<T>(sum);
-  }
-  return packet;
-}
-
-/// f(0) .. f(3), written out, so that arrays with an element for each stay in registers.
-template <class F>
-__device__ void for_each_of_packet(const F& f) {
-  f(0);
-  f(1);
-  f(2);
-  f(3);
-}
-
-/// A warp takes kPatchRows rows, its lanes a packet of columns each. T is the type of everything that belongs to one
-/// pair, but for its distance.
-template <class T>
-__global__ void __launch_bounds__(kBlock, sizeof(T) == sizeof(float) ? 2 : 1)
-    reduce_pairs(PairTask task, PairTile<T> tile, const unsigned char* only, unsigned char* left, double* totals) {
-  constexpr bool kExact = sizeof(T) == sizeof(double);
-  constexpr int V = 4;
-  static_assert(kPacket<T> == V);
-  if (only && !only[blockIdx.x]) return;
-  double* shared = shared_memory<double>();
-  const Index patches = (tile.width + kPatchCols - 1) / kPatchCols, first_column = blockIdx.x % patches * kPatchCols;
-  const Index top = blockIdx.x / patches * (kPatchRows * kWarps), column = first_column + lane_id() * V;
-  if (tile.first_col + min(first_column + kPatchCols, tile.width) <= tile.first_row + top)
-    return;  // below the diagonal
-  const Index first = top + warp_in_block() * kPatchRows, end = min(first + kPatchRows, tile.height);
-
-  double nearest[V];
-  T inverse[V];
-  for_each_of_packet([&](int v) {
-    const bool inside = column + v < tile.width;
-    const Index k = tile.first_col + column + v;
-    inverse[v] = inside ? static_cast<T>(task.inverse[k]) : 0;
-    nearest[v] = HUGE_VAL;
-  });
-
-  if (left) {
-    int near = 0;
-    for (Index i = first; i < end; ++i) {
-      const Packet<T> products = read_products(tile, i, column);
-      const T inverse_j = static_cast<T>(task.inverse[tile.first_row + i]), least = static_cast<T>(1 - task.close);
-      for_each_of_packet([&](int v) {
-        near += tile.first_col + column + v > tile.first_row + i && products.value[v] * inverse_j * inverse[v] > least;
-      });
-    }
-    if (block_sum(near, shared) * kDense > kPatchRows * kWarps * kPatchCols) {
-      if (threadIdx.x == 0) left[blockIdx.x] = 1;
-      return;  // the whole block
-    }
-  }
-
-  const Simplex etf = simplex(task.count);
-  const T close = static_cast<T>(2 * task.close);
-  double mine[kPairFields];
-  for (int f = 0; f < kPairSums; ++f) mine[f] = 0;
-  mine[kCosMax] = -2;
-  mine[kMinUnitDistance] = 4;
-  int counted = 0, same_direction = 0, same_mean = 0;
-  for (Index i = first; i < end; ++i) {
-    const Index j = tile.first_row + i, k = tile.first_col + column;  // k of the first of the packet
-    const Packet<T> products = read_products(tile, i, column);
-    const double norm_j = task.norms[j];
-    const T inverse_j = static_cast<T>(task.inverse[j]);
-    // Bits for the pairs of the packet: there is one; it has an angle; it is too close for its product.
-    unsigned pairs = 0, angles = 0, near = 0;
-    T cosine[V], unit_squared[V];
-    for_each_of_packet([&](int v) {
-      const bool pair = column + v < tile.width && k + v > j, angle = pair && inverse_j > 0 && inverse[v] > 0;
-      cosine[v] = angle ? max(T{-1}, min(T{1}, products.value[v] * inverse_j * inverse[v])) : 0;
-      unit_squared[v] = 2 - 2 * cosine[v];
-      pairs |= static_cast<unsigned>(pair) << v;
-      angles |= static_cast<unsigned>(angle) << v;
-      near |= static_cast<unsigned>(angle && unit_squared[v] < close) << v;
-      if (kExact && column + v < tile.width && k + v >= j) {
-        const double gram = products.value[v], times = pair ? 2 : 1;
-        const double centred = gram * task.gram_scale - (pair ? etf.off : etf.diagonal);
-        mine[kEtfResidual] += times * centred * centred;
-        const double uncentred = task.offsets ? gram + task.offsets[j] + task.offsets[k + v] : gram;
-        const double frame = uncentred * task.frame_scale - (pair ? 0 : etf.frame_diagonal);
-        mine[kFrameResidual] += times * frame * frame;
-      }
-    });
-    NCOLLAPSE_ROLLED
-    for (int v = 0; v < V; ++v) {
-      if (__ballot_sync(kAllLanes, near >> v & 1) == 0) continue;
-      const bool asked = near >> v & 1;
-      double found = recompute(asked, task, j, norm_j, k + v, asked ? task.norms[k + v] : 1);
-      if (found <= kSameDirection * kSameDirection) found = 0;
-      for_each_of_packet([&](int u) {
-        if (!asked || u != v) return;
-        unit_squared[u] = static_cast<T>(found);
-        if (!kExact) cosine[u] = static_cast<T>(1 - found / 2);
-      });
-    }
-
-    T part[kPairSums];  // of the packet
-    for (int f = 0; f < kPairSums; ++f) part[f] = 0;
-    T largest = -2, smallest = 4;
-    for_each_of_packet([&](int v) {
-      if (!(angles >> v & 1)) return;
-      const T e = cosine[v] - static_cast<T>(etf.cosine), unit = sqrt(unit_squared[v]),
-              f = unit - static_cast<T>(etf.distance);
-      ++counted;
-      part[kCosSum] += e;
-      part[kCosSquareSum] += e * e;
-      part[kCosAbsSum] += fabs(e);
-      largest = max(largest, cosine[v]);
-      part[kDistanceSum] += f;
-      part[kDistanceSquareSum] += f * f;
-      smallest = min(smallest, unit);
-      if (unit > 0) {
-        const T g = static_cast<T>(etf.log_distance) - log(unit);
-        part[kLogSum] += g;
-        part[kLogSquareSum] += g * g;
-      } else {
-        ++same_direction;
-      }
-    });
-    for (int f = kCosSum; f <= kDistanceSquareSum; ++f) mine[f] += static_cast<double>(part[f]);
-    for (int f = kLogSum; f <= kLogSquareSum; ++f) mine[f] += static_cast<double>(part[f]);
-    mine[kCosMax] = max(mine[kCosMax], static_cast<double>(largest));
-    mine[kMinUnitDistance] = min(mine[kMinUnitDistance], static_cast<double>(smallest));
-    if (!task.variances) continue;  // the same for all
-
-    double squared[V], nearest_j = HUGE_VAL;
-    near = 0;
-    for_each_of_packet([&](int v) {
-      const double norm_k = column + v < tile.width ? task.norms[k + v] : 0;
-      const double size = norm_j * norm_j + norm_k * norm_k;
-      squared[v] = size - 2 * (kExact ? static_cast<double>(products.value[v]) : cosine[v] * (norm_j * norm_k));
-      near |= static_cast<unsigned>((pairs >> v & 1) && !(squared[v] >= task.close * size)) << v;
-    });
-    NCOLLAPSE_ROLLED
-    for (int v = 0; v < V; ++v) {
-      if (__ballot_sync(kAllLanes, near >> v & 1) == 0) continue;
-      const bool asked = near >> v & 1;
-      const double found = recompute(asked, task, j, 1, k + v, 1);
-      for_each_of_packet([&](int u) {
-        if (asked && u == v) squared[u] = found;
-      });
-    }
-    const double variance_j = task.variances[j];
-    for_each_of_packet([&](int v) {
-      if (!(pairs >> v & 1)) return;
-      if (squared[v] > 0)
-        mine[kCdnvSum] += (variance_j + task.variances[k + v]) / (2 * squared[v]);
-      else
-        ++same_mean;
-      nearest_j = min(nearest_j, squared[v]);
-      nearest[v] = min(nearest[v], squared[v]);
-    });
-    nearest_j = warp_min(nearest_j);
-    if (lane_id() == 0)
-      atomicMin(&task.nearest[j], static_cast<Count>(__double_as_longlong(nearest_j)));  // >= 0: bits are in order
-  }
-
-  mine[kAngles] = counted;
-  mine[kCoincidentDirections] = same_direction;
-  mine[kCoincidentMeans] = same_mean;
-
-  if (task.variances) {
-    for_each_of_packet([&](int v) { shared[warp_in_block() * kPatchCols + lane_id() * V + v] = nearest[v]; });
-    __syncthreads();
-    if (threadIdx.x < kPatchCols && first_column + threadIdx.x < tile.width) {
-      double least = shared[threadIdx.x];
-      for (int warp = 1; warp < kWarps; ++warp) least = min(least, shared[warp * kPatchCols + threadIdx.x]);
-      atomicMin(&task.nearest[tile.first_col + first_column + threadIdx.x],
-                static_cast<Count>(__double_as_longlong(least)));
-    }
-    __syncthreads();
-  }
-  write_totals<kPairFields, kPairSums>(mine, true, shared, totals + blockIdx.x * Index{kPairFields});
-}
-
-__global__ void reduce_product(ProductTask task, const double* tile, Index first_row, Index height, Index first_col,
-                               Index width, double* partials) {
-  const Simplex etf = simplex(task.count);
-  double mine[kProductFields] = {0, 0};
+/// A warp per row.
+__global__ void reduce_product(ProductTask task, const double* tile, Index pitch, Index first_row, Index height,
+                               Index first_col, Index width, double* totals) {
+  constexpr int V = kColumns<double>;
+  double etf_sum = 0, frame_sum = 0;
   const Index i = warp_id();
   if (i < height) {
     const double offset = task.offsets ? task.offsets[first_row + i] : 0;
-    for (Index column = lane_id(); column < width; column += kWarp) {
-      const bool diagonal = first_row + i == first_col + column;
-      const double value = tile[i * width + column];
-      const double centred = value * task.product_scale - (diagonal ? etf.diagonal : etf.off);
-      mine[0] += centred * centred;
-      if (!(task.frame_scale > 0)) continue;
-      const double frame = (value + offset) * task.frame_scale - (diagonal ? etf.frame_diagonal : 0);
-      mine[1] += frame * frame;
+    for (Index column = lane_id() * V; column < width; column += kWarp * V) {
+      Products<double> products{};
+      if (column + V <= width)
+        products = *reinterpret_cast<const Products<double>*>(tile + i * pitch + column);
+      else
+        products.value[0] = tile[i * pitch + column];
+      for (int v = 0; v < V; ++v) {
+        const bool diagonal = first_row + i == first_col + column + v;
+        const double value = products.value[v];
+        const double centred = value * task.product_scale - (diagonal ? task.etf.diagonal : task.etf.off);
+        const double frame = (value + offset) * task.frame_scale - (diagonal ? task.etf.frame_diagonal : 0);
+        if (column + v >= width) continue;
+        etf_sum += centred * centred;
+        frame_sum += frame * frame;
+      }
     }
   }
-  write_totals<kProductFields, kProductFields>(mine, false, shared_memory<double>(),
-                                               partials + blockIdx.x * kProductFields);
+  double* scratch = shared_memory<double>();
+  etf_sum = block_sum(etf_sum, scratch);
+  frame_sum = block_sum(frame_sum, scratch);
+  if (threadIdx.x != 0) return;
+  totals[blockIdx.x * kProductFields] += etf_sum;
+  totals[blockIdx.x * kProductFields + 1] += frame_sum;
 }
 
-__global__ void fold(const double* partials, Index blocks, Index fields, Index sums, double* totals) {
-  const Index f = thread_id();
+__global__ void start_totals(Index blocks, Index fields, Index sums, double* totals) {
+  const Index i = thread_id();
+  if (i < blocks * fields) totals[i] = i % fields < sums ? 0 : HUGE_VAL;
+}
+
+/// A warp per field, whose lanes share the blocks.
+__global__ void fold(const double* totals, Index blocks, Index fields, Index sums, double* total) {
+  const Index f = warp_id();
   if (f >= fields) return;
-  double total = totals[f];
-  for (Index block = 0; block < blocks; ++block)
-    total = combine(total, partials[block * fields + f], static_cast<int>(f), static_cast<int>(sums));
-  totals[f] = total;
+  double mine = f < sums ? 0 : HUGE_VAL;
+  for (Index block = lane_id(); block < blocks; block += kWarp)
+    mine = combine(mine, totals[block * fields + f], f, sums);
+  mine = f < sums ? warp_sum(mine) : warp_min(mine);
+  if (lane_id() == 0) total[f] = mine;
 }
 
 }  // namespace
 
+template <class T>
 Index pair_blocks(Index height, Index width) {
-  constexpr Index kRows = kPatchRows * kWarps;
-  return (height + kRows - 1) / kRows * ((width + kPatchCols - 1) / kPatchCols);
+  return (height + kBlockRows - 1) / kBlockRows * ((width + kPatchCols<T> - 1) / kPatchCols<T>);
 }
+template Index pair_blocks<float>(Index, Index);
+template Index pair_blocks<double>(Index, Index);
 
 template <class T>
-void launch_reduce_pairs(cudaStream_t stream, const PairTask& task, const PairTile<T>& tile, const unsigned char* only,
-                         unsigned char* left, double* totals) {
-  const Index shared = kWarps * kPatchCols * static_cast<Index>(sizeof(double));
-  static_assert(kPatchCols >= kPairFields);
-  launch(stream, {pair_blocks(tile.height, tile.width), 1, shared}, reduce_pairs<T>, task, tile, only, left, totals);
+void launch_pair_rows(cudaStream_t stream, const PairInput& input, Index count, PairRow<T>* rows, Count* nearest) {
+  launch(stream, {(count + kBlock - 1) / kBlock}, pair_rows<T>, input, count, rows, nearest);
 }
-template void launch_reduce_pairs(cudaStream_t, const PairTask&, const PairTile<float>&, const unsigned char*,
+template void launch_pair_rows(cudaStream_t, const PairInput&, Index, PairRow<float>*, Count*);
+template void launch_pair_rows(cudaStream_t, const PairInput&, Index, PairRow<double>*, Count*);
+
+template <class T>
+void launch_reduce_pairs(cudaStream_t stream, const PairTask<T>& task, const PairTile<T>& tile,
+                         const unsigned char* only, unsigned char* left, double* totals) {
+  const Index shared = (kFields<T> * kBlock + kWarps * (kPatchCols<T> + 1)) * static_cast<Index>(sizeof(T)) +
+                       2 * kWarps * static_cast<Index>(sizeof(int));
+  const Index across = (tile.width + kPatchCols<T> - 1) / kPatchCols<T>;
+  launch(stream, {across, (tile.height + kBlockRows - 1) / kBlockRows, shared}, reduce_pairs<T>, task, tile, only, left,
+         totals);
+}
+template void launch_reduce_pairs(cudaStream_t, const PairTask<float>&, const PairTile<float>&, const unsigned char*,
                                   unsigned char*, double*);
-template void launch_reduce_pairs(cudaStream_t, const PairTask&, const PairTile<double>&, const unsigned char*,
+template void launch_reduce_pairs(cudaStream_t, const PairTask<double>&, const PairTile<double>&, const unsigned char*,
                                   unsigned char*, double*);
 
 Index product_blocks(Index height) { return (height + kWarps - 1) / kWarps; }
 
-void launch_reduce_product(cudaStream_t stream, const ProductTask& task, const double* tile, Index first_row,
-                           Index height, Index first_col, Index width, double* partials) {
-  const Index shared = kWarps * kProductFields * static_cast<Index>(sizeof(double));
-  launch(stream, {product_blocks(height), 1, shared}, reduce_product, task, tile, first_row, height, first_col, width,
-         partials);
+void launch_reduce_product(cudaStream_t stream, const ProductTask& task, const double* tile, Index pitch,
+                           Index first_row, Index height, Index first_col, Index width, double* totals) {
+  launch(stream, {product_blocks(height), 1, kWarps * static_cast<Index>(sizeof(double))}, reduce_product, task, tile,
+         pitch, first_row, height, first_col, width, totals);
 }
 
-void launch_fold(cudaStream_t stream, const double* partials, Index blocks, Index fields, Index sums, double* totals) {
-  launch(stream, {1}, fold, partials, blocks, fields, sums, totals);
+void launch_start_totals(cudaStream_t stream, Index blocks, Index fields, Index sums, double* totals) {
+  launch(stream, {(blocks * fields + kBlock - 1) / kBlock}, start_totals, blocks, fields, sums, totals);
+}
+
+void launch_fold(cudaStream_t stream, const double* totals, Index blocks, Index fields, Index sums, double* total) {
+  launch(stream, {(fields + kWarps - 1) / kWarps}, fold, totals, blocks, fields, sums, total);
 }
 
 }  // namespace ncollapse::cuda

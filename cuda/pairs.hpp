@@ -33,42 +33,115 @@
 
 namespace ncollapse::cuda {
 
-/// Fields of a block's totals and of the whole.
+/// Fields of a block's totals and of the whole, in the units of PairSums. Every pair adds to those up to kCdnvSum, in
+/// double up to kFrameResidual.
 enum PairField {
-  kEtfResidual,
-  kFrameResidual,
-  kAngles,
   kCosSum,
   kCosSquareSum,
   kCosAbsSum,
   kDistanceSum,
   kDistanceSquareSum,
-  kCoincidentDirections,
   kLogSum,
   kLogSquareSum,
   kCdnvSum,
+  kEtfResidual,
+  kFrameResidual,
+  kAngles,
+  kCoincidentDirections,
   kCoincidentMeans,
-  kPairSums,            ///< number of the fields above, which are sums
-  kCosMax = kPairSums,  ///< a maximum
-  kMinUnitDistance,     ///< a minimum
+  kPairSums,                   ///< number of the fields above, which are sums
+  kMinUnitSquare = kPairSums,  ///< a minimum
   kPairFields
 };
 
-/// Device pointers and constants of one query; offsets, variances, nearest may be null.
+/// The unit in which the sums up to kFrameResidual are added up: of w = -2 e, of log(|a_j^ - a_k^|^2 / s^2) / log_unit,
+/// of quotients (v_j + v_k) / |a_j - a_k|^2 in some unit.
+inline constexpr int kPairUnits = kFrameResidual + 1;
+__host__ __device__ constexpr double pair_unit(int field, double log_unit, double cdnv_unit) {
+  switch (field) {
+    case kCosSum: return -0.5;
+    case kCosSquareSum: return 0.25;
+    case kCosAbsSum: return 0.5;
+    case kLogSum: return -0.5 * log_unit;
+    case kLogSquareSum: return 0.25 * log_unit * log_unit;
+    case kCdnvSum: return cdnv_unit;
+    case kEtfResidual:
+    case kFrameResidual: return 2;  // both orders
+    default: return 1;
+  }
+}
+/// log_unit of a tier.
+template <class T>
+inline constexpr double kPairLogUnit = sizeof(T) == sizeof(double) ? 1 : 0.69314718055994530942;
+
+/// What a pair takes from each of its rows.
+template <class T>
+struct PairRow;
+template <>
+struct alignas(16) PairRow<double> {
+  double inverse;   ///< product inverse_j inverse_k is a cosine; 0 where the norm is 0
+  double offset;    ///< of the uncentred Gram, times PairTask::frame_scale
+  double square;    ///< |a|^2
+  double variance;  ///< 0 without
+};
+template <>
+struct alignas(16) PairRow<float> {
+  float inverse;   ///< as above
+  float factor;    ///< product factor_j factor_k is a_j.a_k / unit^2; a power of two
+  float square;    ///< |a|^2 / unit^2
+  float variance;  ///< / variance_unit; 0 without
+};
+
+/// Where PairRows come from; [count] device arrays but for the units.
+struct PairInput {
+  const double *norms, *scales, *variances, *offsets;  ///< all but norms may be null; row k is scales_k times what was
+                                                       ///< multiplied
+  double frame_scale;                                  ///< 1/|uncentred G|_F
+  double unit, variance_unit;                          ///< powers of two; 1 in double
+};
+
+/// The simplex ETF of R vectors. Its Gram matrices have norm 1.
+struct Simplex {
+  double cosine_shift;  ///< 2/(R-1): minus twice its cosine
+  double square;        ///< squared distance of two of its unit vectors
+  double off, diagonal, frame_diagonal;
+};
+inline Simplex simplex(Index count) {
+  const double r = static_cast<double>(count), root = std::sqrt(r - 1);
+  return {2 / (r - 1), 2 * r / (r - 1), -1 / r / root, (1 - 1 / r) / root, 1 / std::sqrt(r)};
+}
+
+/// What a pair is compared with.
+template <class T>
+struct PairTarget {
+  explicit PairTarget(const Simplex& etf)
+      : shift(static_cast<T>(etf.cosine_shift)),
+        distance(static_cast<T>(std::sqrt(etf.square))),
+        inverse_square(static_cast<T>(1 / etf.square)) {}
+  T shift, distance, inverse_square;
+};
+
+/// Device pointers and constants of one query.
+template <class T>
 struct PairTask {
-  const double* rows;              ///< A [R x d]
-  const double* norms;             ///< [R]
-  const double* inverse;           ///< [R] product inverse_j inverse_k is a cosine; 0 where the norm is 0
-  const double* offsets;           ///< [R]
-  const double* variances;         ///< [R]
-  unsigned long long* nearest;     ///< [R] bits of the smallest squared distance so far
-  Index count, dim;                ///< R, d
+  const PairRow<T>* rows;       ///< [R]
+  const double* vectors;        ///< A [R x d]
+  const double* norms;          ///< [R]
+  const double* variances;      ///< [R], or null: no distances of rows
+  unsigned long long* nearest;  ///< [R] bits of the smallest squared distance so far; null where variances are
+  Index dim;                    ///< d
+  T close;                      ///< of a squared distance of unit vectors
+  PairTarget<T> target;
+  PairTarget<double> exact_target;  ///< for pairs that are recomputed
+  Simplex etf;
   double gram_scale, frame_scale;  ///< 1/|G|_F, 1/|uncentred G|_F
-  double close;
+  double unit;                     ///< as in PairInput
+  double units[kPairUnits];        ///< what sums over pairs are multiplied by, see pair_unit
 };
 
 /// Rows first_row .. of A times rows first_col .. of A, first_col >= first_row: [height x width], the sum of `pieces`
-/// arrays, each `pitch` from row to row (a multiple of 4) and `apart` from the one before.
+/// arrays, each `pitch` from row to row (a multiple of 4) and `apart` from the one before. What lies below the diagonal
+/// of the whole matrix is not read.
 template <class T>
 struct PairTile {
   const T* products;
@@ -83,28 +156,37 @@ inline double half_pair_error(Index dim) {
 }
 
 /// Blocks that a tile takes, at most as many as a larger one.
-Index pair_blocks(Index height, Index width);
-/// totals [blocks x kPairFields] take the pairs of the tile that lie above the diagonal of the whole matrix; in double
-/// also the residuals, diagonal included. left [blocks], or null: becomes 1 for a patch that is left; only [blocks], or
-/// null: nothing is done where it is 0.
 template <class T>
-void launch_reduce_pairs(cudaStream_t stream, const PairTask& task, const PairTile<T>& tile, const unsigned char* only,
-                         unsigned char* left, double* totals);
+Index pair_blocks(Index height, Index width);
+/// Patches of the fast tier in a tile, each with a byte in `left` and `only`.
+inline Index pair_patches(Index height, Index width) { return pair_blocks<float>(height, width); }
+
+/// rows [count] from the input, and all of nearest [count] (null: none) infinite.
+template <class T>
+void launch_pair_rows(cudaStream_t stream, const PairInput& input, Index count, PairRow<T>* rows,
+                      unsigned long long* nearest);
+/// totals [pair_blocks x kPairFields] take the pairs of the tile that lie above the diagonal of the whole matrix; in
+/// double also the residuals, diagonal included. left [pair_patches], or null: becomes 1 for a patch that is left; only
+/// [pair_patches], or null: nothing is done where it is 0.
+template <class T>
+void launch_reduce_pairs(cudaStream_t stream, const PairTask<T>& task, const PairTile<T>& tile,
+                         const unsigned char* only, unsigned char* left, double* totals);
 
 struct ProductTask {
   const double* offsets;  ///< [R] of the rows; may be null
-  Index count;            ///< R
   double product_scale;   ///< 1/|P|_F
   double frame_scale;     ///< 0: the frame residual is not wanted
+  Simplex etf;
 };
 inline constexpr Index kProductFields = 2;  ///< etf residual, frame residual
-/// tile [height x width]; partials [product_blocks(height) x kProductFields].
+/// Adds the tile [height x width], `pitch` from row to row, to totals [product_blocks(height) x kProductFields].
 Index product_blocks(Index height);
-void launch_reduce_product(cudaStream_t stream, const ProductTask& task, const double* tile, Index first_row,
-                           Index height, Index first_col, Index width, double* partials);
+void launch_reduce_product(cudaStream_t stream, const ProductTask& task, const double* tile, Index pitch,
+                           Index first_row, Index height, Index first_col, Index width, double* totals);
 
-/// totals[f] = totals[f] combined with partials[0][f], partials[1][f], ...: sums, then (max, min) as the last two
-/// fields where fields > sums.
-void launch_fold(cudaStream_t stream, const double* partials, Index blocks, Index fields, Index sums, double* totals);
+/// Totals [blocks x fields] before anything is added to them: `sums` zeros, and infinite minima.
+void launch_start_totals(cudaStream_t stream, Index blocks, Index fields, Index sums, double* totals);
+/// total [fields] of the blocks' totals, added up, or minimised, in a fixed order.
+void launch_fold(cudaStream_t stream, const double* totals, Index blocks, Index fields, Index sums, double* total);
 
 }  // namespace ncollapse::cuda

@@ -27,7 +27,8 @@ cuda::Limits tiny_limits() {
   limits.row_tile = 33;
   limits.candidate_tile = 7;
   limits.pair_tile = 9;
-  limits.half_pair_tile = 11;
+  limits.half_pair_rows = 11;
+  limits.half_pair_columns = 14;
   limits.pair_terms = 16;
   return limits;
 }

@@ -244,6 +244,11 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
   return cuda_shim::exchange_value(mask, value, from < warpSize ? from : cuda_shim::lane());
 }
 
+inline unsigned __reduce_min_sync(unsigned mask, unsigned value) {
+  for (int step = warpSize / 2; step > 0; step /= 2) value = std::min(value, __shfl_xor_sync(mask, value, step));
+  return value;
+}
+
 template <class T>
 T atomicAdd(T* address, T value) {
   static_assert(std::is_integral_v<T>, "no floating-point atomics: their order is not fixed");
@@ -279,6 +284,12 @@ inline long long __double_as_longlong(double value) {
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
 }
+// As far off as the GPU's may be.
+inline float rsqrtf(float x) { return std::nextafter(1 / std::sqrt(x), 0.0f); }
+inline float __log2f(float x) {
+  return std::log2(x) - (x > 0.5f && x < 2.0f ? 0x1p-22f : std::abs(std::log2(x)) * 0x1p-22f);
+}
+inline float __fdividef(float x, float y) { return std::nextafter(x / y, 0.0f); }
 using std::max;
 using std::min;
 
