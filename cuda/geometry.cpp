@@ -1,13 +1,14 @@
 // pair_sums and product_sums: tiles by cuBLAS, each reduced as soon as it is made (pairs.hpp).
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <optional>
+#include <utility>
 
 #include "cuda/backend.hpp"
 #include "cuda/decide.hpp"
 #include "cuda/dense.hpp"
 #include "cuda/pairs.hpp"
+#include "cuda/rows.hpp"
 #include "cuda/scatter.hpp"
 #include "ncollapse/error.hpp"
 
@@ -50,7 +51,10 @@ template <class T>
 class Sweep {
  public:
   Sweep(Queue& queue, Index height, Index width, Index pieces, Index tiles)
-      : queue_(queue), pitch_((width + kPacket<T> - 1) / kPacket<T> * kPacket<T>), apart_(height * pitch_) {
+      : queue_(queue),
+        pieces_(pieces),
+        pitch_((width + kPacket<T> - 1) / kPacket<T> * kPacket<T>),
+        apart_(height * pitch_) {
     products_[0] = Buffer<T>(queue, pieces * apart_);
     if (tiles < 2) return;
     products_[1] = Buffer<T>(queue, pieces * apart_);
@@ -58,29 +62,33 @@ class Sweep {
   }
   Index pitch() const { return pitch_; }
   Index apart() const { return apart_; }
+  PairTile<T> tile(const Rectangle& at, const T* products) const {
+    return {products, pitch_, pieces_, apart_, at.first_row, at.height, at.first_col, at.width};
+  }
 
-  /// make(tile, products) queues on the queue's stream, reduce(stream, tile, products) on what it is given. What is
-  /// queued afterwards comes after all of it.
-  template <class Make, class Reduce>
-  void run(const std::vector<Rectangle>& tiles, const Make& make, const Reduce& reduce) {
-    if (!beside_) {
-      for (const Rectangle& at : tiles) {
-        make(at, products_[0].get());
-        reduce(queue_.stream(), at, products_[0].get());
-      }
-      return;
-    }
+  /// make(tile, products) queues on the queue's stream, reduce(stream, tile, products) on what it is given. prepare()
+  /// queues what reductions need on the queue's stream: after the first product, so that the host does it meanwhile.
+  /// What is queued afterwards comes after all of it.
+  template <class Make, class Prepare, class Reduce>
+  void run(const std::vector<Rectangle>& tiles, const Make& make, const Prepare& prepare, const Reduce& reduce) {
     int turn = 0;
+    bool prepared = false;
     for (const Rectangle& at : tiles) {
-      beside_->taken[turn].hold(queue_.stream());
+      if (beside_) beside_->taken[turn].hold(queue_.stream());
       make(at, products_[turn].get());
+      if (!std::exchange(prepared, true)) prepare();
+      if (!beside_) {
+        reduce(queue_.stream(), at, products_[turn].get());
+        continue;
+      }
       beside_->made[turn].record(queue_.stream());
       beside_->made[turn].hold(beside_->stream.get());
       reduce(beside_->stream.get(), at, products_[turn].get());
       beside_->taken[turn].record(beside_->stream.get());
       turn = 1 - turn;
     }
-    for (const Event& each : beside_->taken) each.hold(queue_.stream());
+    if (beside_)
+      for (const Event& each : beside_->taken) each.hold(queue_.stream());
   }
 
  private:
@@ -90,7 +98,7 @@ class Sweep {
   };
 
   Queue& queue_;
-  Index pitch_, apart_;
+  Index pieces_, pitch_, apart_;
   Buffer<T> products_[2];
   std::optional<Beside> beside_;
 };
@@ -100,6 +108,29 @@ double unit_of(const std::vector<double>& values) {
   double largest = 0;
   for (const double value : values) largest = std::max(largest, value);
   return largest > 0 && std::isfinite(largest) ? std::ldexp(1.0, std::clamp(std::ilogb(largest) + 1, -1000, 1000)) : 1;
+}
+
+template <class T>
+PairTask<T> make_task(const Matrix& A, const PairQuery& query, const PairInput& input, const PairRow<T>* rows,
+                      double close, unsigned long long* nearest) {
+  const Simplex etf = simplex(A.rows);
+  PairTask<T> task{.rows = rows,
+                   .vectors = A.data(),
+                   .norms = input.norms,
+                   .variances = input.variances,
+                   .nearest = nearest,
+                   .dim = A.cols,
+                   .close = static_cast<T>(2 * close),
+                   .target = PairTarget<T>(etf),
+                   .exact_target = PairTarget<double>(etf),
+                   .etf = etf,
+                   .gram_scale = 1 / query.gram_norm,
+                   .frame_scale = input.frame_scale,
+                   .unit = input.unit,
+                   .units = {}};
+  for (int f = 0; f < kPairUnits; ++f)
+    task.units[f] = pair_unit(f, kPairLogUnit<T>, input.variance_unit / input.unit / input.unit / 2);
+  return task;
 }
 
 }  // namespace
@@ -112,61 +143,45 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
   const Index height = std::min(query.fast ? limits_.half_pair_rows : limits_.pair_tile, count);
   const Index width = std::min(query.fast ? limits_.half_pair_columns : limits_.pair_tile, count);
   auto tiles = cut_into_tiles(count, height, width, true);
-  const Simplex etf = simplex(count);
 
   Packed packed;
   const Index norms_at = packed.add(query.norms), variances_at = packed.add(query.variances),
-              offsets_at = packed.add(query.offsets);
+              offsets_at = packed.add(query.offsets),
+              ones_at = packed.add(std::vector<double>(query.fast ? query.norms.size() : 0, 1.0));
   const Buffer<double> input(*queue_, packed.size());
-  const auto in_input = [&](const std::vector<double>& values, Index at) {
-    return values.empty() ? nullptr : input.get() + at;
+  const auto input_in_units = [&](const double* scales, double unit, double variance_unit) {
+    return PairInput{.norms = input.get() + norms_at,
+                     .scales = scales,
+                     .variances = distances ? input.get() + variances_at : nullptr,
+                     .offsets = query.offsets.empty() ? nullptr : input.get() + offsets_at,
+                     .frame_scale = 1 / query.frame_norm,
+                     .unit = unit,
+                     .variance_unit = variance_unit};
   };
-  // The total's fields, then the smallest squared distances' bits.
-  const Buffer<double> result(*queue_, kPairFields + (distances ? count : 0));
-  const auto nearest = distances ? reinterpret_cast<unsigned long long*>(result.get() + kPairFields) : nullptr;
+  // The total's fields, the bits of the smallest squared distances, the sum of the rows: one copy to the host.
+  const Index nearest_at = kPairFields, sum_at = nearest_at + (distances ? count : 0);
+  const Buffer<double> result(*queue_, sum_at + (query.fast ? d : 0));
+  const auto nearest = distances ? reinterpret_cast<unsigned long long*>(result.get() + nearest_at) : nullptr;
   const Index blocks = pair_blocks<double>(height, width);
   const Buffer<double> totals(*queue_, blocks * kPairFields);
-  const Buffer<PairRow<double>> exact_rows(*queue_, count);
-
-  const auto describe = [&]<class T>(const Buffer<PairRow<T>>& rows, const double* scales, double close, double unit,
-                                     double variance_unit, unsigned long long* start_nearest) {
-    const PairInput from{input.get() + norms_at,
-                         scales,
-                         in_input(query.variances, variances_at),
-                         in_input(query.offsets, offsets_at),
-                         1 / query.frame_norm,
-                         unit,
-                         variance_unit};
-    launch_pair_rows(queue_->stream(), from, count, rows.get(), start_nearest);
-    PairTask<T> task{rows.get(),
-                     A.data(),
-                     from.norms,
-                     from.variances,
-                     nearest,
-                     d,
-                     static_cast<T>(2 * close),
-                     PairTarget<T>(etf),
-                     PairTarget<double>(etf),
-                     etf,
-                     1 / query.gram_norm,
-                     from.frame_scale,
-                     unit,
-                     {}};
-    for (int f = 0; f < kPairUnits; ++f) task.units[f] = pair_unit(f, kPairLogUnit<T>, variance_unit / unit / unit / 2);
-    return task;
+  const auto start = [&] {
+    packed.upload(*queue_, input);
+    launch_start_totals(queue_->stream(), blocks, kPairFields, kPairSums, totals.get());
   };
-  const auto sweep_exact = [&](Sweep<double>& sweep, const PairTask<double>& task, const unsigned char* only,
-                               Index patches) {
+  const Buffer<PairRow<double>> exact_rows(*queue_, count);
+  const PairInput exact_input = input_in_units(nullptr, 1, 1);
+  const auto exact_task = make_task<double>(A, query, exact_input, exact_rows.get(), kClose, nearest);
+  const auto sweep_exact = [&](Sweep<double>& sweep, const unsigned char* only, Index patches, const auto& prepare) {
     sweep.run(
         tiles,
         [&](const Rectangle& at, double* products) {
           gemm(*queue_, Transpose::no, Transpose::yes, at.height, at.width, d, A.data() + at.first_row * d, d,
                A.data() + at.first_col * d, d, products, sweep.pitch());
         },
+        prepare,
         [&](cudaStream_t stream, const Rectangle& at, const double* products) {
-          const PairTile<double> tile{products,  sweep.pitch(), 1,       sweep.apart(), at.first_row,
-                                      at.height, at.first_col,  at.width};
-          launch_reduce_pairs(stream, task, tile, only ? only + at.number * patches : nullptr, nullptr, totals.get());
+          launch_reduce_pairs(stream, exact_task, sweep.tile(at, products), only ? only + at.number * patches : nullptr,
+                              nullptr, totals.get());
         });
   };
   PairSums sums;
@@ -181,17 +196,15 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
     const Index patches = pair_patches(height, width), tile_count = static_cast<Index>(tiles.size());
     const Buffer<Half> rows(*queue_, count * padded);
     const Buffer<double> scales(*queue_, count), own_norms(*queue_, count), lost(*queue_, count);
+    const Buffer<double> chunk_sums(*queue_, (count + kRowChunk - 1) / kRowChunk * d);
     const Buffer<PairRow<float>> pair_rows(*queue_, count);
     const Buffer<unsigned char> left(*queue_, tile_count * patches);
+    const PairInput narrow_input = input_in_units(scales.get(), unit_of(query.norms), unit_of(query.variances));
+    const auto task =
+        make_task<float>(A, query, narrow_input, pair_rows.get(), kPairMargin * sums.cosine_error, nearest);
     Sweep<float> sweep(*queue_, height, width, (padded + terms - 1) / terms, tile_count);
-
-    packed.upload(*queue_, input);
-    launch_start_totals(queue_->stream(), blocks, kPairFields, kPairSums, totals.get());
-    check(cudaMemsetAsync(left.get(), 0, static_cast<std::size_t>(left.bytes()), queue_->stream()));
     launch_narrow_rows(queue_->stream(), {A.data(), Dtype::f64, count, d, d}, nullptr, padded, Dtype::f16, rows.get(),
                        scales.get(), own_norms.get(), lost.get());
-    const PairTask<float> task = describe(pair_rows, scales.get(), kPairMargin * sums.cosine_error,
-                                          unit_of(query.norms), unit_of(query.variances), nearest);
     sweep.run(
         tiles,
         [&](const Rectangle& at, float* products) {
@@ -200,11 +213,16 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
                             rows.get() + at.first_col * padded + first, padded, at.width,
                             std::min(terms, padded - first), products, sweep.pitch());
         },
+        [&] {
+          start();
+          check(cudaMemsetAsync(left.get(), 0, static_cast<std::size_t>(left.bytes()), queue_->stream()));
+          launch_pair_rows(queue_->stream(), narrow_input, count, pair_rows.get(), nearest);
+          launch_weighted_row_sum(queue_->stream(), A.data(), input.get() + ones_at, count, d, chunk_sums.get(),
+                                  result.get() + sum_at);
+        },
         [&](cudaStream_t stream, const Rectangle& at, const float* products) {
-          const PairTile<float> tile{products,      sweep.pitch(), (padded + terms - 1) / terms,
-                                     sweep.apart(), at.first_row,  at.height,
-                                     at.first_col,  at.width};
-          launch_reduce_pairs(stream, task, tile, nullptr, left.get() + at.number * patches, totals.get());
+          launch_reduce_pairs(stream, task, sweep.tile(at, products), nullptr, left.get() + at.number * patches,
+                              totals.get());
         });
 
     const auto dense = left.to_host();
@@ -214,13 +232,15 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
     });
     if (!tiles.empty()) {
       Sweep<double> again(*queue_, height, width, 1, static_cast<Index>(tiles.size()));
-      sweep_exact(again, describe(exact_rows, nullptr, kClose, 1, 1, nullptr), left.get(), patches);
+      sweep_exact(again, left.get(), patches,
+                  [&] { launch_pair_rows(queue_->stream(), exact_input, count, exact_rows.get(), nullptr); });
     }
   } else {
     Sweep<double> sweep(*queue_, height, width, 1, static_cast<Index>(tiles.size()));
-    packed.upload(*queue_, input);
-    launch_start_totals(queue_->stream(), blocks, kPairFields, kPairSums, totals.get());
-    sweep_exact(sweep, describe(exact_rows, nullptr, kClose, 1, 1, nearest), nullptr, 0);
+    sweep_exact(sweep, nullptr, 0, [&] {
+      start();
+      launch_pair_rows(queue_->stream(), exact_input, count, exact_rows.get(), nearest);
+    });
   }
   launch_fold(queue_->stream(), totals.get(), blocks, kPairFields, kPairSums, result.get());
 
@@ -242,9 +262,13 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
   sums.log_square_sum = total[kLogSquareSum];
   sums.cdnv_sum = total[kCdnvSum];
   sums.coincident_means = static_cast<Index>(total[kCoincidentMeans]);
-  for (std::size_t k = kPairFields; k < total.size(); ++k)
-    sums.nearest_squared.push_back(std::bit_cast<double>(total[k]));
-  if (query.fast) set_residuals(A, query, sums);
+  sums.nearest_squared.assign(total.begin() + nearest_at, total.begin() + sum_at);
+  if (query.fast) {
+    double trace = 0, sum = 0;
+    for (const double norm : query.norms) trace += norm * norm;
+    for (Index j = 0; j < d; ++j) sum += total[sum_at + j] * total[sum_at + j];
+    take(residuals_of(count, trace, sum, gram_query(query)), sums);
+  }
   return sums;
 }
 
@@ -257,13 +281,15 @@ ProductSums CudaBackend::product_sums(const Matrix& A, const Matrix& B, const Pr
   Sweep<double> sweep(*queue_, side, side, 1, static_cast<Index>(tiles.size()));
   const ProductTask task{query.row_offsets.empty() ? nullptr : offsets.get(), 1 / query.product_norm,
                          query.frame_norm > 0 ? 1 / query.frame_norm : 0.0, simplex(count)};
-  queue_->upload(offsets.get(), query.row_offsets.data(), offsets.bytes());
-  launch_start_totals(queue_->stream(), blocks, kProductFields, kProductFields, totals.get());
   sweep.run(
       tiles,
       [&](const Rectangle& at, double* products) {
         gemm(*queue_, Transpose::no, Transpose::yes, at.height, at.width, d, A.data() + at.first_row * d, d,
              B.data() + at.first_col * d, d, products, sweep.pitch());
+      },
+      [&] {
+        queue_->upload(offsets.get(), query.row_offsets.data(), offsets.bytes());
+        launch_start_totals(queue_->stream(), blocks, kProductFields, kProductFields, totals.get());
       },
       [&](cudaStream_t stream, const Rectangle& at, const double* products) {
         launch_reduce_product(stream, task, products, sweep.pitch(), at.first_row, at.height, at.first_col, at.width,

@@ -248,13 +248,18 @@ class Backend {
   /// takes the trace and the sum of P alone. A difference of numbers of size 1: absolutely exact to some 1e-15, where
   /// the sum of the residuals themselves would be relatively exact. Both norms of the query have to be right.
   ProductSums product_residuals(const Matrix& A, const Matrix& B, const ProductQuery& query) {
-    const auto r = static_cast<double>(A.rows);
     const std::vector<double> ones(static_cast<std::size_t>(A.rows), 1.0);
-    double trace = 0, offsets = 0, sum = 0;
+    double trace = 0, sum = 0;
     for (const double dot : row_dots(A, B)) trace += dot;
-    for (const double offset : query.row_offsets) offsets += offset;
     const auto of_a = weighted_row_sum(A, ones), of_b = A.data() == B.data() ? of_a : weighted_row_sum(B, ones);
     for (std::size_t j = 0; j < of_a.size(); ++j) sum += of_a[j] * of_b[j];
+    return residuals_of(A.rows, trace, sum, query);
+  }
+  /// From the trace of P [rows x rows] and the sum of its entries.
+  static ProductSums residuals_of(Index rows, double trace, double sum, const ProductQuery& query) {
+    const auto r = static_cast<double>(rows);
+    double offsets = 0;
+    for (const double offset : query.row_offsets) offsets += offset;
     const auto residual = [](double inner, double norm) {
       const double square = 2 - 2 * inner / norm;
       return square < 0 ? 0 : square;  // a NaN stays one
@@ -266,9 +271,14 @@ class Backend {
   }
   /// The same for A A^T, whose uncentred form has offsets on both sides.
   void set_residuals(const Matrix& A, const PairQuery& query, PairSums& sums) {
+    take(product_residuals(A, A, gram_query(query)), sums);
+  }
+  static ProductQuery gram_query(const PairQuery& query) {
     ProductQuery product{query.gram_norm, query.offsets, query.frame_norm};
     for (double& offset : product.row_offsets) offset *= 2;
-    const ProductSums found = product_residuals(A, A, product);
+    return product;
+  }
+  static void take(const ProductSums& found, PairSums& sums) {
     sums.etf_residual = found.etf_residual;
     sums.frame_residual = found.frame_residual;
   }
