@@ -3,24 +3,40 @@
 // totals of its own, from tile to tile; `fold` adds up the blocks' totals in order. Counts are carried as doubles
 // (exact to 2^53).
 //
+// Of a pair this takes w = |a_j^ - a_k^|^2 - s^2 = -2 e, with s^2 = 2R/(R-1) that of the simplex: near collapse nothing
+// is lost to a difference of numbers of size 1. min |a_j^ - a_k^|^2 = 2 - 2 max cos, so one of them is enough.
+//
 // Close pairs. |a_j - a_k|^2 = |a_j|^2 + |a_k|^2 - 2 a_j.a_k loses digits: relative error about E (|a_j|^2 + |a_k|^2)
-// / |a_j - a_k|^2, with E the error of a product relative to |a_j||a_k|. Where that squared distance is below
-// PairTask::close of the sum of squared norms the pair is recomputed from its two rows, by the warp that found it; the
-// same for unit vectors, whose sum of squared norms is 2. Distances that are exactly zero are thereby found as such.
+// / |a_j - a_k|^2, with E the error of a product relative to |a_j||a_k|. With c >= 0 the cosine it is at least
+// (|a_j|^2 + |a_k|^2)(1 - c), so rows are close only where their unit vectors are: where |a_j^ - a_k^|^2 is below 2
+// `close`. All of such a pair comes from its two rows, in double, by a warp of the block that found it, once the other
+// pairs are done: a bit marks it until then. Distances that are exactly zero are thereby found as such. The same for
+// pairs of rows so short that their squared norms have lost digits to underflow (kShortest).
 //
 // exact. Products in double, close = 1e-4: at most 1e-12 is lost above it.
 //
 // fast. Products of halves (decide.hpp: row k is 2^f_k z_k with |z_k| in [64, 128)), of at most Limits::pair_terms
-// columns each, whose sums are added in double. From there on single precision does for a pair, and double for what is
-// added up and for distances of rows. E, relative to |a_j||a_k|, with n = min(d, 4096): 2^-10 for rounding both rows,
-// to single and then to half precision (2^-11 (1 + 2^-12) each); n 2^-23 for sums that truncate (host/moments.hpp);
-// 1.5 2^-20 for the products of these (2^-22 + 2^-21), the second rounding (2^-23), and a cosine made of a product in
-// single precision (6 2^-24); sqrt(d) 2^-30 for elements below 2^-14, which keep no more than 2^-25 absolutely, of
-// norms of 64. No more than kFastError up to d = 2^18. close = 64 E, so that a squared distance above it is good to
-// 1/64.
+// columns each, whose sums are added in double. From there on single precision does. u = 2^-24. E, relative to
+// |a_j||a_k|, with n = min(d, 4096): 2^-10 for rounding both rows, to single and then to half precision (2^-11 (1 +
+// 2^-12) each); n 2^-23 for sums that truncate (host/moments.hpp); 1.5 2^-20 for the products of these (2^-22 + 2^-21),
+// the second rounding (2^-23), and 6 u for what follows; sqrt(d) 2^-30 for elements below 2^-14, which keep no more
+// than 2^-25 absolutely, of norms of 64. No more than kFastError up to d = 2^18. close = 64 E, so that a squared
+// distance above it is good to 1/64. What follows:
+//   cosine         4 u for two inverse norms and two products; another u, and a rounded 1/(R-1), for w or 2 - 2 cos.
+//   squared        |a_j - a_k|^2 in a unit^2, `unit` a power of two above the largest norm: |a|^2 rounded, their sum
+//                  and the difference 4 u of it; a_j.a_k takes powers of two alone. Numbers below 2^-126 count as 0:
+//                  2^-46 of a sum of squared norms that is at least kShortest = 2^-80.
+//   |a_j^ - a_k^|  a root of 2^-22, then one step of Newton's for f^2 + 2 s f = w, the distance's excess over s: f is
+//                  relatively exact, to 5 u, as far as w is; near the simplex rounding s changes it by less still.
+//   logarithm      |g| off by 2^-22 (1 + |g|).
+//   quotient       (v_j + v_k) / |a_j - a_k|^2 to 2^-21; variances in a power of two above the largest one, where
+//                  numbers below 2^-126 count as 0: 2^-20 of the sum for up to 2^18 rows, whose largest variance alone
+//                  makes (R-1)/8 of it in these units.
+//   sums           of 32 pairs of a lane and of 8 lanes in single precision, the rest in double: each off by at most 40
+//                  u of the sum of the terms' sizes, usually by about u.
 //
-// What a warp does to recompute a pair takes far longer than a product. A patch of which more than one pair in 32 is
-// close is therefore left for the exact tier (`left`), which then makes those tiles in double, for those patches
+// What a warp does to take a pair from its rows takes far longer than a product. A patch of which more than one pair in
+// 32 is close is therefore left for the exact tier (`left`), which then makes those tiles in double, for those patches
 // (`only`).
 #pragma once
 

@@ -190,6 +190,16 @@ void expect_fast_pairs(Backend& backend, const std::vector<std::pair<Index, Inde
     with_variances(A);
   }
   {
+    SCOPED_TRACE("norms from 1e-15 to 1, variances from 1e-40 to 1e40");
+    Grid A = Grid::random(90, 21, 33);
+    query.variances.clear();
+    for (Index i = 0; i < A.rows; ++i) {
+      for (Index j = 0; j < A.cols; ++j) A.at(i, j) *= std::pow(10.0, -static_cast<double>(i) / 6);
+      query.variances.push_back(std::pow(10.0, static_cast<double>(i * 37 % 90) - 45));
+    }
+    expect_pairs(backend, A, query, error(A.cols));
+  }
+  {
     SCOPED_TRACE("elements from 1e-30 to 1e30 within rows, one of size 1e4 among ones");
     Grid A = Grid::random(20, 40, 26);
     for (Index i = 0; i < A.rows; ++i)
@@ -215,6 +225,15 @@ void expect_fast_pairs(Backend& backend, const std::vector<std::pair<Index, Inde
     const Grid noise = Grid::random(rows, d, 28);
     for (Index i = 0; i < rows; ++i)
       for (Index j = 0; j < d; ++j) A.at(i, j) = (j == 0 ? (i < rows / 2 ? 1 : -1) : 0) + 1e-3 * noise.at(i, j);
+    with_variances(A);
+  }
+  {
+    // The same bundles for the first rows and columns alone: some blocks are left, others are not.
+    SCOPED_TRACE("partly collapsed");
+    const Index rows = kSmall ? 70 : 300, d = 12;
+    Grid A = Grid::random(rows, d, 34);
+    for (Index i = 0; i < rows / 3; ++i)
+      for (Index j = 0; j < d; ++j) A.at(i, j) = (j == 0 ? 1 : 0) + 1e-3 * A.at(i, j);
     with_variances(A);
   }
   {
