@@ -12,7 +12,7 @@ constexpr int kDense = 32;
 template <class T>
 constexpr int kColumns = 16 / sizeof(T);  // of a lane: 16 bytes, so that a warp reads whole lines
 template <class T>
-constexpr int kPatchCols = kWarp* kColumns<T>;  // of a block
+constexpr int kPatchCols = kColumns<T>* kWarp;  // of a block
 template <class T>
 constexpr bool kExact = sizeof(T) == sizeof(double);
 /// Squared norms (of pairs: their sum) below this have lost digits to underflow.

@@ -1019,6 +1019,39 @@ TEST_P(CudaBackendTest, FastPairSumsInPieces) {
   expect_pairs(*backend_, Grid::random(3, d, 30), query, cuda::half_pair_error(d));
 }
 
+// Rows of +-1: products, norms and 2/(R-1) are exact, and what is left is what pairs.hpp says of single precision.
+TEST_P(CudaBackendTest, FastPairSumsOfExactProducts) {
+  Grid A = Grid::random(33, 64, 35);
+  for (double& value : A.values) value = value < 0 ? -1 : 1;
+  PairQuery query;
+  for (Index j = 0; j < A.rows; ++j) query.norms.push_back(8);
+  query.gram_norm = query.frame_norm = 3;
+  query.variances = Grid::random(1, A.rows, 36).values;
+  for (double& v : query.variances) v = 1 + std::abs(v);
+  query.fast = true;
+  const PlainPairs want = count_pairs(A, query, 0);
+  const PairSums got = backend_->pair_sums(A.on(*backend_), query);
+
+  const Real u = 0x1p-24L, sums = 12 * u;  // of at most 8 pairs, then 8 lanes
+  Real gaps = 0, logs = 0;
+  for (Index j = 0; j < A.rows; ++j)
+    for (Index k = 0; k < j; ++k) {
+      const Real s = std::sqrt(2 * 33.0L / 32), unit = std::sqrt(2 - 2 * dot(A, j, A, k) / 64);
+      gaps += std::fabs(unit - s);
+      logs += 1 + std::fabs(std::log(s / unit));
+    }
+  EXPECT_TRUE(within(got.cos_sum, want.cos, sums * want.cos_abs));
+  EXPECT_TRUE(within(got.cos_square_sum, want.cos2, (sums + u) * want.cos2));
+  EXPECT_TRUE(within(got.cos_abs_sum, want.cos_abs, sums * want.cos_abs));
+  EXPECT_TRUE(within(got.cos_max, want.cos_max, u));
+  EXPECT_TRUE(within(got.distance_sum, want.dist, (sums + 5 * u) * gaps));
+  EXPECT_TRUE(within(got.distance_square_sum, want.dist2, (sums + 11 * u) * want.dist2));
+  EXPECT_TRUE(within(got.log_sum, want.log, (sums + 4 * u) * logs));
+  EXPECT_TRUE(within(got.cdnv_sum, want.cdnv, (sums + 8 * u) * want.cdnv));
+  for (Index j = 0; j < A.rows; ++j)
+    EXPECT_TRUE(within(got.nearest_squared[j], want.nearest[j], 4 * u * 2 * want.nearest[j]));
+}
+
 TEST_P(CudaBackendTest, FastPairSumsRepeatTheirBits) { expect_same_pair_bits(*backend_, kSmall ? 33 : 200, 17); }
 
 TEST_P(CudaBackendTest, ProductSums) {

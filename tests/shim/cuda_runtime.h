@@ -285,11 +285,12 @@ inline long long __double_as_longlong(double value) {
   return bits;
 }
 // As far off as the GPU's may be.
-inline float rsqrtf(float x) { return std::nextafter(1 / std::sqrt(x), 0.0f); }
+inline float rsqrtf(float x) { return (1 - 0x1p-22f) / std::sqrt(x); }
 inline float __log2f(float x) {
-  return std::log2(x) - (x > 0.5f && x < 2.0f ? 0x1p-22f : std::abs(std::log2(x)) * 0x1p-22f);
+  const float log2 = std::log2(x);
+  return log2 - std::max(1.0f, std::abs(log2)) * 0x1p-22f;
 }
-inline float __fdividef(float x, float y) { return std::nextafter(x / y, 0.0f); }
+inline float __fdividef(float x, float y) { return x / y * (1 - 0x1p-23f); }
 using std::max;
 using std::min;
 
