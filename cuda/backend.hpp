@@ -51,14 +51,9 @@ class CudaBackend final : public Backend {
  private:
   struct Workspace;
   struct Prepared;
-  struct DecideBuffers;
-  struct Scorer;
   Workspace& workspace(MomentState& state);
   void add_block(MomentState& state, const Batch& batch, Index first_row, bool watch, Workspace& space);
   Prepared& prepared(DecisionState& state);
-  Scorer make_scorer(const DecisionState& state, const Prepared& prepared, Dtype type, bool raw);
-  void decide(DecisionState& state, Prepared& prepared, const FeatureBlock& features, const LabelBlock& labels,
-              const DecideBuffers& buffers);
 
   std::shared_ptr<Queue> queue_;  ///< shared with every array, so that memory may outlive the backend
   DeviceInfo info_;

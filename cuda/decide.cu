@@ -1,183 +1,479 @@
 #include "cuda/decide.hpp"
+
+#include <type_traits>
+
 #include "cuda/device.hpp"
+#include "cuda/scatter.hpp"
 
 namespace ncollapse::cuda {
 namespace {
 
 constexpr double kNoScore = -HUGE_VAL;
-constexpr int kNormExponent = 6;  // of a rounded row: norms in [64, 128)
+constexpr float kNoFloat = -HUGE_VALF;
+constexpr int kNormExponent = 6;     // of a rounded row: norms in [64, 128)
+constexpr int kFloatExponent = 120;  // powers of two that scale floats without leaving their range
+constexpr int kInFlight = 4;         // packets that a lane asks for at once
 
 __device__ Half narrow(float x, Half) { return to_half(x); }
 __device__ Bfloat16 narrow(float x, Bfloat16) { return to_bfloat16(x); }
 
-/// |row - origin|, the same in every lane.
+/// The same number; infinite and NaN stay so.
+__device__ float single(float x) { return x; }
+__device__ float single(Bfloat16 x) { return float_of_bits(static_cast<std::uint32_t>(x.bits) << 16); }
+__device__ float single(Half x) {
+  const std::uint32_t magnitude = x.bits & 0x7fffu;
+  float value = float_of_bits(magnitude << 13) * 0x1p112f;  // rebias 15 -> 127
+  if (magnitude >= 0x7c00u) value = float_of_bits(0x7f800000u | (magnitude & 0x3ffu) << 13);
+  return x.bits & 0x8000u ? -value : value;
+}
+
+/// 1/x, x = 2^e with |e| <= 1022.
+__device__ double inverse_of_power(double x) {
+  return power_of_two(1023 - static_cast<int>(__double_as_longlong(x) >> 52));
+}
+
+/// Sum, maximum over as many neighbouring lanes as share a row.
+__device__ double lanes_sum(double value, int lanes) {
+  for (int step = lanes / 2; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
+  return value;
+}
+__device__ float lanes_max(float value, int lanes) {
+  for (int step = lanes / 2; step > 0; step /= 2) value = max(value, __shfl_xor_sync(kAllLanes, value, step));
+  return value;
+}
+
+/// 2^log2 lanes share a row. Single precision holds the squares of halves and of eight of them, those of bf16 numbers
+/// below 2^-63 in part.
 template <class T>
-__device__ double row_norm(const Rows<T>& x, Index i, const double* origin) {
+__global__ void check_rows(Rows<T> x, int log2, double* norms, BatchRecord* record) {
   constexpr int V = kPacket<T>;
-  double square = 0;
-  for (Index col = Index{lane_id()} * V; col < x.cols; col += kWarp * V) {
-    const Packet<T> packet = x.read(x.row(i), col);
-    for (int v = 0; v < V; ++v) {
-      if (col + v >= x.cols) continue;
-      const double shifted = to_double(packet.value[v]) - (origin ? origin[col + v] : 0);
-      square += shifted * shifted;
+  using S = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  const int lanes = 1 << log2, lane = lane_id() & (lanes - 1);
+  const Index step = lanes * V, per_warp = kWarp >> log2;
+  const double lost = std::is_same_v<T, Bfloat16> ? sqrt(static_cast<double>(x.cols)) * 0x1p-74 : 0;
+  S check = 0;  // 0 times everything
+  for (Index base = warp_id() * per_warp; base < x.rows; base += warp_count() * per_warp) {
+    const Index i = base + (lane_id() >> log2);
+    const T* row = x.row(min(i, x.rows - 1));
+    double square = 0;
+    for (Index first = i < x.rows ? lane * V : x.cols; first < x.cols; first += kInFlight * step) {
+      Packet<T> packet[kInFlight];
+      NCOLLAPSE_UNROLLED
+      for (int u = 0; u < kInFlight; ++u) packet[u] = x.read(row, first + u * step);
+      NCOLLAPSE_UNROLLED
+      for (int u = 0; u < kInFlight; ++u) {
+        S part = 0;
+        for (int v = 0; v < V; ++v) {
+          S value;
+          if constexpr (std::is_same_v<S, double>)
+            value = packet[u].value[v];
+          else
+            value = single(packet[u].value[v]);
+          check += value * 0;
+          if (sizeof(T) == 2) part += value * value;
+        }
+        if (sizeof(T) == 2) square += static_cast<double>(part);
+      }
     }
+    if (sizeof(T) != 2 || !norms) continue;  // the same for all
+    square = lanes_sum(square, lanes);
+    if (lane == 0 && i < x.rows) norms[i] = sqrt(square) * (1 + 0x1p-21) + lost;
   }
-  return sqrt(warp_sum(square));
+  if (!record) return;
+  const unsigned found = __ballot_sync(kAllLanes, !(check == 0));
+  if (found != 0 && lane_id() == 0) atomicAdd(&record->nonfinite, static_cast<Count>(__popc(found)));
 }
 
 template <class T>
-__global__ void row_norms(Rows<T> x, double* norms) {
-  for (Index i = warp_id(); i < x.rows; i += warp_count()) {
-    const double norm = row_norm(x, i, nullptr);
-    if (lane_id() == 0) norms[i] = norm;
-  }
-}
+struct alignas(kPacket<T> * 2) NarrowPacket {
+  std::uint16_t bits[kPacket<T>];
+};
 
 /// A warp per row, which is read once for its norm and once more, from the cache, to be rounded.
 template <class T, class N>
-__global__ void narrow_rows(Rows<T> x, const double* origin, Index padded, N* rows, double* scales, double* norms,
-                            double* lost) {
+__global__ void narrow_rows(Rows<T> x, const float* origin, Index padded, Exponents exponents, std::uint16_t* rows,
+                            double* scales, double* norms, double* lost) {
   constexpr int V = kPacket<T>;
-  for (Index i = warp_id(); i < x.rows; i += warp_count()) {
-    const double norm = row_norm(x, i, origin);
-    int exponent = norm > 0 && norm < HUGE_VAL ? ilogb(norm) - kNormExponent : 0;
-    exponent = max(-1000, min(exponent, 1000));
-    const double up = power_of_two(exponent), down = power_of_two(-exponent);
+  using S = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  constexpr Index step = kWarp * V;
+  if (!std::is_same_v<S, double>) {
+    exponents.least = max(exponents.least, -kFloatExponent);
+    exponents.most = min(exponents.most, kFloatExponent);
+  }
+  /// The packet, shifted. Beyond the row x and the origin are 0.
+  const auto shift = [&](const Packet<T>& packet, Index col, S(&z)[V]) {
+    Packet<float> away[V / 4]{};
+    if (origin && col < padded)
+      for (int part = 0; part < V / 4; ++part)
+        away[part] = *reinterpret_cast<const Packet<float>*>(origin + col + 4 * part);
+    for (int v = 0; v < V; ++v) {
+      const float o = away[v / 4].value[v % 4];
+      if constexpr (std::is_same_v<S, double>)
+        z[v] = packet.value[v] - static_cast<double>(o);
+      else
+        z[v] = single(packet.value[v]) - o;
+    }
+  };
 
+  for (Index i = warp_id(); i < x.rows; i += warp_count()) {
+    const T* row = x.row(i);
     double square = 0;
-    for (Index col = Index{lane_id()} * V; col < padded; col += kWarp * V) {
-      const Packet<T> packet = x.read(x.row(i), col);
-      for (int v = 0; v < V; ++v) {
-        if (col + v >= padded) continue;
-        double shifted = 0;
-        if (col + v < x.cols) shifted = to_double(packet.value[v]) - (origin ? origin[col + v] : 0);
-        const N rounded = narrow(static_cast<float>(shifted * down), N{});
-        rows[i * padded + col + v] = rounded;
-        const double gap = shifted - up * to_double(rounded);
-        square += gap * gap;
+    for (Index first = Index{lane_id()} * V; first < x.cols; first += kInFlight * step) {
+      Packet<T> packet[kInFlight];
+      NCOLLAPSE_UNROLLED
+      for (int u = 0; u < kInFlight; ++u) packet[u] = x.read(row, first + u * step);
+      NCOLLAPSE_UNROLLED
+      for (int u = 0; u < kInFlight; ++u) {
+        S z[V];
+        shift(packet[u], first + u * step, z);
+        for (int v = 0; v < V; ++v) square += static_cast<double>(z[v]) * static_cast<double>(z[v]);
+      }
+    }
+    const double norm = sqrt(warp_sum(square));
+    int exponent = norm > 0 ? norm < HUGE_VAL ? ilogb(norm) - kNormExponent : 0 : exponents.least;
+    exponent = max(exponents.least, min(exponent, exponents.most));
+    const double up = power_of_two(exponent);
+    const S down = static_cast<S>(power_of_two(-exponent));
+
+    square = 0;
+    for (Index first = Index{lane_id()} * V; first < padded; first += kInFlight * step) {
+      Packet<T> packet[kInFlight];
+      NCOLLAPSE_UNROLLED
+      for (int u = 0; u < kInFlight; ++u) packet[u] = x.read(row, first + u * step);
+      NCOLLAPSE_UNROLLED
+      for (int u = 0; u < kInFlight; ++u) {
+        const Index col = first + u * step;
+        S z[V];
+        shift(packet[u], col, z);
+        NarrowPacket<T> rounded;
+        float part = 0;
+        NCOLLAPSE_UNROLLED
+        for (int v = 0; v < V; ++v) {
+          const float scaled = static_cast<float>(z[v] * down);
+          const N number = narrow(scaled, N{});
+          const float gap = scaled - single(number);  // exact
+          rounded.bits[v] = number.bits;
+          part += gap * gap;
+        }
+        square += static_cast<double>(part);
+        if (col < padded) *reinterpret_cast<NarrowPacket<T>*>(rows + i * padded + col) = rounded;
       }
     }
     square = warp_sum(square);
     if (lane_id() != 0) continue;
     scales[i] = up;
     norms[i] = norm;
-    lost[i] = sqrt(square);
+    // What the sums above lost, squares that underflowed, and shifting and scaling in single precision.
+    lost[i] = up * (sqrt(square) * (1 + 0x1p-19) + 0x1p-60) + norm * 0x1p-23;
   }
 }
 
-struct Leader {
-  double score;
-  Index candidate;
+/// Some leaders of a row, descending.
+struct LeaderList {
+  float scores[kLeaders];
+  std::int32_t candidates[kLeaders];
 
-  __device__ bool beats(const Leader& other) const {
-    return score > other.score || (score == other.score && candidate < other.candidate);
+  /// Puts a score in its place, if it has one, behind its equals.
+  __device__ void insert(float score, std::int32_t candidate) {
+    for (int place = 0; place < kLeaders; ++place) {
+      const bool ahead = score > scores[place];
+      const float later = ahead ? scores[place] : score;
+      const std::int32_t later_one = ahead ? candidates[place] : candidate;
+      scores[place] = ahead ? score : scores[place];
+      candidates[place] = ahead ? candidate : candidates[place];
+      score = later;
+      candidate = later_one;
+    }
+  }
+};
+struct alignas(16) FourScores {
+  float value[kLeaders];
+};
+struct alignas(16) FourCandidates {
+  std::int32_t value[kLeaders];
+};
+
+struct TileParts {
+  TilePart part[2];
+};
+
+/// What is known of a row before its scores.
+struct RowLimits {
+  float factor = 0;      // q
+  double margin = 0;     // 2E in units of the row
+  bool certain = false;  // whether there is anything to certify
+};
+__device__ RowLimits limits_of(const NarrowRows& z, const Candidates& set, Index i) {
+  const double norm = z.norms[i], down = z.scales ? inverse_of_power(z.scales[i]) : 1;
+  const double error = set.bound.of(norm, z.lost ? z.lost[i] : 0), scaled = error * set.inverse;
+  const double factor = set.factor * down;
+  RowLimits limits;
+  limits.factor = static_cast<float>(max(factor, 0x1p-126));
+  limits.margin = 2 * (scaled * down + 0x1p-125);
+  // Far from where doubles end. Every comparison is false for NaN.
+  limits.certain = error < 1e280 && scaled > 1e-280 && scaled < 1e280 && norm < set.bound.largest_norm &&
+                   factor <= 0x1p100 && limits.margin < 0x1p100;
+  return limits;
+}
+
+/// Appends the rows of the lanes that ask for it: `at` of the first, in lane order. All lanes of the warp take part.
+__device__ Count append(unsigned asked, Count* count) {
+  Count at = 0;
+  if (asked != 0 && lane_id() == 0) at = atomicAdd(count, static_cast<Count>(__popc(asked)));
+  return __shfl_sync(kAllLanes, at, 0) + static_cast<Count>(__popc(asked & ((1u << lane_id()) - 1)));
+}
+
+constexpr int kPackets = 2 * kInFlight;  // of scores that a lane has a look at before the row goes on
+constexpr int kFewLanes = 8;             // between a thread for a row and a warp
+
+/// Block (x, y): rows of part y, kLanes lanes a row. Of kPackets packets of scores a lane keeps the maxima. Where one
+/// of a row is above its threshold, which is seldom, the highest packet of the row is read once more, by all its lanes
+/// alike, for the row's leaders; then the threshold is higher, and so on.
+template <int kLanes>
+__global__ void __launch_bounds__(kBlock, 3)
+    merge_leaders(ScoreTile tile, NarrowRows z, const TileParts parts, Count* evaluations) {
+  constexpr int V = kPacket<float>, kStep = kLanes * V, kRows = kWarp / kLanes;
+  const TilePart& part = parts.part[blockIdx.y];
+  const int lane = lane_id() % kLanes, width = static_cast<int>(part.width), last_packet = width - V;
+  const unsigned mates = (kLanes == kWarp ? kAllLanes : (1u << kLanes % kWarp) - 1) << (lane_id() - lane);
+
+  for (Index base = warp_id() * kRows; base < tile.rows; base += warp_count() * kRows) {
+    const Index i = base + lane_id() / kLanes;
+    const bool present = i < tile.rows;
+    const float* products = tile.products + (present ? i : 0) * tile.pitch + part.column;
+    const float* constants = part.set.constants + part.first;
+    RowLimits limits;
+    if (present) limits = limits_of(z, part.set, i);
+    const float factor = limits.factor;
+    const bool scored = present && limits.certain;
+    LeaderList list;
+    for (int place = 0; place < kLeaders; ++place) {
+      list.scores[place] = kNoFloat;
+      list.candidates[place] = -1;
+    }
+    if (scored && part.first > 0) {
+      const auto scores = reinterpret_cast<const FourScores*>(part.leaders.scores)[i];
+      const auto candidates = reinterpret_cast<const FourCandidates*>(part.leaders.candidates)[i];
+      for (int place = 0; place < kLeaders; ++place) {
+        list.scores[place] = scores.value[place];
+        list.candidates[place] = candidates.value[place];
+      }
+    }
+    // A score that is not above it is further than 2E below the best, or no better than the fourth.
+    const float reach = static_cast<float>(limits.margin) * (1 + 0x1p-20f);
+    const auto threshold_of = [&] {
+      const float best = list.scores[0];
+      return max(best > kNoFloat ? best - reach - (fabsf(best) + reach) * 0x1p-21f : kNoFloat,
+                 list.scores[kLeaders - 1]);
+    };
+    float threshold = scored ? threshold_of() : HUGE_VALF;
+
+    NCOLLAPSE_ROLLED
+    for (int begin = 0; begin < width; begin += kPackets * kStep) {
+      const int column = begin + lane * V;
+      float best[kPackets], top = kNoFloat;
+      for (int p = 0; p < kPackets; ++p) best[p] = kNoFloat;
+      for (int half = 0; half < kPackets; half += kInFlight) {
+        if (begin + half * kStep >= width) continue;  // the same for all
+        Packet<float> product[kInFlight], constant[kInFlight];
+        NCOLLAPSE_UNROLLED
+        for (int u = 0; u < kInFlight; ++u) {
+          const int at = min(column + (half + u) * kStep, last_packet);
+          product[u] = *reinterpret_cast<const Packet<float>*>(products + at);
+          constant[u] = *reinterpret_cast<const Packet<float>*>(constants + at);
+        }
+        NCOLLAPSE_UNROLLED
+        for (int u = 0; u < kInFlight; ++u) {
+          float most = product[u].value[0] + constant[u].value[0] * factor;
+          for (int v = 1; v < V; ++v) most = max(most, product[u].value[v] + constant[u].value[v] * factor);
+          if (column + (half + u) * kStep < width) best[half + u] = most;
+        }
+      }
+      for (int p = 0; p < kPackets; ++p) top = max(top, best[p]);
+      NCOLLAPSE_ROLLED
+      while (__ballot_sync(kAllLanes, top > threshold) != 0) {
+        const float highest = lanes_max(top, kLanes);
+        const bool above = highest > threshold;
+        const unsigned holders = __ballot_sync(kAllLanes, above && top == highest) & mates;
+        const int holder = __ffs(static_cast<int>(holders)) - 1;  // -1: this row has none
+        int packet = 0;
+        for (int p = kPackets - 1; p >= 0; --p)
+          if (best[p] == top) packet = p;
+        const int at = __shfl_sync(kAllLanes, column + packet * kStep, max(holder, 0));
+        if (above) {
+          const auto product = *reinterpret_cast<const Packet<float>*>(products + at);
+          const auto constant = *reinterpret_cast<const Packet<float>*>(constants + at);
+          for (int v = 0; v < V; ++v) {
+            const float score = product.value[v] + constant.value[v] * factor;
+            if (score > threshold) list.insert(score, static_cast<std::int32_t>(part.first) + at + v);
+          }
+          threshold = threshold_of();
+        }
+        if (lane_id() == holder) {
+          top = kNoFloat;
+          for (int p = 0; p < kPackets; ++p) {
+            if (p == packet) best[p] = kNoFloat;
+            top = max(top, best[p]);
+          }
+        }
+      }
+    }
+
+    if (!part.last) {  // the same for the whole part
+      if (!scored || lane != 0) continue;
+      FourScores scores;
+      FourCandidates candidates;
+      for (int place = 0; place < kLeaders; ++place) {
+        scores.value[place] = list.scores[place];
+        candidates.value[place] = list.candidates[place];
+      }
+      reinterpret_cast<FourScores*>(part.leaders.scores)[i] = scores;
+      reinterpret_cast<FourCandidates*>(part.leaders.candidates)[i] = candidates;
+      continue;
+    }
+    const Verdicts& verdicts = part.verdicts;
+    int open = 0;  // the first leaders that may win
+    if (scored)
+      for (int place = kLeaders - 1; place > 0; --place)
+        if (static_cast<double>(list.scores[0]) - static_cast<double>(list.scores[place]) > limits.margin) open = place;
+    const bool answers = present && lane == 0;
+    const auto row = static_cast<std::int32_t>(tile.first_row + i);
+    if (answers && open == 1) verdicts.decisions[row] = list.candidates[0];
+    const unsigned few = __ballot_sync(kAllLanes, answers && open > 1),
+                   all = __ballot_sync(kAllLanes, answers && open == 0);
+    if ((few | all) == 0) continue;
+    const Count from_front = append(few, &verdicts.counts[0]), from_back = append(all, &verdicts.counts[1]);
+    if (answers && open > 1)
+      verdicts.open[from_front] = {row, {list.candidates[0], list.candidates[1], open > 2 ? list.candidates[2] : -1}};
+    if (answers && open == 0) verdicts.open[verdicts.rows - 1 - static_cast<Index>(from_back)] = {row, {-1, -1, -1}};
+    if (!evaluations) continue;
+    const Index wanted = open > 1 ? open : part.set.count;
+    const Count total = warp_sum(static_cast<Count>(answers && open != 1 ? wanted : 0));
+    if (lane_id() == 0) atomicAdd(evaluations, total);
+  }
+}
+
+struct Decision {
+  double score = kNoScore;
+  Index candidate = 0;
+
+  /// Scores of -infinity and NaN never lead.
+  __device__ void take(const Decision& other) {
+    if (other.score > score || (other.score == score && score > kNoScore && other.candidate < candidate)) *this = other;
   }
 };
 
-/// Puts a leader in its place of a descending list, if it has one. False for NaN: such scores never lead.
-__device__ void insert(Leader (&list)[kLeaders], Leader next) {
-  for (int place = 0; place < kLeaders; ++place) {
-    if (!next.beats(list[place])) continue;
-    const Leader moved = list[place];
-    list[place] = next;
-    next = moved;
-  }
-}
-
-/// One warp per row.
-__global__ void merge_leaders(const float* products, const double* row_scales, const double* candidate_scales,
-                              const double* constants, Index rows, Index first, Index count, Leaders leaders) {
-  constexpr Index kNobody = Index{1} << 62;
-  for (Index i = warp_id(); i < rows; i += warp_count()) {
-    Leader mine[kLeaders];
-    for (int place = 0; place < kLeaders; ++place) mine[place] = {kNoScore, kNobody};
-    const double scale = row_scales ? row_scales[i] : 1;
-    for (Index k = lane_id(); k < count; k += kWarp)
-      insert(mine,
-             {static_cast<double>(products[i * count + k]) * (scale * candidate_scales[k]) + constants[k], first + k});
-    for (int step = kWarp / 2; step > 0; step /= 2) {
-      Leader other[kLeaders];
-      for (int place = 0; place < kLeaders; ++place)
-        other[place] = {__shfl_xor_sync(kAllLanes, mine[place].score, step),
-                        __shfl_xor_sync(kAllLanes, mine[place].candidate, step)};
-      for (int place = 0; place < kLeaders; ++place) insert(mine, other[place]);
-    }
-    if (lane_id() != 0) continue;
-    if (first > 0)
-      for (int place = 0; place < kLeaders; ++place)
-        insert(mine, {leaders.scores[i * kLeaders + place], leaders.candidates[i * kLeaders + place]});
-    for (int place = 0; place < kLeaders; ++place) {
-      leaders.scores[i * kLeaders + place] = mine[place].score;
-      leaders.candidates[i * kLeaders + place] = mine[place].candidate;
-    }
-  }
-}
-
-__global__ void certify(Leaders leaders, const double* norms, const double* lost, Index rows, ScoreBound bound,
-                        Index count, Index* decisions, Count* evaluations) {
-  Count wanted = 0;
-  for (Index i = thread_id(); i < rows; i += thread_count()) {
-    const double* scores = leaders.scores + i * kLeaders;
-    const double error = bound.of(norms[i], lost ? lost[i] : 0);
-    // Scores are at most error/u, so below 1e280 nothing has overflowed; every comparison is false for NaN.
-    int open = 0;  // the first leaders that may win
-    if (error < 1e280 && norms[i] < bound.largest_norm)
-      for (int place = kLeaders - 1; place > 0; --place)
-        if (scores[0] - scores[place] > 2 * error) open = place;
-    decisions[i] = open == 1 ? leaders.candidates[i * kLeaders] : open > 1 ? -open : -1;
-    if (open != 1) wanted += static_cast<Count>(open > 1 ? open : count);
-  }
-  if (!evaluations) return;  // the same for all
-  wanted = warp_sum(wanted);
-  if (lane_id() == 0 && wanted > 0) atomicAdd(evaluations, wanted);
-}
-
-/// A block per row, most of which have nothing to do; a warp per candidate.
 template <class T>
-__global__ void decide_exactly(Rows<T> x, const double* A, const double* bias, Index count, Leaders leaders,
-                               Index* decisions) {
-  const Index i = blockIdx.x, open = -decisions[i];
-  if (open <= 0) return;  // the whole block
-  const Index* listed = open > 1 ? leaders.candidates + i * kLeaders : nullptr;
-  Leader* warp_best = shared_memory<Leader>();
-  const T* h = x.row(i);
-  Leader best{kNoScore, 0};
-  for (Index at = warp_in_block(); at < (listed ? open : count); at += kWarps) {
-    const Index k = listed ? listed[at] : at;
-    const double* row = A + k * x.cols;
-    double sum = 0;
-    for (Index col = lane_id(); col < x.cols; col += kWarp) {
-      const double value = to_double(h[col]), gap = value - row[col];
-      sum += bias ? value * row[col] : gap * gap;
-    }
-    sum = warp_sum(sum);
-    const Leader next{bias ? sum + bias[k] : -sum, k};
-    if (next.score > kNoScore && (best.score == kNoScore || next.beats(best))) best = next;
-  }
-  if (lane_id() == 0) warp_best[warp_in_block()] = best;
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  for (int warp = 1; warp < kWarps; ++warp)
-    if (warp_best[warp].score > kNoScore && (best.score == kNoScore || warp_best[warp].beats(best)))
-      best = warp_best[warp];
-  decisions[i] = best.candidate;
+struct alignas(2 * sizeof(T)) Two {
+  T value[2];
+};
+/// Columns col and col + 1 of a row; zeros beyond the last one.
+template <class T>
+__device__ Two<T> read_two(const T* row, bool aligned, Index col, Index cols) {
+  if (aligned && col + 2 <= cols) return *reinterpret_cast<const Two<T>*>(row + col);
+  Two<T> two{};
+  NCOLLAPSE_UNROLLED
+  for (int v = 0; v < 2; ++v)
+    if (col + v < cols) two.value[v] = row[col + v];
+  return two;
 }
 
-__device__ void increment(Index* counter) { atomicAdd(reinterpret_cast<Count*>(counter), Count{1}); }
+/// The score of a candidate by the whole warp. A lane takes two neighbouring columns, so that doubles are read in whole
+/// lines.
+template <class T>
+__device__ Decision evaluate(const Rows<T>& x, Index i, const ExactSet& set, Index candidate) {
+  constexpr Index step = 2 * kWarp;
+  const T* h = x.row(i);
+  const double* row = set.rows + candidate * x.cols;
+  const bool whole = x.cols % 2 == 0;  // then every candidate starts at a multiple of 16 bytes
+  double sum = 0;
+  for (Index first = 2 * lane_id(); first < x.cols; first += kInFlight * step) {
+    Two<T> mine[kInFlight];
+    Two<double> theirs[kInFlight];
+    NCOLLAPSE_UNROLLED
+    for (int u = 0; u < kInFlight; ++u) {
+      mine[u] = read_two(h, x.aligned, first + u * step, x.cols);
+      theirs[u] = read_two(row, whole, first + u * step, x.cols);
+    }
+    NCOLLAPSE_UNROLLED
+    for (int u = 0; u < kInFlight; ++u) NCOLLAPSE_UNROLLED
+    for (int v = 0; v < 2; ++v) {
+      const double value = to_double(mine[u].value[v]), other = theirs[u].value[v], gap = value - other;
+      sum += set.bias ? value * other : gap * gap;
+    }
+  }
+  sum = warp_sum(sum);
+  return {set.bias ? sum + set.bias[candidate] : -sum, candidate};
+}
 
+struct ExactSets {
+  ExactSet set[2];
+};
+
+/// Set y. Rows with few candidates take a warp each, the others a block.
+template <class T>
+__global__ void decide_exactly(Rows<T> x, const ExactSets sets, const BatchRecord* record) {
+  const ExactSet set = blockIdx.y == 0 ? sets.set[0] : sets.set[1];
+  if (set.count == 0 || (record && record->shut)) return;  // the whole block
+  const Verdicts verdicts = set.verdicts;
+  const auto few = static_cast<Index>(verdicts.counts[0]), all = static_cast<Index>(verdicts.counts[1]);
+  NCOLLAPSE_ROLLED
+  for (Index at = warp_id(); at < few; at += warp_count()) {
+    const OpenRow open = verdicts.open[at];
+    Decision best;
+    NCOLLAPSE_ROLLED
+    for (int place = 0; place < 3; ++place)
+      if (open.candidates[place] >= 0) best.take(evaluate(x, open.row, set, open.candidates[place]));
+    if (lane_id() == 0) verdicts.decisions[open.row] = static_cast<std::int32_t>(best.candidate);
+  }
+  Decision* of_warps = shared_memory<Decision>();
+  NCOLLAPSE_ROLLED
+  for (Index at = blockIdx.x; at < all; at += gridDim.x) {
+    const std::int32_t row = verdicts.open[verdicts.rows - 1 - at].row;
+    Decision best;
+    NCOLLAPSE_ROLLED
+    for (Index k = warp_in_block(); k < set.count; k += kWarps) best.take(evaluate(x, row, set, k));
+    if (lane_id() == 0) of_warps[warp_in_block()] = best;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      for (int warp = 1; warp < kWarps; ++warp) best.take(of_warps[warp]);
+      verdicts.decisions[row] = static_cast<std::int32_t>(best.candidate);
+    }
+    __syncthreads();  // of_warps may be written again
+  }
+}
+
+/// Counts in shared memory (`in_block`) where there is room for them: few classes would share few addresses.
 template <class L>
-__global__ void count_decisions(const L* labels, Index rows, const Index* centre, const Index* centre_class,
-                                const Index* classifier, Index classes, Index* counters) {
+__global__ void count_decisions(const L* labels, Index rows, const std::int32_t* centre, const Index* centre_class,
+                                const std::int32_t* classifier, Index classes, bool in_block, const BatchRecord* record,
+                                Index* counters) {
+  if (record && record->shut) return;  // the whole grid
+  unsigned* mine = shared_memory<unsigned>();
+  if (in_block) {
+    for (Index at = threadIdx.x; at < 4 * classes; at += kBlock) mine[at] = 0;
+    __syncthreads();
+  }
+  const auto add = [&](Index at, Count count) { atomicAdd(reinterpret_cast<Count*>(counters + at), count); };
+  const auto increment = [&](Index at) {
+    if (in_block)
+      atomicAdd(&mine[at], 1u);
+    else
+      add(at, 1);
+  };
   for (Index i = thread_id(); i < rows; i += thread_count()) {
     const auto label = static_cast<Index>(labels[i]);
     const Index nearest = centre ? centre_class[centre[i]] : -1;
-    increment(&counters[label]);
-    if (nearest == label) increment(&counters[classes + label]);
+    increment(label);
+    if (nearest == label) increment(classes + label);
     if (!classifier) continue;
-    if (classifier[i] == label) increment(&counters[2 * classes + label]);
-    if (classifier[i] == nearest) increment(&counters[3 * classes + label]);
+    if (classifier[i] == label) increment(2 * classes + label);
+    if (classifier[i] == nearest) increment(3 * classes + label);
   }
+  if (!in_block) return;
+  __syncthreads();
+  for (Index at = threadIdx.x; at < 4 * classes; at += kBlock)
+    if (mine[at] > 0) add(at, mine[at]);
 }
 
 /// g_n; infinite where n u >= 1.
@@ -187,20 +483,22 @@ double relative_error(Index n) {
 }
 
 double product_error(Index dim, double largest, double lost) {
-  return lost + static_cast<double>(dim + 64) * 0x1p-23 * (largest + lost);
+  return lost + static_cast<double>(dim + 65) * 0x1p-23 * (largest + lost);
 }
 
 }  // namespace
 
-ScoreBound centre_bound(Index dim, double largest_centre, double origin, double lost) {
-  const double g = relative_error(dim + 32), size = origin + largest_centre;
-  return {g * size * size, 2 * g * size, g, largest_centre, product_error(dim, largest_centre, lost)};
+ScoreBound centre_bound(Index dim, double largest_centre, double origin, double lost, double largest_constant) {
+  const double g = 3 * relative_error(dim + 32), size = origin + largest_centre;
+  return {g * size * size + 0x1p-22 * largest_constant, 2 * g * size, g, largest_centre,
+          product_error(dim, largest_centre, lost)};
 }
 
-ScoreBound classifier_bound(Index dim, double largest_weights, double origin, double largest_bias, double lost) {
+ScoreBound classifier_bound(Index dim, double largest_weights, double origin, double largest_bias, double lost,
+                            double largest_constant) {
   const double g = relative_error(2 * dim + 64);
-  return {g * (largest_weights * origin + largest_bias), g * largest_weights, 0, largest_weights,
-          product_error(dim, largest_weights, lost)};
+  return {g * (largest_weights * origin + largest_bias) + 0x1p-22 * largest_constant, g * largest_weights, 0,
+          largest_weights, product_error(dim, largest_weights, lost)};
 }
 
 void allow_for_range(ScoreBound& bound, Dtype type, Index dim) {
@@ -214,48 +512,72 @@ bool can_be_raw(const FeatureBlock& x) {
          (x.dtype == Dtype::bf16 && rows_of<Bfloat16>(x).aligned);
 }
 
-void launch_narrow_rows(cudaStream_t stream, const FeatureBlock& x, const double* origin, Index padded, Dtype type,
-                        void* rows, double* scales, double* norms, double* lost) {
+Index columns_of(Index count) { return (count + kPacket<float> - 1) / kPacket<float> * kPacket<float>; }
+
+void launch_narrow_rows(cudaStream_t stream, const FeatureBlock& x, const float* origin, Index padded, Dtype type,
+                        void* rows, double* scales, double* norms, double* lost, Exponents exponents) {
   const Grid grid{blocks_for(x.rows, kWarps)};
+  auto* bits = static_cast<std::uint16_t*>(rows);
   if (type == Dtype::bf16)
-    return launch(stream, grid, narrow_rows<double, Bfloat16>, rows_of<double>(x), origin, padded,
-                  static_cast<Bfloat16*>(rows), scales, norms, lost);
+    return launch(stream, grid, narrow_rows<double, Bfloat16>, rows_of<double>(x), origin, padded, exponents, bits,
+                  scales, norms, lost);
   with_element(x.dtype, [&]<class T>(T) {
-    launch(stream, grid, narrow_rows<T, Half>, rows_of<T>(x), origin, padded, static_cast<Half*>(rows), scales, norms,
-           lost);
+    launch(stream, grid, narrow_rows<T, Half>, rows_of<T>(x), origin, padded, exponents, bits, scales, norms, lost);
   });
 }
 
-void launch_row_norms(cudaStream_t stream, const FeatureBlock& x, double* norms) {
-  with_element(x.dtype,
-               [&]<class T>(T) { launch(stream, {blocks_for(x.rows, kWarps)}, row_norms<T>, rows_of<T>(x), norms); });
-}
-
-void launch_merge_leaders(cudaStream_t stream, const float* products, const double* row_scales,
-                          const double* candidate_scales, const double* constants, Index rows, Index first, Index count,
-                          const Leaders& leaders) {
-  launch(stream, {blocks_for(rows, kWarps)}, merge_leaders, products, row_scales, candidate_scales, constants, rows,
-         first, count, leaders);
-}
-
-void launch_certify(cudaStream_t stream, const Leaders& leaders, const NarrowRows& z, Index rows,
-                    const ScoreBound& bound, Index count, Index* decisions, Count* evaluations) {
-  launch(stream, {blocks_for(rows)}, certify, leaders, z.norms, z.lost, rows, bound, count, decisions, evaluations);
-}
-
-void launch_decide_exactly(cudaStream_t stream, const FeatureBlock& x, const double* A, const double* bias, Index count,
-                           const Leaders& leaders, Index* decisions) {
-  const Index shared = kWarps * static_cast<Index>(sizeof(Leader));
+void launch_check_rows(cudaStream_t stream, const FeatureBlock& x, double* norms, BatchRecord* record) {
+  if (x.rows == 0) return;
   with_element(x.dtype, [&]<class T>(T) {
-    launch(stream, {x.rows, 1, shared}, decide_exactly<T>, rows_of<T>(x), A, bias, count, leaders, decisions);
+    const int log2 = lanes_log2<T>(x.cols);
+    launch(stream, {blocks_for(x.rows << log2)}, check_rows<T>, rows_of<T>(x), log2, norms, record);
   });
 }
 
-void launch_count_decisions(cudaStream_t stream, const LabelBlock& labels, const Index* centre,
-                            const Index* centre_class, const Index* classifier, Index classes, Index* counters) {
+void launch_merge_leaders(cudaStream_t stream, const ScoreTile& tile, const NarrowRows& z, const TilePart (&parts)[2],
+                          Count* evaluations) {
+  TileParts given{};
+  Index count = 0, width = 0;
+  for (const TilePart& part : parts) {
+    if (part.width == 0) continue;
+    width = std::max(width, part.width);
+    given.part[count++] = part;
+  }
+  const auto start = [&](Index lanes, auto kernel) {
+    launch(stream, {blocks_for(tile.rows * lanes), count}, kernel, tile, z, given, evaluations);
+  };
+  constexpr Index kOfLane = kPackets * kPacket<float>;
+  if (width <= kOfLane)
+    start(1, merge_leaders<1>);
+  else if (width <= kOfLane * kFewLanes)
+    start(kFewLanes, merge_leaders<kFewLanes>);
+  else
+    start(kWarp, merge_leaders<kWarp>);
+}
+
+void launch_decide_exactly(cudaStream_t stream, const FeatureBlock& x, const ExactSet (&sets)[2],
+                           const BatchRecord* record) {
+  constexpr Index kBlocks = 1024;  // of rows that are open, of which there may be none or as many as there are rows
+  ExactSets given{};
+  Index count = 0;
+  for (const ExactSet& set : sets)
+    if (set.count > 0) given.set[count++] = set;
+  const Index shared = kWarps * static_cast<Index>(sizeof(Decision));
+  with_element(x.dtype, [&]<class T>(T) {
+    launch(stream, {std::min(x.rows, kBlocks), count, shared}, decide_exactly<T>, rows_of<T>(x), given, record);
+  });
+}
+
+void launch_count_decisions(cudaStream_t stream, const LabelBlock& labels, const std::int32_t* centre,
+                            const Index* centre_class, const std::int32_t* classifier, Index classes,
+                            const BatchRecord* record, Index* counters) {
+  constexpr Index kMostInBlock = 2048, kRowsPerThread = 4;
+  const bool in_block = classes <= kMostInBlock;
+  const Index shared = in_block ? 4 * classes * static_cast<Index>(sizeof(unsigned)) : 0;
+  const Index blocks = blocks_for(labels.rows, in_block ? std::max(kRowsPerThread * kBlock, 4 * classes) : kBlock);
   with_label(labels.type, [&]<class L>(L) {
-    launch(stream, {blocks_for(labels.rows)}, count_decisions<L>, static_cast<const L*>(labels.data), labels.rows,
-           centre, centre_class, classifier, classes, counters);
+    launch(stream, {blocks, 1, shared}, count_decisions<L>, static_cast<const L*>(labels.data), labels.rows, centre,
+           centre_class, classifier, classes, in_block, record, counters);
   });
 }
 

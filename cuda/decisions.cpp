@@ -1,15 +1,23 @@
-// decide_batch: check everything, then tile by tile: scores by tensor cores against the centres and against the
-// classifier, certified decisions, exact evaluation of the rest (decide.hpp), counters. A tile of scores stays in the
-// L2 cache; there are two, so that one is made while a second stream takes the leaders out of the other.
+// decide_batch: everything is looked at and, tile by tile, scored by tensor cores against the centres and the
+// classifier at once, as one matrix of candidates; then, block by block, what the scores do not certify is evaluated
+// exactly (decide.hpp), and counters grow, unless a fault has shut the gate (validate.hpp). The host waits once, in the
+// end.
 //
-// Rows of f16 and bf16 start raw: the products read them where they lie, and the only pass over them besides, for their
-// norms, runs on the second stream meanwhile. Whether that certifies enough is seen from the evaluations it leaves: the
-// count is looked at after 1, 2, 4, .. tiles (so a pass waits a few times in all), and where there were more than one
-// for two rows, which costs about what shifting them does, rows are shifted from then on. Decisions are exact either
-// way, so nothing depends on it but time.
+// A row tile's scores, of all candidates where they are few, stay in the L2 cache; there are two such tiles, so that
+// one is made while a second stream takes the leaders out of the other.
+//
+// Rows of f16 and bf16 start raw: the products read them where they lie, and the look for faults takes their norms.
+// Whether that certifies enough is seen from the evaluations it leaves: the count is looked at after 1, 2, 4, .. tiles
+// (so a pass waits a few times in all), and where there were more than one for two rows, which costs about what
+// shifting them does, rows are shifted from then on. Decisions are exact either way, so nothing depends on it but time.
+//
+// All that is needed is allocated before the first block is counted: scratch for the larger of the two ways, and
+// candidates in place, which are rounded anew in the same memory for the other way.
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstddef>
+#include <limits>
 
 #include "cuda/backend.hpp"
 #include "cuda/decide.hpp"
@@ -20,198 +28,329 @@
 namespace ncollapse::cuda {
 namespace {
 
-Index padded_columns(Index dim) { return (dim + kHalfPadding - 1) / kHalfPadding * kHalfPadding; }
+constexpr int kCentres = 0, kWeights = 1;
 
-double largest(const std::vector<double>& values) { return *std::max_element(values.begin(), values.end()); }
+Index rounded_up(Index value, Index to) { return (value + to - 1) / to * to; }
+Index padded_columns(Index dim) { return rounded_up(dim, kHalfPadding); }
+
+double largest(const std::vector<double>& values) {
+  return values.empty() ? 0 : *std::max_element(values.begin(), values.end());
+}
 
 /// Rounded rows and what belongs to them.
 struct NarrowBuffers {
-  NarrowBuffers(Queue& queue, Dtype as, Index count, Index dim)
-      : type(as),
-        padded(padded_columns(dim)),
+  NarrowBuffers(Queue& queue, Index count, Index dim)
+      : padded(padded_columns(dim)),
         rows(queue, count * padded),
         scales(queue, count),
         norms(queue, count),
         lost(queue, count) {}
-  void round(cudaStream_t stream, const FeatureBlock& x, const double* origin) const {
-    launch_narrow_rows(stream, x, origin, padded, type, rows.get(), scales.get(), norms.get(), lost.get());
+  /// Rows `first` on.
+  void round(cudaStream_t stream, const FeatureBlock& x, const float* origin, Dtype type, Index first,
+             Exponents exponents) const {
+    launch_narrow_rows(stream, x, origin, padded, type, rows.get() + first * padded, scales.get() + first,
+                       norms.get() + first, lost.get() + first, exponents);
   }
-  NarrowRows get() const { return {type, rows.get(), padded, scales.get(), norms.get(), lost.get()}; }
 
-  Dtype type;
   Index padded;
   Buffer<std::uint16_t> rows;
   Buffer<double> scales, norms, lost;
 };
 
-/// What rows are scored against: centres, or the classifier.
-struct Candidates {
-  Candidates(Queue& queue, Dtype type, const Matrix& exact) : narrow(queue, type, exact.rows, exact.cols) {
-    narrow.round(queue.stream(), {exact.data(), Dtype::f64, exact.rows, exact.cols, exact.cols}, nullptr);
-  }
+/// How rows are scored: Dtype::f16 and bf16 as they lie, or shifted.
+struct Way {
+  Dtype type = Dtype::f16;
+  bool raw = false;
+  bool operator==(const Way&) const = default;
+};
 
-  NarrowBuffers narrow;
-  Buffer<double> constants;  ///< [count]
-  ScoreBound error;
+/// On the device; from `open` on zeroed for each block, up to there for each batch.
+struct Status {
+  BatchRecord record;
+  unsigned long long open[2][2] = {};
+  unsigned long long evaluations = 0;  ///< that raw rows left
+};
+
+/// Scratch for tiles and blocks.
+struct Space {
+  Space(Queue& queue, const Limits& limits, Index dim, Index columns, Index block, Index norms_of) : block_rows(block) {
+    const Index scores = limits.row_tile * limits.candidate_tile;  // of a tile
+    const auto tile = [&](Index row, Index room) {
+      const Index fitting = room / std::max<Index>(row, 1) / limits.row_tile * limits.row_tile;
+      return std::min(std::max(fitting, limits.row_tile), block);
+    };
+    const Index tiles = std::max<Index>((columns + limits.candidate_tile - 1) / limits.candidate_tile, 1);
+    width = std::min(rounded_up((columns + tiles - 1) / tiles, 2 * kPacket<float>), columns);
+    raw_tile = tile(width, scores);
+    shifted_tile = std::min(raw_tile, tile(padded_columns(dim), 4 * scores));  // halves: twice the bytes of the scores
+    z.emplace(queue, shifted_tile, dim);
+    for (auto& each : products) each = Buffer<float>(queue, raw_tile * width);
+    norms = Buffer<double>(queue, norms_of);
+    for (int set = 0; set < 2; ++set) {
+      if (width < columns) {
+        leader_scores[set] = Buffer<float>(queue, raw_tile * kLeaders);
+        leader_candidates[set] = Buffer<std::int32_t>(queue, raw_tile * kLeaders);
+      }
+      decisions[set] = Buffer<std::int32_t>(queue, block);
+      open[set] = Buffer<OpenRow>(queue, block);
+    }
+  }
+  bool fits(Index block, Index norms_of) const { return block <= block_rows && norms_of <= norms.size(); }
+
+  Index block_rows, width, raw_tile, shifted_tile;
+  std::optional<NarrowBuffers> z;  ///< of a shifted tile
+  Buffer<float> products[2];       ///< [tile x width]
+  Buffer<double> norms;            ///< of raw rows: of a batch in device memory, of a block of another
+  Buffer<float> leader_scores[2];
+  Buffer<std::int32_t> leader_candidates[2], decisions[2];
+  Buffer<OpenRow> open[2];
+};
+
+/// The centres, or the rows of the classifier.
+struct CandidateSet {
+  Index count = 0, column = 0;  ///< the first one among the columns of all
+  const double* exact = nullptr;
+  std::vector<double> norms;  ///< |c_k| or |w_k|
+  std::vector<double> along;  ///< o.c_k or o.w_k
+  std::vector<double> bias;
+  Candidates scored;
+
+  Index end() const { return column + columns_of(count); }
+  std::vector<double> values_of(Queue& queue, const Buffer<double>& of_columns) const {
+    std::vector<double> values(static_cast<std::size_t>(count));
+    queue.download(values.data(), of_columns.get() + column, count * static_cast<Index>(sizeof(double)));
+    return values;
+  }
 };
 
 }  // namespace
 
-/// One way to score rows.
-struct CudaBackend::Scorer {
-  std::optional<Candidates> centres, weights;
-};
-
 /// What scores need besides the state; see decide.hpp.
 struct CudaBackend::Prepared {
   explicit Prepared(std::shared_ptr<Queue> on)
-      : queue(std::move(on)), evaluations(*queue, std::vector<unsigned long long>(1)), side(nullptr, Stream::kBeside) {}
+      : queue(std::move(on)),
+        fresh(*queue, std::vector<Status>(1)),
+        status(*queue, std::vector<Status>(1)),
+        side(nullptr, Stream::kBeside) {}
 
-  std::shared_ptr<Queue> queue;                      // first: what follows frees its memory there
-  std::vector<double> origin;                        ///< [d]
-  Matrix origin_on_device;                           ///< [1 x d]
-  std::optional<Scorer> shifted, raw_f16, raw_bf16;  ///< made when the first rows come that want them
+  void round_candidates(int which, Dtype type, Exponents exponents) const;
+  void make_candidates(Way wanted);
+  void score(const FeatureBlock& x, Index first_row, const double* norms_of_x);
+  void decide(DecisionState& state, const FeatureBlock& features, const LabelBlock& labels, const double* norms,
+              bool more);
+  void judge_raw(Index evaluations) { raw_pays = 2 * evaluations <= raw_rows; }
+  Verdicts verdicts_of(int which) const {
+    return {space->decisions[which].get(), space->open[which].get(), status.get()->open[which], space->block_rows};
+  }
+  void wait_for_leaders() const {
+    for (const Event& each : taken) each.hold(queue->stream());
+  }
+
+  std::shared_ptr<Queue> queue;  // first: what follows frees its memory there
+  Index dim = 0;
+  CandidateSet sets[2];  ///< kCentres, kWeights
+  Index columns = 0;     ///< of both, those of each in multiples of kPacket<float>
+  Buffer<float> origin;  ///< [padded]
+  double origin_norm = 0;
+  int least_exponent = -1000;  ///< of shifted rows: far below the centres nothing needs its digits
+  std::optional<NarrowBuffers> candidates;
+  Buffer<float> constants;  ///< [columns]
+  std::optional<Way> way;   ///< for which these are made
   bool has_bf16 = false, raw_pays = true;
-  Index raw_rows = 0, raw_tiles = 0;       ///< that were tried
-  Buffer<unsigned long long> evaluations;  ///< that these left
-  Stream side;                             ///< takes the leaders out of the scores
-  Event ready;                             ///< for the norms of the next tile
-  Event made[2], taken[2];                 ///< of each tile of scores
+  Index raw_rows = 0, raw_tiles = 0;  ///< that were tried
+  Buffer<Status> fresh, status;
+  std::optional<Space> space;  ///< kept from batch to batch
+  Stream side;                 ///< takes the leaders out of the scores
+  Event made[2], taken[2];     ///< of each tile of scores
+  int turn = 0;                ///< the one that comes next
 };
 
 CudaBackend::Prepared& CudaBackend::prepared(DecisionState& state) {
-  if (!state.prepared) {
-    if (!narrow_products_are_exact(*queue_, Dtype::f16))
-      throw DeviceError("cuBLAS does not accumulate products of fp16 numbers in fp32 on this device", "use the CPU");
-    auto made = std::make_shared<Prepared>(queue_);
-    made->has_bf16 = narrow_products_are_exact(*queue_, Dtype::bf16);
-    const Index count = state.centres.rows;
+  if (state.prepared) return *static_cast<Prepared*>(state.prepared.get());
+  if (!narrow_products_are_exact(*queue_, Dtype::f16))
+    throw DeviceError("cuBLAS does not accumulate products of fp16 numbers in fp32 on this device", "use the CPU");
+  auto made = std::make_shared<Prepared>(queue_);
+  made->has_bf16 = narrow_products_are_exact(*queue_, Dtype::bf16);
+  made->dim = state.dim;
+  const Index d = state.dim, padded = padded_columns(d);
+
+  // Any origin will do: the mean of the centres, rounded to floats where it is one.
+  std::vector<double> origin(static_cast<std::size_t>(d), 0.0);
+  const Index count = state.centres.rows;
+  if (count > 0) {
     const std::vector<double> share(static_cast<std::size_t>(count), 1.0 / static_cast<double>(count));
-    made->origin = weighted_row_sum(state.centres, share);
-    made->origin_on_device = matrix(1, state.dim);
-    from_host(made->origin_on_device, made->origin);
-    state.prepared = made;
+    origin = weighted_row_sum(state.centres, share);
   }
-  return *static_cast<Prepared*>(state.prepared.get());
-}
+  std::vector<float> narrow(static_cast<std::size_t>(padded), 0.0f);
+  for (std::size_t j = 0; j < origin.size(); ++j) {
+    const auto rounded = std::abs(origin[j]) < std::numeric_limits<float>::max() ? static_cast<float>(origin[j]) : 0.0f;
+    narrow[j] = rounded;
+    origin[j] = rounded;
+  }
+  made->origin = Buffer<float>(*queue_, narrow);
+  Matrix exact_origin = matrix(1, d);
+  from_host(exact_origin, origin);
+  const double origin_square = inner(exact_origin, exact_origin);
+  made->origin_norm = std::sqrt(origin_square);
 
-CudaBackend::Scorer CudaBackend::make_scorer(const DecisionState& state, const Prepared& prepared, Dtype type,
-                                             bool raw) {
-  Scorer scorer;
-  const Matrix& origin = prepared.origin_on_device;
-  const double origin_norm = std::sqrt(inner(origin, origin));
-  const auto rounding_of = [](const Candidates& candidates) { return largest(candidates.narrow.lost.to_host()); };
-  if (state.centres.rows > 0) {
-    Matrix shifted = clone(state.centres);
-    centre_rows(shifted, prepared.origin);
-    Candidates& centres = scorer.centres.emplace(*queue_, type, shifted);
-    const auto squares = row_dots(shifted, shifted);
-    const auto along = raw ? to_host(product(shifted, Transpose::no, origin, Transpose::yes)) : std::vector<double>{};
-    std::vector<double> constants;
-    for (std::size_t k = 0; k < squares.size(); ++k) constants.push_back(-0.5 * squares[k] - (raw ? along[k] : 0));
-    centres.error = centre_bound(state.dim, std::sqrt(largest(squares)), raw ? origin_norm : 0, rounding_of(centres));
-    centres.constants = Buffer<double>(*queue_, constants);
-  }
+  auto& [centres, weights] = made->sets;
+  centres.count = count;
+  centres.exact = state.centres.data();
+  weights.column = columns_of(count);
   if (state.weights) {
-    Candidates& weights = scorer.weights.emplace(*queue_, type, state.weights);
-    auto constants = to_host(state.bias);
-    double largest_bias = 0;
-    for (const double bias : constants) largest_bias = std::max(largest_bias, std::abs(bias));
-    if (!raw) {
-      const auto along = to_host(product(state.weights, Transpose::no, origin, Transpose::yes));
-      for (std::size_t k = 0; k < constants.size(); ++k) constants[k] += along[k];
-    }
-    weights.error = classifier_bound(state.dim, std::sqrt(largest(row_dots(state.weights, state.weights))),
-                                     raw ? 0 : origin_norm, largest_bias, rounding_of(weights));
-    weights.constants = Buffer<double>(*queue_, constants);
+    weights.count = state.weights.rows;
+    weights.exact = state.weights.data();
+    weights.bias = to_host(state.bias);
   }
-  if (raw)
-    for (auto* candidates : {&scorer.centres, &scorer.weights})
-      if (*candidates) allow_for_range((*candidates)->error, type, state.dim);
-  return scorer;
+  made->columns = weights.column + columns_of(weights.count);
+  if (made->columns > std::numeric_limits<std::int32_t>::max())
+    throw DeviceError("decisions among more than 2^31 candidates are not possible on a GPU", "use the CPU");
+  if (made->columns > 0) {
+    made->candidates.emplace(*queue_, made->columns, d);
+    check(cudaMemsetAsync(made->candidates->rows.get(), 0, static_cast<std::size_t>(made->candidates->rows.bytes()),
+                          queue_->stream()));
+    made->constants = Buffer<float>(*queue_, made->columns);
+  }
+  for (const int which : {kCentres, kWeights}) {
+    CandidateSet& set = made->sets[which];
+    if (set.count == 0) continue;
+    const Matrix& exact = which == kCentres ? state.centres : state.weights;
+    set.along = to_host(product(exact, Transpose::no, exact_origin, Transpose::yes));
+    if (which == kCentres)
+      for (double& value : set.along) value -= origin_square;
+    made->round_candidates(which, Dtype::f16, {});
+    set.norms = set.values_of(*queue_, made->candidates->norms);
+  }
+  if (const double size = largest(centres.norms); size > 0 && std::isfinite(size))
+    made->least_exponent = std::max(std::ilogb(size) - 66, -1000);
+  state.prepared = made;
+  return *made;
 }
 
-/// Scratch for tiles of a block, made before any counter changes.
-struct CudaBackend::DecideBuffers {
-  DecideBuffers(Queue& queue, const Limits& limits, const DecisionState& state, Index block_rows)
-      : tile(std::min(limits.row_tile, block_rows)),
-        z(queue, Dtype::f16, tile, state.dim),
-        leader_scores(queue, tile * kLeaders),
-        leader_candidates(queue, tile * kLeaders),
-        nearest(queue, tile),
-        chosen(queue, tile) {
-    const Index width = std::min(limits.candidate_tile, std::max(state.centres.rows, state.weights.rows));
-    for (auto& each : products) each = Buffer<float>(queue, tile * width);
-  }
-  Index tile;
-  NarrowBuffers z;
-  Buffer<float> products[2];
-  Buffer<double> leader_scores;
-  Buffer<Index> leader_candidates, nearest, chosen;
-};
+void CudaBackend::Prepared::round_candidates(int which, Dtype type, Exponents exponents) const {
+  const CandidateSet& set = sets[which];
+  candidates->round(queue->stream(), {set.exact, Dtype::f64, set.count, dim, dim},
+                    which == kCentres ? origin.get() : nullptr, type, set.column, exponents);
+}
 
-void CudaBackend::decide(DecisionState& state, Prepared& prepared, const FeatureBlock& features,
-                         const LabelBlock& labels, const DecideBuffers& buffers) {
-  const cudaStream_t stream = queue_->stream(), side = prepared.side.get();
-  const Index size = size_of(features.dtype), tile = buffers.tile;
-  const Leaders leaders{buffers.leader_scores.get(), buffers.leader_candidates.get()};
+/// In the memory that they have; waits.
+void CudaBackend::Prepared::make_candidates(Way wanted) {
+  if (columns == 0 || way == wanted) return;
+  way.reset();
+  std::vector<float> narrow(static_cast<std::size_t>(columns), -std::numeric_limits<float>::infinity());
+  for (const int which : {kCentres, kWeights}) {
+    CandidateSet& set = sets[which];
+    if (set.count == 0) continue;
+    const double size = largest(set.norms);
+    // One power of two for all. The norms of this rounding may differ from those in their last bits.
+    const int exponent =
+        size > 0 && std::isfinite(size) ? std::clamp(std::ilogb(size * (1 + 1e-9)) - 6, -1000, 1000) : 0;
+    round_candidates(which, wanted.type, {exponent, exponent});
+    const double lost = largest(set.values_of(*queue, candidates->lost));
 
-  for (Index first = 0; first < features.rows; first += tile) {
-    const Index rows = std::min(tile, features.rows - first);
-    FeatureBlock x = features;
-    x.data = static_cast<const char*>(features.data) + first * features.stride * size;
-    x.rows = rows;
-    LabelBlock y = labels;
-    y.data = static_cast<const char*>(labels.data) + first * size_of(labels.type);
-    y.rows = rows;
-
-    const bool raw = prepared.raw_pays && can_be_raw(x) && (x.dtype == Dtype::f16 || prepared.has_bf16);
-    auto& slot = !raw ? prepared.shifted : x.dtype == Dtype::f16 ? prepared.raw_f16 : prepared.raw_bf16;
-    if (!slot) slot = make_scorer(state, prepared, raw ? x.dtype : Dtype::f16, raw);
-    const Scorer& scorer = *slot;
-    NarrowRows z = buffers.z.get();
-    if (!scorer.centres && !scorer.weights) {
-      // Samples are counted, nothing is scored; work on the second stream would be waited for by nobody.
-    } else if (raw) {
-      z = {x.dtype, x.data, x.stride, nullptr, buffers.z.norms.get(), nullptr};
-      prepared.ready.record(stream);  // the tile before has used its norms
-      prepared.ready.hold(side);
-      launch_row_norms(side, x, buffers.z.norms.get());
-    } else {
-      buffers.z.round(stream, x, prepared.origin_on_device.data());
+    std::vector<double> exact;
+    double most = 0;
+    for (std::size_t k = 0; k < set.norms.size(); ++k) {
+      if (which == kCentres)
+        exact.push_back(-0.5 * set.norms[k] * set.norms[k] - (wanted.raw ? set.along[k] : 0));
+      else
+        exact.push_back(set.bias[k] + (wanted.raw ? 0 : set.along[k]));
+      if (!(std::abs(exact.back()) <= most)) most = std::abs(exact.back());  // NaN as well
     }
-
-    const auto choose = [&](const Candidates& candidates, const Matrix& exact, const double* bias, Index* decisions) {
-      const NarrowRows scored = candidates.narrow.get();
-      int turn = 0;
-      for (Index k = 0; k < exact.rows; k += limits_.candidate_tile, turn = 1 - turn) {
-        const Index count = std::min(limits_.candidate_tile, exact.rows - k);
-        float* products = buffers.products[turn].get();
-        prepared.taken[turn].hold(stream);
-        multiply_narrow(*queue_, z.type, z.rows, z.stride, rows, candidates.narrow.rows.get() + k * scored.stride,
-                        scored.stride, count, raw ? x.cols : scored.stride, products, count);
-        prepared.made[turn].record(stream);
-        prepared.made[turn].hold(side);
-        launch_merge_leaders(side, products, z.scales, scored.scales + k, candidates.constants.get() + k, rows, k,
-                             count, leaders);
-        prepared.taken[turn].record(side);
-      }
-      for (const Event& taken : prepared.taken) taken.hold(stream);
-      launch_certify(stream, leaders, z, rows, candidates.error, exact.rows, decisions,
-                     raw ? prepared.evaluations.get() : nullptr);
-      launch_decide_exactly(stream, x, exact.data(), bias, exact.rows, leaders, decisions);
-    };
-    if (scorer.centres) choose(*scorer.centres, state.centres, nullptr, buffers.nearest.get());
-    if (scorer.weights) choose(*scorer.weights, state.weights, state.bias.data(), buffers.chosen.get());
-    launch_count_decisions(stream, y, scorer.centres ? buffers.nearest.get() : nullptr, state.centre_class.data(),
-                           scorer.weights ? buffers.chosen.get() : nullptr, state.classes, state.counters.data());
-    if (!raw) continue;
-    prepared.raw_rows += rows;
-    if (!std::has_single_bit(static_cast<std::uint64_t>(++prepared.raw_tiles))) continue;
-    const auto evaluations = static_cast<Index>(prepared.evaluations.to_host().front());
-    prepared.raw_pays = 2 * evaluations <= prepared.raw_rows;
-    if (!prepared.raw_pays) slot.reset();  // all that used it is queued before
+    const int unit = most > 0 && std::isfinite(most) ? std::max(std::ilogb(most) + 1, -1000) : 0;
+    set.scored = {set.count,
+                  constants.get() + set.column,
+                  most > 0 ? std::ldexp(1.0, unit - exponent) : 0,
+                  std::ldexp(1.0, -exponent),
+                  {}};
+    ScoreBound& bound = set.scored.bound;
+    if (which == kCentres) {
+      bound = centre_bound(dim, size, wanted.raw ? origin_norm : 0, lost, most);
+    } else {
+      double bias = 0;
+      for (const double value : set.bias) bias = std::max(bias, std::abs(value));
+      bound = classifier_bound(dim, size, wanted.raw ? 0 : origin_norm, bias, lost, most);
+    }
+    if (wanted.raw) allow_for_range(bound, wanted.type, dim);
+    // Near the ends of the doubles nothing is certified.
+    const bool held = std::isfinite(most) && (most == 0 || std::isnormal(set.scored.factor));
+    if (!held) bound.constant = HUGE_VAL;
+    for (std::size_t k = 0; k < exact.size(); ++k)
+      narrow[static_cast<std::size_t>(set.column) + k] = held ? static_cast<float>(std::ldexp(exact[k], -unit)) : 0.0f;
   }
+  queue->upload(constants.get(), narrow.data(), constants.bytes());
+  queue->wait();
+  way = wanted;
+}
+
+/// Scores a row tile, and certifies or opens its rows. norms_of_x: where rows are raw.
+void CudaBackend::Prepared::score(const FeatureBlock& x, Index first_row, const double* norms_of_x) {
+  const cudaStream_t stream = queue->stream();
+  NarrowRows z{x.dtype, x.data, x.stride, nullptr, norms_of_x, nullptr};
+  if (!way->raw) {
+    const NarrowBuffers& shifted = *space->z;
+    shifted.round(stream, x, origin.get(), Dtype::f16, 0, {least_exponent, 1000});
+    z = {Dtype::f16, shifted.rows.get(), shifted.padded, shifted.scales.get(), shifted.norms.get(), shifted.lost.get()};
+  }
+  for (Index column = 0; column < columns; column += space->width) {
+    const Index width = std::min(space->width, columns - column);
+    float* products = space->products[turn].get();
+    taken[turn].hold(stream);
+    multiply_narrow(*queue, z.type, z.rows, z.stride, x.rows, candidates->rows.get() + column * candidates->padded,
+                    candidates->padded, width, way->raw ? x.cols : candidates->padded, products, width);
+    made[turn].record(stream);
+    made[turn].hold(side.get());
+    TilePart parts[2];
+    for (const int which : {kCentres, kWeights}) {
+      const CandidateSet& set = sets[which];
+      const Index begin = std::max(column, set.column), end = std::min(column + width, set.end());
+      if (begin >= end) continue;
+      parts[which] = {set.scored,        begin - column,
+                      end - begin,       begin - set.column,
+                      end == set.end(),  {space->leader_scores[which].get(), space->leader_candidates[which].get()},
+                      verdicts_of(which)};
+    }
+    launch_merge_leaders(side.get(), {products, x.rows, width, first_row}, z, parts,
+                         way->raw ? &status.get()->evaluations : nullptr);
+    taken[turn].record(side.get());
+    turn = 1 - turn;
+  }
+  if (!way->raw) wait_for_leaders();  // they read what belongs to z
+}
+
+/// Of a block. norms: where rows are raw. more: the batch has another block.
+void CudaBackend::Prepared::decide(DecisionState& state, const FeatureBlock& features, const LabelBlock& labels,
+                                   const double* norms, bool more) {
+  const cudaStream_t stream = queue->stream();
+  check(cudaMemsetAsync(status.get()->open, 0, sizeof(Status::open), stream));
+  for (Index first = 0; columns > 0 && first < features.rows;) {
+    FeatureBlock x = features;
+    x.data = static_cast<const char*>(features.data) + first * features.stride * size_of(features.dtype);
+    x.rows = std::min(way->raw ? space->raw_tile : space->shifted_tile, features.rows - first);
+    score(x, first, norms + first);
+    first += x.rows;
+    if (!way->raw) continue;
+    raw_rows += x.rows;
+    if (!std::has_single_bit(static_cast<std::uint64_t>(++raw_tiles))) continue;
+    if (first == features.rows && !more) continue;  // the end of the batch is looked at anyway
+    wait_for_leaders();
+    Index evaluations = 0;
+    queue->download(&evaluations, &status.get()->evaluations, sizeof evaluations);
+    judge_raw(evaluations);
+    if (!raw_pays) make_candidates({Dtype::f16, false});
+  }
+  wait_for_leaders();
+  ExactSet exact[2];
+  const std::int32_t* decisions[2] = {nullptr, nullptr};
+  for (const int which : {kCentres, kWeights}) {
+    if (sets[which].count == 0) continue;
+    exact[which] = {sets[which].count, sets[which].exact, which == kCentres ? nullptr : state.bias.data(),
+                    verdicts_of(which)};
+    decisions[which] = space->decisions[which].get();
+  }
+  if (columns > 0) launch_decide_exactly(stream, features, exact, &status.get()->record);
+  launch_count_decisions(stream, labels, decisions[kCentres], state.centre_class.data(), decisions[kWeights],
+                         state.classes, &status.get()->record, state.counters.data());
 }
 
 BatchFaults CudaBackend::decide_batch(DecisionState& state, const MatrixView& features, const LabelView& labels) {
@@ -220,17 +359,50 @@ BatchFaults CudaBackend::decide_batch(DecisionState& state, const MatrixView& fe
   if (queue_->capturing())
     throw UsageError("decisions cannot be captured in a CUDA graph: a batch is looked at before it is counted",
                      "count them outside of the capture");
+  const cudaStream_t stream = queue_->stream();
   Batch batch(*queue_, *staging_, limits_, features, labels);
-  const Buffer<BatchRecord> record(*queue_, std::vector<BatchRecord>(1));
-  batch.check(state.classes, true, record.get());
-  BatchFaults faults = faults_of(record.to_host().front(), state.dim);
-  faults.batch = -1;
-  if (faults.any()) return faults;
-  const DecideBuffers buffers(*queue_, limits_, state, batch.block_rows());
+  Prepared& prepared = this->prepared(state);
+  Status* status = prepared.status.get();
+  queue_->copy(status, prepared.fresh.get(), offsetof(Status, evaluations));
+
+  // Every block lies as the first one does. Norms are taken in the look for faults, unless the features come once more.
+  batch.load(0);
+  const bool raw =
+      prepared.raw_pays && can_be_raw(batch.features()) && (features.dtype == Dtype::f16 || prepared.has_bf16);
+  const bool again = features.space == MemorySpace::host && batch.blocks() > 1;
+  const Index block_rows = batch.block_rows(), with_norms = !raw ? 0 : again ? block_rows : features.rows;
+  if (!prepared.space || !prepared.space->fits(block_rows, with_norms)) {
+    prepared.space.reset();
+    prepared.space.emplace(*queue_, limits_, state.dim, prepared.columns, block_rows, with_norms);
+  }
+  prepared.make_candidates({raw ? features.dtype : Dtype::f16, raw});
+  double* norms = prepared.space->norms.get();
+
   for (Index b = 0; b < batch.blocks(); ++b) {
     batch.load(b);
-    decide(state, prepared(state), batch.features(), batch.labels(), buffers);
+    launch_find_bad_labels(stream, batch.labels(), batch.first_row(b), state.classes, &status->record);
+    launch_check_rows(stream, batch.features(), raw && !again ? norms + batch.first_row(b) : nullptr, &status->record);
+    launch_settle(stream, batch.labels(), batch.first_row(b), b + 1 == batch.blocks() ? features.rows : 0, true,
+                  &status->record);
   }
+  for (Index b = 0; b < batch.blocks(); ++b) {
+    batch.load(b);
+    if (raw && again) launch_check_rows(stream, batch.features(), norms, nullptr);
+    prepared.decide(state, batch.features(), batch.labels(), raw && !again ? norms + batch.first_row(b) : norms,
+                    b + 1 < batch.blocks());
+  }
+
+  Status found;
+  queue_->download(&found, status, sizeof found);
+  if (found.record.nonfinite > 0) {  // how many, and where the first one is
+    queue_->copy(status, prepared.fresh.get(), offsetof(Status, evaluations));
+    batch.check(state.classes, true, &status->record);
+    queue_->download(&found, status, sizeof found);
+  }
+  BatchFaults faults = faults_of(found.record, state.dim);
+  faults.batch = -1;
+  if (faults.any()) return faults;
+  prepared.judge_raw(static_cast<Index>(found.evaluations));
   return {};
 }
 

@@ -14,6 +14,12 @@
 #else
 #define NCOLLAPSE_ROLLED
 #endif
+/// Before a loop over an array that is to stay in registers.
+#ifdef __CUDACC__
+#define NCOLLAPSE_UNROLLED _Pragma("unroll")
+#else
+#define NCOLLAPSE_UNROLLED
+#endif
 
 namespace ncollapse::cuda {
 

@@ -4,7 +4,10 @@
 #include "cuda/backend.hpp"
 
 #include <algorithm>
+#include <array>
 #include <numeric>
+#include <random>
+#include <tuple>
 
 #include "cuda/pairs.hpp"
 #include "host/moments.hpp"
@@ -401,17 +404,18 @@ DecisionState new_decisions(Backend& backend, Index classes, const Grid& centres
   return state;
 }
 
+template <class Number = Real>
 std::vector<Index> count_plainly(const Samples& x, const Labels& y, Index classes, const Grid& centres,
                                  const std::vector<Index>& centre_class, const Grid* weights,
                                  const std::vector<double>& bias) {
   std::vector<Index> counters(static_cast<std::size_t>(4 * classes), 0);
   for (Index i = 0; i < x.rows(); ++i) {
     Index nearest = 0, chosen = 0;
-    Real smallest = 0, largest = 0;
+    Number smallest = 0, largest = 0;
     for (Index k = 0; k < centres.rows; ++k) {
-      Real sum = 0;
+      Number sum = 0;
       for (Index j = 0; j < centres.cols; ++j) {
-        const Real gap = static_cast<Real>(x.at(i, j)) - centres.at(k, j);
+        const Number gap = static_cast<Number>(x.at(i, j)) - centres.at(k, j);
         sum += gap * gap;
       }
       if (k == 0 || sum < smallest) {
@@ -420,8 +424,8 @@ std::vector<Index> count_plainly(const Samples& x, const Labels& y, Index classe
       }
     }
     for (Index k = 0; weights != nullptr && k < classes; ++k) {
-      Real sum = bias[static_cast<std::size_t>(k)];
-      for (Index j = 0; j < centres.cols; ++j) sum += static_cast<Real>(x.at(i, j)) * weights->at(k, j);
+      Number sum = bias[static_cast<std::size_t>(k)];
+      for (Index j = 0; j < centres.cols; ++j) sum += static_cast<Number>(x.at(i, j)) * weights->at(k, j);
       if (k == 0 || sum > largest) {
         largest = sum;
         chosen = k;
@@ -533,6 +537,45 @@ TEST_P(CudaBackendTest, NarrowRowsOfExtremeSizeAreDecidedByTheFormulas) {
   }
 }
 
+TEST_P(CudaBackendTest, RowsOfExtremeSizeAreDecidedByTheFormulas) {
+  const Index rows = 40, classes = 6, d = 24;
+  const Grid directions = Grid::random(classes, d, 87);
+  for (const auto& [type, size] : {std::pair{Dtype::f64, 1e-200},
+                                   {Dtype::f64, 1e-150},
+                                   {Dtype::f64, 1e-60},
+                                   {Dtype::f64, 1e-30},
+                                   {Dtype::f64, 1e30},
+                                   {Dtype::f64, 1e60},
+                                   {Dtype::f64, 1e150},
+                                   {Dtype::f64, 1e200},
+                                   {Dtype::f32, 1e-42},
+                                   {Dtype::f32, 1e-37},
+                                   {Dtype::f32, 1e-30},
+                                   {Dtype::f32, 1e30},
+                                   {Dtype::f32, 2e36}})
+    for (const bool biased : {false, true}) {
+      SCOPED_TRACE(testing::Message() << to_string(type) << ", " << size << ", " << biased);
+      Grid centres = directions;
+      for (double& value : centres.values) value *= size;
+      Samples x(type, rows, d);
+      std::vector<Index> labels, all{0, 1, 2, 3, 4, 5};
+      for (Index i = 0; i < rows; ++i) {
+        labels.push_back(i % classes);
+        // Some rows are zero, some far smaller or larger than the others.
+        const double times = i % 7 == 0 ? 0 : i % 7 == 1 ? 1e-9 : i % 7 == 2 ? 7.5 : 1 + static_cast<double>(i) / 100;
+        for (Index j = 0; j < d; ++j) x.set(i, j, centres.at(i % classes, j) * times);
+      }
+      std::vector<double> bias(static_cast<std::size_t>(classes), 0.0);
+      if (biased) bias = {0.5, -0.25, 0, 1e-3, 0.75, -1};
+      const Labels y(LabelType::i64, labels);
+      DecisionState state = new_decisions(*backend_, classes, centres, all, &directions, bias);
+      ASSERT_FALSE(backend_->decide_batch(state, x.host(), y.host()).any());
+      // Squares that no double holds are infinite or zero in the formulas as well.
+      auto want = count_plainly<double>(x, y, classes, centres, all, &directions, bias);
+      EXPECT_EQ(backend_->to_host(state.counters), want);
+    }
+}
+
 // Rows between two centres, so close that their scores are wrong, among rows whose own size would certify anything.
 TEST_P(CudaBackendTest, RowsAreCertifiedByTheirOwnSize) {
   const Index first = 140, last = 172, rows = 210, d = 16;  // a tiny tile, between the looks at what is evaluated
@@ -570,6 +613,92 @@ TEST_P(CudaBackendTest, CloseCentresAreDecidedByTheFormulas) {
   ASSERT_FALSE(backend_->decide_batch(state, x.host(), y.host()).any());
   const auto counters = backend_->to_host(state.counters);
   for (Index k = 0; k < classes; ++k) EXPECT_EQ(counters[classes + k], rows / classes) << k;
+}
+
+// Rows half way between two candidates, but for the smallest step that the numbers have there; sums of squares of such
+// numbers are exact in double. No score of 16-bit or single precision tells the two apart.
+TEST_P(CudaBackendTest, NearTiesAreDecidedByTheFormulas) {
+  unsigned seed = 500;
+  for (const auto type : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16})
+    for (const auto& [rows, d, classes] :
+         {std::array<Index, 3>{1, 1, 2}, {31, 8, 3}, {32, 16, 31}, {33, 24, 32}, {kSmall ? 40 : 150, 40, 33}})
+      for (const double size : {1.0, 0x1p-40, 0x1p60}) {  // of everything
+        if (type == Dtype::f16 && size != 1) continue;
+        SCOPED_TRACE(testing::Message() << to_string(type) << ", " << rows << " x " << d << ", " << classes << ", "
+                                        << size);
+        std::mt19937 random(++seed);
+        Grid centres(classes, d);
+        for (double& value : centres.values) value = 2 * static_cast<double>(random() % 33) - 32;
+        for (Index k = 0; k < classes; ++k)
+          for (Index j = 0; j < d; ++j) {
+            if (k % 4 == 3) centres.at(k, j) = centres.at(k - 3, j);  // the same once more
+            if (k % 4 == 2 && j > 0) centres.at(k, j) = centres.at(k - 2, j);
+          }
+        const Grid weights = centres;
+        for (double& value : centres.values) value *= size;
+        Samples x(type, rows, d);
+        std::vector<Index> labels, all(static_cast<std::size_t>(classes));
+        std::iota(all.begin(), all.end(), 0);
+        for (Index i = 0; i < rows; ++i) {
+          const Index a = static_cast<Index>(random()) % classes, b = static_cast<Index>(random()) % classes;
+          labels.push_back(a);
+          for (Index j = 0; j < d; ++j) x.set(i, j, (centres.at(a, j) + centres.at(b, j)) / 2);
+          const Index j = static_cast<Index>(random()) % d;
+          const double step = static_cast<double>(i % 3 - 1) * size;
+          x.set(i, j, x.at(i, j) + step);
+        }
+        std::vector<double> bias;
+        for (Index k = 0; k < classes; ++k)
+          bias.push_back(static_cast<double>(-dot(weights, k, weights, k) / 2) * size);
+        const Labels y(LabelType::i32, labels);
+        DecisionState state = new_decisions(*backend_, classes, centres, all, &weights, bias);
+        const auto want = count_plainly(x, y, classes, centres, all, &weights, bias);
+        std::shared_ptr<void> keep_x, keep_y;
+        ASSERT_FALSE(backend_->decide_batch(state, x.device(*backend_, keep_x), y.device(*backend_, keep_y)).any());
+        EXPECT_EQ(backend_->to_host(state.counters), want);
+      }
+}
+
+// Batches of other types and sizes in turn: candidates and scratch are made anew where they have to be.
+TEST_P(CudaBackendTest, OneCounterTakesBatchesOfEveryKind) {
+  const Index d = 16, classes = 12;
+  const Grid centres = Grid::random(classes, d, 31), weights = Grid::random(classes, d, 32);
+  std::vector<Index> all(static_cast<std::size_t>(classes));
+  std::iota(all.begin(), all.end(), 0);
+  const auto bias = Grid::random(1, classes, 33).values;
+  DecisionState state = new_decisions(*backend_, classes, centres, all, &weights, bias);
+  std::vector<Index> want(static_cast<std::size_t>(4 * classes), 0);
+  unsigned seed = 700;
+  for (const double spread : {0.01, 3.0})
+    for (const auto& [type, rows, offset] : {std::tuple<Dtype, Index, Index>{Dtype::bf16, 20, 0},
+                                             {Dtype::f32, 90, 0},
+                                             {Dtype::f16, 150, 0},
+                                             {Dtype::bf16, 40, 1},
+                                             {Dtype::f64, 3, 0},
+                                             {Dtype::f16, 33, 0}})
+      for (const bool on_device : {false, true}) {
+        const auto labels = make_labels(Classes::uniform, rows, classes, ++seed);
+        Samples x(type, rows, d, 0, offset);
+        const Grid noise = Grid::random(rows, d, seed);
+        for (Index i = 0; i < rows; ++i)
+          for (Index j = 0; j < d; ++j) x.set(i, j, centres.at(labels[i], j) + spread * noise.at(i, j));
+        const Labels y(LabelType::u8, labels);
+        const auto more = count_plainly(x, y, classes, centres, all, &weights, bias);
+        for (std::size_t at = 0; at < want.size(); ++at) want[at] += more[at];
+        std::shared_ptr<void> keep_x, keep_y;
+        ASSERT_FALSE((on_device
+                          ? backend_->decide_batch(state, x.device(*backend_, keep_x), y.device(*backend_, keep_y))
+                          : backend_->decide_batch(state, x.host(), y.host()))
+                         .any());
+        EXPECT_EQ(backend_->to_host(state.counters), want) << to_string(type) << ", " << rows << " rows";
+
+        x.set(rows - 1, d - 1, std::nan(""));  // a fault in the last block leaves everything as it was
+        const BatchFaults faults = backend_->decide_batch(state, x.host(), y.host());
+        EXPECT_EQ(faults.nonfinite, 1);
+        EXPECT_EQ(faults.nonfinite_row, rows - 1);
+        EXPECT_EQ(faults.nonfinite_col, d - 1);
+        EXPECT_EQ(backend_->to_host(state.counters), want);
+      }
 }
 
 void expect_ties_to_go_to_the_lowest_class(Backend& backend, Dtype type) {

@@ -2,9 +2,12 @@
 // is there to notice.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <map>
 #include <numeric>
+#include <random>
 
 #include "cuda/backend.hpp"
 #include "cuda/class_sums.hpp"
@@ -173,168 +176,329 @@ TEST(SumPlanTest, ClassesAreCutWhereTheyAreLongOrLeaveTheirGroup) {
 }
 
 // ---------------------------------------------------------------- decisions
-TEST_F(KernelTest, LeadersAreTheBestAndTheLowestOfEquals) {
-  for (const Index count : {1, 3, 50}) {
-    const Index rows = 70, tile = 7;
-    Grid scores = Grid::random(rows, count, 5);
-    for (double& value : scores.values) value = std::round(value);  // many ties
-    const std::vector<double> constants(static_cast<std::size_t>(count), 0.5), quarters(constants.size(), 0.25);
-    const Buffer<double> constant(queue_, constants), candidate_scales(queue_, quarters), best(queue_, rows * kLeaders);
-    const Buffer<double> row_scales(queue_, std::vector<double>(static_cast<std::size_t>(rows), 8.0));
-    const Buffer<Index> candidates(queue_, rows * kLeaders);
-    for (Index first = 0; first < count; first += tile) {
-      const Index width = std::min(tile, count - first);
-      std::vector<float> part;
-      for (Index i = 0; i < rows; ++i)
-        for (Index k = 0; k < width; ++k) part.push_back(static_cast<float>(scores.at(i, first + k) / 2));
-      const Buffer<float> on_device(queue_, part);
-      launch_merge_leaders(stream(), on_device.get(), row_scales.get(), candidate_scales.get() + first,
-                           constant.get() + first, rows, first, width, {best.get(), candidates.get()});
-    }
-    const auto got = best.to_host();
-    const auto got_candidates = candidates.to_host();
-    for (Index i = 0; i < rows; ++i) {
-      std::vector<Index> order(static_cast<std::size_t>(count));
-      std::iota(order.begin(), order.end(), 0);
-      std::stable_sort(order.begin(), order.end(), [&](Index a, Index b) { return scores.at(i, a) > scores.at(i, b); });
-      for (Index place = 0; place < kLeaders; ++place) {
-        if (place >= count) {
-          ASSERT_EQ(got[i * kLeaders + place], -HUGE_VAL);
-          continue;
-        }
-        ASSERT_EQ(got_candidates[i * kLeaders + place], order[place]) << i << ", " << place;
-        ASSERT_EQ(got[i * kLeaders + place], scores.at(i, order[place]) + 0.5);
+/// A set of candidates as merge_leaders takes it: constants 0, and no error but `margin` / 2.
+struct MergedSet {
+  MergedSet(Queue& queue, const Grid& given, double wanted_margin)
+      : scores(given), margin(wanted_margin), columns(columns_of(given.cols)) {
+    std::vector<float> padded(static_cast<std::size_t>(columns), -HUGE_VALF);
+    std::fill_n(padded.begin(), scores.cols, 0.0f);
+    constants = Buffer<float>(queue, padded);
+    candidates.count = scores.cols;
+    candidates.constants = constants.get();
+    candidates.bound.constant = margin / 2.002;  // of which a bound adds a thousandth
+    leader_scores = Buffer<float>(queue, scores.rows * kLeaders);
+    leader_candidates = Buffer<std::int32_t>(queue, scores.rows * kLeaders);
+    decisions = Buffer<std::int32_t>(queue, std::vector<std::int32_t>(static_cast<std::size_t>(scores.rows), -7));
+    open = Buffer<OpenRow>(queue, scores.rows);
+    counts = Buffer<Count>(queue, std::vector<Count>(2, 0));
+  }
+  Verdicts verdicts() const { return {decisions.get(), open.get(), counts.get(), scores.rows}; }
+
+  /// Every row is certified, or open with the candidates within the margin, or with all of them, as its scores say.
+  Count expect_verdicts_of_the_scores() const {
+    const auto certified = decisions.to_host();
+    const auto rows = open.to_host();
+    const auto count = counts.to_host();
+    std::vector<int> seen(static_cast<std::size_t>(scores.rows), 0);
+    std::vector<std::vector<Index>> listed(seen.size());
+    for (Index at = 0; at < scores.rows; ++at) {
+      const bool few = at < static_cast<Index>(count[0]), all = at >= scores.rows - static_cast<Index>(count[1]);
+      if (!few && !all) continue;
+      const OpenRow& row = rows[static_cast<std::size_t>(at)];
+      seen.at(static_cast<std::size_t>(row.row)) += few ? 1 : 2;
+      for (const std::int32_t k : row.candidates) {
+        if (few && k >= 0) listed[static_cast<std::size_t>(row.row)].push_back(k);
+        EXPECT_TRUE(few || k == -1);
       }
     }
+    Count evaluations = 0;
+    for (Index i = 0; i < scores.rows; ++i) {
+      double best = -HUGE_VAL;
+      for (Index k = 0; k < scores.cols; ++k) best = std::max(best, scores.at(i, k));
+      std::vector<Index> near;
+      for (Index k = 0; k < scores.cols; ++k)
+        if (!(best - scores.at(i, k) > margin)) near.push_back(k);
+      auto& got = listed[static_cast<std::size_t>(i)];
+      std::sort(got.begin(), got.end());
+      const bool many = near.size() > 3 || near.empty();
+      const int want = near.size() == 1 ? 0 : many ? 2 : 1;
+      EXPECT_EQ(seen[static_cast<std::size_t>(i)], want) << "row " << i;
+      if (want == 0) {
+        EXPECT_EQ(certified[static_cast<std::size_t>(i)], near.front()) << "row " << i;
+      } else if (want == 1) {
+        EXPECT_EQ(got, near) << "row " << i;
+      }
+      evaluations += want == 0 ? 0 : static_cast<Count>(want == 1 ? static_cast<Index>(near.size()) : scores.cols);
+    }
+    return evaluations;
   }
+
+  Grid scores;
+  double margin;
+  Index columns;
+  Candidates candidates;
+  Buffer<float> constants, leader_scores;
+  Buffer<std::int32_t> leader_candidates, decisions;
+  Buffer<OpenRow> open;
+  Buffer<Count> counts;
+};
+
+/// Merges both sets, side by side, in column tiles of that width.
+void expect_merged(Queue& queue, const MergedSet& a, const MergedSet& b, Index width) {
+  const Index rows = a.scores.rows, columns = a.columns + b.columns;
+  const MergedSet* sets[2] = {&a, &b};
+  const Index column[2] = {0, a.columns};
+  const Buffer<double> norms(queue, std::vector<double>(static_cast<std::size_t>(rows), 1.0));
+  const Buffer<Count> evaluations(queue, std::vector<Count>{5});
+  for (Index first = 0; first < columns; first += width) {
+    const Index pitch = std::min(width, columns - first);
+    std::vector<float> part(static_cast<std::size_t>(rows * pitch), 0.0f);
+    TilePart parts[2];
+    for (int s = 0; s < 2; ++s) {
+      const Index begin = std::max(first, column[s]), end = std::min(first + pitch, column[s] + sets[s]->columns);
+      if (begin >= end) continue;
+      for (Index i = 0; i < rows; ++i)
+        for (Index k = begin; k < std::min(end, column[s] + sets[s]->scores.cols); ++k)
+          part[static_cast<std::size_t>(i * pitch + k - first)] =
+              static_cast<float>(sets[s]->scores.at(i, k - column[s]));
+      parts[s] = {sets[s]->candidates,
+                  begin - first,
+                  end - begin,
+                  begin - column[s],
+                  end == column[s] + sets[s]->columns,
+                  {sets[s]->leader_scores.get(), sets[s]->leader_candidates.get()},
+                  sets[s]->verdicts()};
+    }
+    const Buffer<float> products(queue, part);
+    launch_merge_leaders(queue.stream(), {products.get(), rows, pitch, 0},
+                         {Dtype::f16, nullptr, 0, nullptr, norms.get(), nullptr}, parts, evaluations.get());
+  }
+  Count wanted = 5;
+  for (const MergedSet* set : sets) wanted += set->expect_verdicts_of_the_scores();
+  EXPECT_EQ(evaluations.to_host().front(), wanted);
 }
 
-TEST_F(KernelTest, CertificatesAreStrictAndFailForNaN) {
-  const double nan = std::numeric_limits<double>::quiet_NaN(), inf = std::numeric_limits<double>::infinity();
-  const ScoreBound bound = centre_bound(100, 2.0, 0, 1e-4);
-  const double lost = 1e-3, error = bound.of(3, lost);
-  const Real product = 1e-4L + 164 * 0x1p-23L * 2.0001L;
-  EXPECT_TRUE(test::within(error, 132 * 0x1p-53L * 25 + 1.001L * (1e-3L * 2 + 3.001L * product), 1e-15L));
-  const double just = 1.9 * error, enough = 2.2 * error;
-  const std::vector<std::vector<double>> scores{
-      {1, 1, 1, 1},                             // nothing can be told apart
-      {1, 1 - just, 1 - just, 1 - just},        // nor here
-      {1, 1 - enough, 1 - enough, 1 - enough},  // the first
-      {1, 1 - just, 1 - enough, 1 - enough},    // one of two
-      {1, 1 - just, 1 - just, 1 - enough},      // one of three
-      {1, 1, -inf, -inf},                       // one of two: there are no more
-      {1, -inf, -inf, -inf},                    // the only one
-      {nan, 0, 0, 0},
-      {1, nan, nan, nan},
-      {inf, 0, 0, 0},  // norms too large, below
-  };
-  std::vector<double> flat, norms(scores.size(), 3), losses(scores.size(), lost);
-  norms.back() = 1e200;
-  for (const auto& row : scores) flat.insert(flat.end(), row.begin(), row.end());
-  const Index rows = static_cast<Index>(scores.size());
-  const Buffer<double> s(queue_, flat), n(queue_, norms), l(queue_, losses);
-  const Buffer<Index> c(queue_, std::vector<Index>(flat.size(), 5)), decisions(queue_, rows);
-  const Buffer<Count> evaluations(queue_, std::vector<Count>{7});
-  const NarrowRows z{Dtype::f16, nullptr, 0, nullptr, n.get(), l.get()};
-  launch_certify(stream(), {s.get(), c.get()}, z, rows, bound, 50, decisions.get(), evaluations.get());
-  EXPECT_EQ(decisions.to_host(), (std::vector<Index>{-1, -1, 5, -2, -3, -2, 5, -1, -1, -1}));
-  EXPECT_EQ(evaluations.to_host().front(), 7u + 5 * 50 + 2 + 3 + 2);
-  EXPECT_EQ(centre_bound(Index{1} << 53, 1, 0, 0).quadratic, inf);
+enum class Scores { random, few_values, equal, ascending, descending };
+Grid make_scores(Scores kind, Index rows, Index count, unsigned seed) {
+  Grid scores(rows, count);
+  std::mt19937 random(seed);
+  for (Index i = 0; i < rows; ++i)
+    for (Index k = 0; k < count; ++k) {
+      double& score = scores.at(i, k);
+      if (kind == Scores::random) score = static_cast<double>(random() % 100000) - 50000;
+      if (kind == Scores::few_values) score = static_cast<double>(random() % 100) < 3 ? 4 - random() % 3 : 0;
+      if (kind == Scores::equal) score = -3;
+      if (kind == Scores::ascending) score = static_cast<double>(k) / 2 - 1e4;
+      if (kind == Scores::descending) score = -static_cast<double>(k) / 4;
+    }
+  return scores;
+}
 
-  // Rows as they lie in bf16 may overflow in fp32: then no margin is large enough.
-  ScoreBound raw = centre_bound(100, 2.0, 3.0, 1e-4);
-  EXPECT_TRUE(test::within(raw.of(3, 0), 132 * 0x1p-53L * 64 + 1.001L * 3 * product, 1e-15L));
+TEST_F(KernelTest, RowsAreCertifiedOrOpenedAsTheirScoresSay) {
+  struct Shape {
+    Index rows, first, second, width;
+  };
+  std::vector<Shape> shapes{{1, 1, 1, 8},    {31, 3, 2, 8},   {33, 5, 31, 8},     {32, 32, 33, 256},
+                            {70, 50, 9, 40}, {5, 260, 4, 96}, {3, 1100, 70, 1172}};
+  if (!kSmall) {
+    shapes.push_back({300, 10, 10, 24});
+    shapes.push_back({9, 1030, 2100, 520});
+    shapes.push_back({40, 200, 257, 460});
+  }
+  unsigned seed = 1;
+  for (const auto& [rows, first, second, width] : shapes)
+    for (const auto kind : {Scores::random, Scores::few_values, Scores::equal, Scores::ascending, Scores::descending})
+      for (const double margin : {0.125, 0.6, 1.1, 3000.0, 1e9}) {
+        SCOPED_TRACE(testing::Message() << rows << " rows, " << first << " and " << second << " by " << width
+                                        << ", kind " << static_cast<int>(kind) << ", margin " << margin);
+        const MergedSet a(queue_, make_scores(kind, rows, first, ++seed), margin);
+        const MergedSet b(queue_, make_scores(Scores::few_values, rows, second, ++seed), 0.5);
+        expect_merged(queue_, a, b, width);
+      }
+}
+
+TEST_F(KernelTest, BoundsAreThoseOfTheDerivation) {
+  const ScoreBound bound = centre_bound(100, 2.0, 0, 1e-4, 5.0);
+  const Real product = 1e-4L + 165 * 0x1p-23L * 2.0001L;
+  const auto within_rounding = [](double got, Real want) { return test::within(got, want, 1e-14L * want); };
+  EXPECT_TRUE(within_rounding(bound.of(3, 1e-3),
+                              1.001L * (3 * 132 * 0x1p-53L * 25 + 0x1p-22L * 5 + 1e-3L * 2 + 3.001L * product)));
+  EXPECT_EQ(centre_bound(Index{1} << 53, 1, 0, 0, 1).quadratic, HUGE_VAL);
+  ScoreBound raw = centre_bound(100, 2.0, 3.0, 1e-4, 5.0);
+  EXPECT_TRUE(within_rounding(raw.of(3, 0), 1.001L * (3 * 132 * 0x1p-53L * 64 + 0x1p-22L * 5 + 3 * product)));
+  EXPECT_TRUE(within_rounding(classifier_bound(100, 2.0, 4.0, 6.0, 1e-4, 5.0).of(3, 0),
+                              1.001L * (264 * 0x1p-53L * (2 * 7 + 6) + 0x1p-22L * 5 + 3 * product)));
   allow_for_range(raw, Dtype::f16, 100);
-  EXPECT_EQ(raw.largest_norm, inf);
+  EXPECT_EQ(raw.largest_norm, HUGE_VAL);
   allow_for_range(raw, Dtype::bf16, 100);
-  EXPECT_GE(raw.of(0, 0), 100 * 0x1p-123);
-  for (double& norm : norms) norm = 0x1p119;
-  const Buffer<double> large(queue_, norms);
-  launch_certify(stream(), {s.get(), c.get()}, {Dtype::bf16, nullptr, 0, nullptr, large.get(), nullptr}, rows, raw, 50,
-                 decisions.get(), nullptr);
-  EXPECT_EQ(decisions.to_host(), std::vector<Index>(scores.size(), -1));
+  EXPECT_EQ(raw.largest_norm, 0x1p119);
+  EXPECT_GE(raw.constant, 100 * 0x1p-123);
+}
+
+// Two candidates with scores of 1000 and 5 in units of the row: what certifies, or not, is the row.
+TEST_F(KernelTest, NothingIsCertifiedBeyondTheRangeOfTheScores) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  enum Verdict { certified, two_open, all_open };
+  struct Row {
+    double norm, scale, lost;
+    Verdict verdict;
+  };
+  const std::vector<Row> given{{3, 1, 0, certified},      {nan, 1, 0, all_open},      {HUGE_VAL, 1, 0, all_open},
+                               {3, 1, nan, all_open},     {3, 1, 1e4, two_open},      {0x1p119, 1, 0, all_open},
+                               {3, 0x1p-99, 0, two_open}, {3, 0x1p-101, 0, all_open}, {3, 0x1p100, 0, certified},
+                               {3, 0x1p900, 0, certified}};
+  const Index rows = static_cast<Index>(given.size());
+  std::vector<double> norms, scales, lost;
+  std::vector<float> products;
+  std::vector<std::int32_t> want;
+  std::vector<Count> counts(2, 0);
+  for (const Row& row : given) {
+    norms.push_back(row.norm);
+    scales.push_back(row.scale);
+    lost.push_back(row.lost);
+    for (const float score : {5.0f, 1000.0f, 0.0f, 0.0f}) products.push_back(score);
+    want.push_back(row.verdict == certified ? 1 : -7);
+    if (row.verdict != certified) ++counts[row.verdict == two_open ? 0 : 1];
+  }
+  MergedSet set(queue_, Grid(rows, 2), 1e-3);
+  set.candidates.factor = 1;
+  set.candidates.bound = centre_bound(100, 1.0, 0, 1e-4, 1.0);
+  set.candidates.bound.largest_norm = 0x1p119;
+  const Buffer<double> n(queue_, norms), s(queue_, scales), l(queue_, lost);
+  const Buffer<float> on_device(queue_, products);
+  TilePart parts[2];
+  parts[1] = {set.candidates, 0, 4, 0, true, {}, set.verdicts()};
+  launch_merge_leaders(stream(), {on_device.get(), rows, 4, 0}, {Dtype::bf16, nullptr, 0, s.get(), n.get(), l.get()},
+                       parts, nullptr);
+  EXPECT_EQ(set.decisions.to_host(), want);
+  EXPECT_EQ(set.counts.to_host(), counts);
 }
 
 TEST_F(KernelTest, RowsAsHalvesSayWhatTheyLost) {
-  for (const auto& [rows, d] : {std::pair<Index, Index>{1, 1}, {31, 64}, {33, 65}, {8, 300}}) {
-    test::Samples x(Dtype::f32, rows, d, 1, 1);
-    test::fill(x, std::vector<Index>(static_cast<std::size_t>(rows), 0), 1, 3);
-    for (Index j = 0; j < d; ++j) x.set(0, j, j % 2 == 0 ? 1e-30 : 1e-34);
-    const Index padded = (d + 63) / 64 * 64;
-    const std::vector<double> origin(static_cast<std::size_t>(d), 0.0);
-    CudaBackend backend(0, {.cuda_stream = stream()});
-    std::shared_ptr<void> keep;
-    const MatrixView view = x.device(backend, keep);
-    const Buffer<Half> half(queue_, rows * padded);
-    const Buffer<double> scales(queue_, rows), norms(queue_, rows), lost(queue_, rows), centre(queue_, origin);
-    for (const double* from : {static_cast<const double*>(nullptr), static_cast<const double*>(centre.get())}) {
-      launch_narrow_rows(stream(), {view.data, view.dtype, rows, d, view.row_stride()}, from, padded, Dtype::f16,
-                         half.get(), scales.get(), norms.get(), lost.get());
-      const auto got = half.to_host();
-      const auto scale = scales.to_host(), norm = norms.to_host(), loss = lost.to_host();
-      for (Index i = 0; i < rows; ++i) {
-        Real square = 0, gap_square = 0;
-        for (Index j = 0; j < padded; ++j) {
-          const double value = j < d ? x.at(i, j) : 0, back = scale[i] * to_double(got[i * padded + j]);
-          square += static_cast<Real>(value) * value;
-          gap_square += (static_cast<Real>(value) - back) * (static_cast<Real>(value) - back);
+  for (const auto type : {Dtype::f32, Dtype::f64, Dtype::f16, Dtype::bf16})
+    for (const auto& [rows, d] : {std::pair<Index, Index>{1, 1}, {31, 64}, {33, 65}, {8, 300}, {2, 1100}}) {
+      SCOPED_TRACE(testing::Message() << to_string(type) << ", " << rows << " x " << d);
+      test::Samples x(type, rows, d, 1, 1);
+      test::fill(x, std::vector<Index>(static_cast<std::size_t>(rows), 0), 1, 3);
+      const bool tiny = type == Dtype::f32 || type == Dtype::f64;
+      for (Index j = 0; j < d && tiny; ++j) x.set(0, j, j % 2 == 0 ? 1e-30 : 1e-34);
+      const Index padded = (d + 63) / 64 * 64;
+      std::vector<float> origin(static_cast<std::size_t>(padded), 0.0f), away = origin;
+      for (Index j = 0; j < d; ++j) away[static_cast<std::size_t>(j)] = 0.3f * static_cast<float>(j % 5);
+      CudaBackend backend(0, {.cuda_stream = stream()});
+      std::shared_ptr<void> keep;
+      const MatrixView view = x.device(backend, keep);
+      const Buffer<Half> half(queue_, rows * padded);
+      const Buffer<double> scales(queue_, rows), norms(queue_, rows), lost(queue_, rows);
+      const Buffer<float> centre(queue_, origin), off(queue_, away);
+      for (const float* from : {static_cast<const float*>(nullptr), static_cast<const float*>(centre.get()),
+                                static_cast<const float*>(off.get())}) {
+        launch_narrow_rows(stream(), {view.data, view.dtype, rows, d, view.row_stride()}, from, padded, Dtype::f16,
+                           half.get(), scales.get(), norms.get(), lost.get());
+        const auto got = half.to_host();
+        const auto scale = scales.to_host(), norm = norms.to_host(), loss = lost.to_host();
+        for (Index i = 0; i < rows; ++i) {
+          Real square = 0, gap_square = 0;
+          for (Index j = 0; j < padded; ++j) {
+            const Real shift = from == off.get() ? away[static_cast<std::size_t>(j)] : 0.0f;
+            const Real value = j < d ? x.at(i, j) - shift : 0;
+            const Real gap = value - scale[i] * static_cast<Real>(to_double(got[i * padded + j]));
+            square += value * value;
+            gap_square += gap * gap;
+          }
+          const Real size = std::sqrt(square), gap = std::sqrt(gap_square);
+          ASSERT_TRUE(test::within(norm[i], size, (from == off.get() ? 0x1p-22L : 1e-13L) * size));
+          ASSERT_GE(loss[i], gap);
+          ASSERT_LE(loss[i], 1.00001L * gap + 0x1p-22L * size);
+          ASSERT_LE(loss[i], size * 0x1p-11 * 1.01);
+          ASSERT_TRUE(norm[i] / scale[i] >= 64 && norm[i] / scale[i] < 128);
         }
-        const Real size = std::sqrt(square);
-        ASSERT_TRUE(test::within(norm[i], size, 1e-13L * size));
-        ASSERT_TRUE(test::within(loss[i], std::sqrt(gap_square), 1e-9L * size));
-        ASSERT_LE(loss[i], norm[i] * 0x1p-11 * 1.01);
-        ASSERT_TRUE(norm[i] / scale[i] >= 64 && norm[i] / scale[i] < 128);
       }
     }
-  }
 }
 
-// Else every row would be evaluated in double, rightly and slowly.
-TEST_F(KernelTest, CollapsedRowsAreCertified) {
-  const Index rows = 40, count = 5, d = 70, padded = 128;
-  const Grid centres = Grid::random(count, d, 12);
-  Grid x(rows, d);
-  double largest = 0;
-  std::vector<double> constants;
-  for (Index i = 0; i < rows; ++i)
-    for (Index j = 0; j < d; ++j) x.at(i, j) = centres.at(i % count, j) + 1e-3 * static_cast<double>((i * j) % 7);
-  for (Index k = 0; k < count; ++k) {
-    largest = std::max(largest, static_cast<double>(test::size(centres, k)));
-    constants.push_back(static_cast<double>(-dot(centres, k, centres, k) / 2));
-  }
-  struct Halves {
-    Halves(Queue& queue, const Grid& grid) : values(queue, grid.values), half(queue, grid.rows * 128) {
-      for (auto* each : {&scales, &norms, &lost}) *each = Buffer<double>(queue, grid.rows);
-      launch_narrow_rows(queue.stream(), {values.get(), Dtype::f64, grid.rows, grid.cols, grid.cols}, nullptr, 128,
-                         Dtype::f16, half.get(), scales.get(), norms.get(), lost.get());
-    }
-    NarrowRows get() const { return {Dtype::f16, half.get(), 128, scales.get(), norms.get(), lost.get()}; }
-    Buffer<double> values;
-    Buffer<Half> half;
-    Buffer<double> scales, norms, lost;
-  };
-  const Halves z(queue_, x), c(queue_, centres);
-  const Buffer<float> products(queue_, rows * count);
-  const Buffer<double> constant(queue_, constants), scores(queue_, rows * kLeaders);
-  const Buffer<Index> candidates(queue_, rows * kLeaders), decisions(queue_, rows);
-  const Leaders leaders{scores.get(), candidates.get()};
-  multiply_narrow(queue_, Dtype::f16, z.half.get(), padded, rows, c.half.get(), padded, count, padded, products.get(),
-                  count);
-  launch_merge_leaders(stream(), products.get(), z.get().scales, c.get().scales, constant.get(), rows, 0, count,
-                       leaders);
-  const auto lost = c.lost.to_host();
-  launch_certify(stream(), leaders, z.get(), rows,
-                 centre_bound(d, largest, 0, *std::max_element(lost.begin(), lost.end())), count, decisions.get(),
-                 nullptr);
-  const auto got = decisions.to_host();
-  for (Index i = 0; i < rows; ++i) EXPECT_EQ(got[i], i % count);
-}
-
-// The same of rows as they lie, scored without their centre, beside what lies between and behind them.
-TEST_F(KernelTest, CollapsedRowsAreCertifiedAsTheyLie) {
-  const Index rows = 40, count = 5, d = 70, stride = 80;
+TEST_F(KernelTest, NarrowedRowsKeepTheirPowersOfTwoWithinBounds) {
+  const Index d = 5, padded = 64;
+  const std::vector<double> sizes{1e-280, 1e-20, 0, 1, 1e20, 1e100};
+  Grid x(static_cast<Index>(sizes.size()), d);
+  for (Index i = 0; i < x.rows; ++i)
+    for (Index j = 0; j < d; ++j) x.at(i, j) = sizes[static_cast<std::size_t>(i)] * static_cast<double>(j - 2);
+  const Buffer<double> values(queue_, x.values), scales(queue_, x.rows), norms(queue_, x.rows), lost(queue_, x.rows);
   for (const auto type : {Dtype::f16, Dtype::bf16}) {
-    const Grid centres = Grid::random(count, d, 12);  // about an origin that is as far away as they are large
+    const Buffer<std::uint16_t> rows(queue_, x.rows * padded);
+    launch_narrow_rows(stream(), {values.get(), Dtype::f64, x.rows, d, d}, nullptr, padded, type, rows.get(),
+                       scales.get(), norms.get(), lost.get(), {-30, 70});
+    const auto scale = scales.to_host(), loss = lost.to_host();
+    EXPECT_EQ(std::vector<double>(scale.begin(), scale.begin() + 3), std::vector<double>(3, 0x1p-30));
+    EXPECT_EQ(scale[3], 0x1p-5);
+    EXPECT_EQ(scale.back(), 0x1p70);
+    const auto bits = rows.to_host();
+    for (Index i = 0; i < x.rows - 1; ++i) {
+      Real gaps = 0;
+      for (Index j = 0; j < d; ++j) {
+        const std::uint16_t word = bits[static_cast<std::size_t>(i * padded + j)];
+        const double back = type == Dtype::f16 ? to_double(Half{word}) : to_double(Bfloat16{word});
+        const Real gap = static_cast<Real>(x.at(i, j)) - static_cast<Real>(back) * scale[static_cast<std::size_t>(i)];
+        gaps += gap * gap;
+      }
+      EXPECT_GE(loss[static_cast<std::size_t>(i)], std::sqrt(gaps)) << i;
+    }
+  }
+}
+
+TEST_F(KernelTest, OneLookFindsFaultsAndNorms) {
+  for (const auto type : {Dtype::f32, Dtype::f64, Dtype::f16, Dtype::bf16})
+    for (const auto& [rows, d, padding, offset] :
+         {std::array<Index, 4>{1, 1, 0, 0}, {33, 65, 0, 0}, {40, 8, 0, 0}, {31, 17, 3, 1}, {3, 1200, 0, 0}}) {
+      SCOPED_TRACE(testing::Message() << to_string(type) << ", " << rows << " x " << d);
+      test::Samples x(type, rows, d, padding, offset);
+      test::fill(x, std::vector<Index>(static_cast<std::size_t>(rows), 0), 1, 3);
+      const Index row = rows / 2, col = d - 1;
+      const double largest = type == Dtype::f16 ? 65504.0 : type == Dtype::f64 ? 1e308 : 3e38;
+      for (const double value : {0.0, 1e-30, largest, HUGE_VAL, std::nan("")}) {
+        x.set(row, col, value);
+        CudaBackend backend(0, {.cuda_stream = stream()});
+        std::shared_ptr<void> keep;
+        const MatrixView view = x.device(backend, keep);
+        const FeatureBlock block{view.data, type, rows, d, view.row_stride()};
+        const Buffer<BatchRecord> record(queue_, std::vector<BatchRecord>(1));
+        const Buffer<double> norms(queue_, rows);
+        launch_check_rows(stream(), block, norms.get(), record.get());
+        EXPECT_EQ(record.to_host().front().nonfinite > 0, !std::isfinite(value)) << value;
+        launch_check_rows(stream(), block, nullptr, record.get());
+        if (size_of(type) != 2) continue;
+        launch_check_rows(stream(), block, norms.get(), nullptr);
+        const auto norm = norms.to_host();
+        for (Index i = 0; i < rows; ++i) {
+          Real square = 0;
+          for (Index j = 0; j < d; ++j) square += static_cast<Real>(x.at(i, j)) * x.at(i, j);
+          const Real size = std::sqrt(square);
+          if (!std::isfinite(size) || size > 1e19) {
+            EXPECT_FALSE(std::isfinite(norm[static_cast<std::size_t>(i)]));
+            continue;
+          }
+          EXPECT_GE(norm[static_cast<std::size_t>(i)], size);
+          EXPECT_LE(norm[static_cast<std::size_t>(i)],
+                    size * (1 + 0x1p-20L) + std::sqrt(static_cast<Real>(d)) * 0x1p-74L);
+        }
+      }
+    }
+}
+
+// Else every row would be evaluated in double, rightly and slowly. Raw rows are scored without their centre, beside
+// what lies between and behind them.
+TEST_F(KernelTest, CollapsedRowsAreCertified) {
+  const Index rows = 40, count = 5, columns = 8, d = 70, stride = 80, padded = 128;
+  const Grid centres = Grid::random(count, d, 12);  // about an origin that is as far away as they are large
+  const std::vector<float> ones = [] {
+    std::vector<float> origin(128, 0.0f);
+    std::fill_n(origin.begin(), 70, 1.0f);
+    return origin;
+  }();
+  const Buffer<float> origin(queue_, ones);
+  for (const auto& [type, raw] :
+       {std::pair{Dtype::f16, true}, {Dtype::bf16, true}, {Dtype::f16, false}, {Dtype::f32, false}}) {
+    SCOPED_TRACE(testing::Message() << to_string(type) << ", raw " << raw);
     test::Samples x(type, rows, d, stride - d, 8);
     for (Index i = 0; i < rows; ++i)
       for (Index j = 0; j < d; ++j) x.set(i, j, centres.at(i % count, j) + 1 + 1e-3 * static_cast<double>((i * j) % 7));
@@ -342,48 +506,167 @@ TEST_F(KernelTest, CollapsedRowsAreCertifiedAsTheyLie) {
     std::shared_ptr<void> keep;
     const MatrixView view = x.device(backend, keep);
     const FeatureBlock block{view.data, type, rows, d, view.row_stride()};
-    ASSERT_TRUE(can_be_raw(block));
-    double largest = 0;
-    std::vector<double> constants;
+    ASSERT_EQ(can_be_raw(block), size_of(type) == 2);
+
+    double largest = 0, largest_constant = 0;
+    std::vector<double> exact;
     for (Index k = 0; k < count; ++k) {
       Real along = dot(centres, k, centres, k) / 2;
-      for (Index j = 0; j < d; ++j) along += static_cast<Real>(centres.at(k, j));
+      for (Index j = 0; j < d && raw; ++j) along += static_cast<Real>(centres.at(k, j));
       largest = std::max(largest, static_cast<double>(test::size(centres, k)));
-      constants.push_back(static_cast<double>(-along));
+      exact.push_back(static_cast<double>(-along));
+      largest_constant = std::max(largest_constant, std::abs(exact.back()));
     }
-    const Buffer<double> values(queue_, centres.values), scales(queue_, count), sizes(queue_, count),
-        lost(queue_, count);
-    const Buffer<std::uint16_t> narrow(queue_, count * 128);
-    launch_narrow_rows(stream(), {values.get(), Dtype::f64, count, d, d}, nullptr, 128, type, narrow.get(),
-                       scales.get(), sizes.get(), lost.get());
-    const Buffer<float> products(queue_, rows * count);
-    const Buffer<double> constant(queue_, constants), scores(queue_, rows * kLeaders), norms(queue_, rows);
-    const Buffer<Index> candidates(queue_, rows * kLeaders), decisions(queue_, rows);
-    const Leaders leaders{scores.get(), candidates.get()};
-    launch_row_norms(stream(), block, norms.get());
-    multiply_narrow(queue_, type, block.data, block.stride, rows, narrow.get(), 128, count, d, products.get(), count);
-    launch_merge_leaders(stream(), products.get(), nullptr, scales.get(), constant.get(), rows, 0, count, leaders);
-    const auto losses = lost.to_host(), norm = norms.to_host();
+    const int exponent = std::ilogb(largest) - 6;
+    const double unit = std::ldexp(1.0, std::ilogb(largest_constant) + 1), scale = std::ldexp(1.0, exponent);
+    std::vector<float> constants(static_cast<std::size_t>(columns), -HUGE_VALF);
+    for (Index k = 0; k < count; ++k)
+      constants[static_cast<std::size_t>(k)] = static_cast<float>(exact[static_cast<std::size_t>(k)] / unit);
+
+    const Dtype narrow_type = raw ? type : Dtype::f16;
+    const Buffer<double> values(queue_, centres.values), scales(queue_, rows), norms(queue_, rows), lost(queue_, rows);
+    const Buffer<std::uint16_t> narrow(queue_,
+                                       std::vector<std::uint16_t>(static_cast<std::size_t>(columns * padded), 0)),
+        z(queue_, rows * padded);
+    launch_narrow_rows(stream(), {values.get(), Dtype::f64, count, d, d}, nullptr, padded, narrow_type, narrow.get(),
+                       scales.get(), norms.get(), lost.get(), {exponent, exponent});
+    double most_lost = 0;
+    for (const double each : lost.to_host()) most_lost = std::max(most_lost, each);
     ScoreBound bound =
-        centre_bound(d, largest, std::sqrt(static_cast<double>(d)), *std::max_element(losses.begin(), losses.end()));
-    allow_for_range(bound, type, d);
-    launch_certify(stream(), leaders, {type, block.data, block.stride, nullptr, norms.get(), nullptr}, rows, bound,
-                   count, decisions.get(), nullptr);
-    const auto got = decisions.to_host();
-    const auto best = scores.to_host();
-    for (Index i = 0; i < rows; ++i) {
-      EXPECT_EQ(got[i], i % count) << to_string(type);
-      Real square = 0, score = -0.0L;
-      for (Index j = 0; j < d; ++j) {
-        square += static_cast<Real>(x.at(i, j)) * x.at(i, j);
-        score += static_cast<Real>(x.at(i, j)) * centres.at(i % count, j);
-      }
-      EXPECT_TRUE(test::within(norm[i], std::sqrt(square), 1e-13L * std::sqrt(square)));
-      // The bound holds, and is not far beyond what is lost.
-      const double error = bound.of(norm[i], 0);
-      EXPECT_TRUE(test::within(best[i * kLeaders], score + constants[i % count], error));
-      EXPECT_LE(error, (type == Dtype::f16 ? 0x1p-11 : 0x1p-8) * norm[i] * largest);
+        centre_bound(d, largest, raw ? std::sqrt(static_cast<double>(d)) : 0, most_lost, largest_constant);
+    if (raw) allow_for_range(bound, type, d);
+    NarrowRows given{type, view.data, block.stride, nullptr, norms.get(), nullptr};
+    if (raw) {
+      launch_check_rows(stream(), block, norms.get(), nullptr);
+    } else {
+      launch_narrow_rows(stream(), block, origin.get(), padded, Dtype::f16, z.get(), scales.get(), norms.get(),
+                         lost.get());
+      given = {Dtype::f16, z.get(), padded, scales.get(), norms.get(), lost.get()};
     }
+    const Buffer<float> products(queue_, rows * columns), constant(queue_, constants);
+    multiply_narrow(queue_, narrow_type, given.rows, given.stride, rows, narrow.get(), padded, columns,
+                    raw ? d : padded, products.get(), columns);
+    MergedSet set(queue_, Grid(rows, count), 0);
+    set.candidates = {count, constant.get(), unit / scale, 1 / scale, bound};
+    TilePart parts[2];
+    parts[0] = {set.candidates, 0, columns, 0, true, {}, set.verdicts()};
+    launch_merge_leaders(stream(), {products.get(), rows, columns, 0}, given, parts, nullptr);
+
+    const auto got = set.decisions.to_host();
+    const auto product = products.to_host();
+    const auto norm = norms.to_host(), loss = lost.to_host(), row_scales = scales.to_host();
+    for (Index i = 0; i < rows; ++i) {
+      EXPECT_EQ(got[static_cast<std::size_t>(i)], i % count);
+      // The bound holds, and is not far beyond what is lost.
+      const double error = bound.of(norm[static_cast<std::size_t>(i)], raw ? 0 : loss[static_cast<std::size_t>(i)]);
+      const double up = scale * (raw ? 1 : row_scales[static_cast<std::size_t>(i)]);
+      for (Index k = 0; k < count; ++k) {
+        Real score = exact[static_cast<std::size_t>(k)];
+        for (Index j = 0; j < d; ++j) score += (static_cast<Real>(x.at(i, j)) - (raw ? 0 : 1)) * centres.at(k, j);
+        const Real found = up * static_cast<Real>(product[static_cast<std::size_t>(i * columns + k)]) +
+                           unit * static_cast<Real>(constants[static_cast<std::size_t>(k)]);
+        EXPECT_TRUE(test::within(found, score, error));
+      }
+      EXPECT_LE(error, (narrow_type == Dtype::f16 ? 0x1p-10 : 0x1p-8) * norm[static_cast<std::size_t>(i)] * largest);
+    }
+  }
+}
+
+// Small integers, whose sums are exact: ties are ties, the lowest candidate wins them, and nothing is left undecided.
+TEST_F(KernelTest, OpenRowsAreEvaluatedExactly) {
+  for (const auto type : {Dtype::f16, Dtype::bf16, Dtype::f32, Dtype::f64})
+    for (const auto& [rows, d, count, padding, offset] :
+         {std::array<Index, 5>{1, 1, 1, 0, 0}, {33, 7, 3, 1, 1}, {40, 64, 33, 0, 0}, {12, 530, 9, 0, 0}}) {
+      SCOPED_TRACE(testing::Message() << to_string(type) << ", " << rows << " x " << d << ", " << count);
+      std::mt19937 random(7);
+      test::Samples x(type, rows, d, padding, offset);
+      Grid A(count, d);
+      for (double& value : A.values) value = static_cast<double>(random() % 5);
+      for (Index j = 0; j < d; ++j) A.at(count - 1, j) = A.at(0, j);
+      for (Index i = 0; i < rows; ++i)
+        for (Index j = 0; j < d; ++j) x.set(i, j, static_cast<double>(random() % 5));
+      std::vector<double> bias;
+      for (Index k = 0; k < count; ++k) bias.push_back(static_cast<double>(k % 3));
+      bias.back() = bias.front();
+      CudaBackend backend(0, {.cuda_stream = stream()});
+      std::shared_ptr<void> keep;
+      const MatrixView view = x.device(backend, keep);
+      const Buffer<double> a(queue_, A.values), b(queue_, bias);
+
+      // Every other row with all, the others with two or three candidates.
+      std::vector<OpenRow> open(static_cast<std::size_t>(rows));
+      std::vector<Count> counts(2, 0);
+      std::vector<std::vector<Index>> asked(open.size());
+      for (Index i = 0; i < rows; ++i) {
+        if (i % 2 == 0 || count < 3) {
+          open[static_cast<std::size_t>(rows - 1 - static_cast<Index>(counts[1]++))] = {static_cast<std::int32_t>(i),
+                                                                                        {-1, -1, -1}};
+          for (Index k = 0; k < count; ++k) asked[static_cast<std::size_t>(i)].push_back(k);
+        } else {
+          const auto last = static_cast<std::int32_t>(count - 1);
+          open[static_cast<std::size_t>(counts[0]++)] = {static_cast<std::int32_t>(i), {last, 0, i % 3 == 0 ? 1 : -1}};
+          asked[static_cast<std::size_t>(i)] = {0, count - 1};
+          if (i % 3 == 0) asked[static_cast<std::size_t>(i)].push_back(1);
+        }
+      }
+      const Buffer<OpenRow> rows_of_centres(queue_, open), rows_of_weights(queue_, open);
+      const Buffer<Count> both(queue_, counts);
+      const Buffer<std::int32_t> nearest(queue_, rows), chosen(queue_, rows);
+      const ExactSet sets[2] = {{count, a.get(), nullptr, {nearest.get(), rows_of_centres.get(), both.get(), rows}},
+                                {count, a.get(), b.get(), {chosen.get(), rows_of_weights.get(), both.get(), rows}}};
+      launch_decide_exactly(stream(), {view.data, type, rows, d, view.row_stride()}, sets, nullptr);
+      const auto near = nearest.to_host(), best = chosen.to_host();
+      for (Index i = 0; i < rows; ++i) {
+        Index want_near = -1, want_best = -1;
+        double least = HUGE_VAL, most = -HUGE_VAL;
+        auto& candidates = asked[static_cast<std::size_t>(i)];
+        std::sort(candidates.begin(), candidates.end());
+        for (const Index k : candidates) {
+          double distance = 0, score = bias[static_cast<std::size_t>(k)];
+          for (Index j = 0; j < d; ++j) {
+            const double gap = x.at(i, j) - A.at(k, j);
+            distance += gap * gap;
+            score += x.at(i, j) * A.at(k, j);
+          }
+          if (distance < least) want_near = k, least = distance;
+          if (score > most) want_best = k, most = score;
+        }
+        EXPECT_EQ(near[static_cast<std::size_t>(i)], want_near) << i;
+        EXPECT_EQ(best[static_cast<std::size_t>(i)], want_best) << i;
+      }
+    }
+}
+
+TEST_F(KernelTest, DecisionsAreCountedWhetherOrNotABlockHoldsTheCounters) {
+  for (const auto& [rows, classes] : {std::pair<Index, Index>{1, 1}, {3000, 2}, {2000, 300}, {500, 2100}}) {
+    const auto labels = test::make_labels(test::Classes::mostly_one, rows, classes, 5);
+    std::vector<Index> of_centre;
+    for (Index k = 0; k < classes; k += 2) of_centre.push_back(k);
+    std::vector<std::int32_t> centre, chosen;
+    std::vector<Index> want(static_cast<std::size_t>(4 * classes), 7);
+    std::mt19937 random(3);
+    for (const Index label : labels) {
+      centre.push_back(static_cast<std::int32_t>(random() % of_centre.size()));
+      if (random() % 2 == 0) centre.back() = static_cast<std::int32_t>(label / 2);
+      chosen.push_back(
+          static_cast<std::int32_t>(random() % 2 == 0 ? label : random() % static_cast<unsigned>(classes)));
+      const Index near = of_centre[static_cast<std::size_t>(centre.back())];
+      ++want[static_cast<std::size_t>(label)];
+      want[static_cast<std::size_t>(classes + label)] += near == label ? 1 : 0;
+      want[static_cast<std::size_t>(2 * classes + label)] += chosen.back() == label ? 1 : 0;
+      want[static_cast<std::size_t>(3 * classes + label)] += chosen.back() == near ? 1 : 0;
+    }
+    const Buffer<Index> on_device(queue_, labels), classes_of(queue_, of_centre),
+        counters(queue_, std::vector<Index>(want.size(), 7));
+    const Buffer<std::int32_t> near(queue_, centre), best(queue_, chosen);
+    std::vector<BatchRecord> record(1);
+    const Buffer<BatchRecord> open(queue_, record);
+    record.front().shut = 1;
+    const Buffer<BatchRecord> shut(queue_, record);
+    for (const auto* gate : {&open, &shut})
+      launch_count_decisions(stream(), {on_device.get(), LabelType::i64, rows}, near.get(), classes_of.get(),
+                             best.get(), classes, gate->get(), counters.get());
+    EXPECT_EQ(counters.to_host(), want);
   }
 }
 
