@@ -223,6 +223,7 @@ __device__ Count append(unsigned asked, Count* count) {
   return __shfl_sync(kAllLanes, at, 0) + static_cast<Count>(__popc(asked & ((1u << lane_id()) - 1)));
 }
 
+static_assert(kScoreSlack == kWarp * 2 * kInFlight * kPacket<float>);
 constexpr int kPackets = 2 * kInFlight;  // of scores that a lane has a look at before the row goes on
 constexpr int kFewLanes = 8;             // between a thread for a row and a warp
 
@@ -234,7 +235,7 @@ __global__ void __launch_bounds__(kBlock, 3)
     merge_leaders(ScoreTile tile, NarrowRows z, const TileParts parts, Count* evaluations) {
   constexpr int V = kPacket<float>, kStep = kLanes * V, kRows = kWarp / kLanes;
   const TilePart& part = parts.part[blockIdx.y];
-  const int lane = lane_id() % kLanes, width = static_cast<int>(part.width), last_packet = width - V;
+  const int lane = lane_id() % kLanes, width = static_cast<int>(part.width);
   const unsigned mates = (kLanes == kWarp ? kAllLanes : (1u << kLanes % kWarp) - 1) << (lane_id() - lane);
 
   for (Index base = warp_id() * kRows; base < tile.rows; base += warp_count() * kRows) {
@@ -271,22 +272,22 @@ __global__ void __launch_bounds__(kBlock, 3)
     NCOLLAPSE_ROLLED
     for (int begin = 0; begin < width; begin += kPackets * kStep) {
       const int column = begin + lane * V;
+      const float *my_products = products + column, *my_constants = constants + column;
       float best[kPackets], top = kNoFloat;
       for (int p = 0; p < kPackets; ++p) best[p] = kNoFloat;
       for (int half = 0; half < kPackets; half += kInFlight) {
         if (begin + half * kStep >= width) continue;  // the same for all
         Packet<float> product[kInFlight], constant[kInFlight];
         NCOLLAPSE_UNROLLED
-        for (int u = 0; u < kInFlight; ++u) {
-          const int at = min(column + (half + u) * kStep, last_packet);
-          product[u] = *reinterpret_cast<const Packet<float>*>(products + at);
-          constant[u] = *reinterpret_cast<const Packet<float>*>(constants + at);
+        for (int u = 0; u < kInFlight; ++u) {  // maybe beyond the part, which is cheaper than to ask
+          product[u] = *reinterpret_cast<const Packet<float>*>(my_products + (half + u) * kStep);
+          constant[u] = *reinterpret_cast<const Packet<float>*>(my_constants + (half + u) * kStep);
         }
         NCOLLAPSE_UNROLLED
         for (int u = 0; u < kInFlight; ++u) {
           float most = product[u].value[0] + constant[u].value[0] * factor;
           for (int v = 1; v < V; ++v) most = max(most, product[u].value[v] + constant[u].value[v] * factor);
-          if (column + (half + u) * kStep < width) best[half + u] = most;
+          best[half + u] = column + (half + u) * kStep < width ? most : kNoFloat;
         }
       }
       for (int p = 0; p < kPackets; ++p) top = max(top, best[p]);
@@ -309,12 +310,11 @@ __global__ void __launch_bounds__(kBlock, 3)
           }
           threshold = threshold_of();
         }
-        if (lane_id() == holder) {
-          top = kNoFloat;
-          for (int p = 0; p < kPackets; ++p) {
-            if (p == packet) best[p] = kNoFloat;
-            top = max(top, best[p]);
-          }
+        const int spent = lane_id() == holder ? packet : -1;
+        top = kNoFloat;
+        for (int p = 0; p < kPackets; ++p) {
+          best[p] = p == spent ? kNoFloat : best[p];
+          top = max(top, best[p]);
         }
       }
     }
@@ -564,7 +564,8 @@ void launch_decide_exactly(cudaStream_t stream, const FeatureBlock& x, const Exa
     if (set.count > 0) given.set[count++] = set;
   const Index shared = kWarps * static_cast<Index>(sizeof(Decision));
   with_element(x.dtype, [&]<class T>(T) {
-    launch(stream, {std::min(x.rows, kBlocks), count, shared}, decide_exactly<T>, rows_of<T>(x), given, record);
+    launch(stream, {std::min(blocks_for(x.rows, kWarps), kBlocks), count, shared}, decide_exactly<T>, rows_of<T>(x),
+           given, record);
   });
 }
 

@@ -103,6 +103,8 @@ struct Candidates {
   double inverse = 1;                ///< 1/C
   ScoreBound bound;
 };
+/// Behind the last product and the last constant so many floats may be read, whatever they are.
+inline constexpr Index kScoreSlack = 1024;
 /// The columns that their scores take.
 Index columns_of(Index count);
 

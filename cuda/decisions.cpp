@@ -84,7 +84,10 @@ struct Space {
     raw_tile = tile(width, scores);
     shifted_tile = std::min(raw_tile, tile(padded_columns(dim), 4 * scores));  // halves: twice the bytes of the scores
     z.emplace(queue, shifted_tile, dim);
-    for (auto& each : products) each = Buffer<float>(queue, raw_tile * width);
+    for (auto& each : products) {
+      each = Buffer<float>(queue, raw_tile * width + kScoreSlack);
+      check(cudaMemsetAsync(each.get(), 0, static_cast<std::size_t>(each.bytes()), queue.stream()));
+    }
     norms = Buffer<double>(queue, norms_of);
     for (int set = 0; set < 2; ++set) {
       if (width < columns) {
@@ -99,7 +102,7 @@ struct Space {
 
   Index block_rows, width, raw_tile, shifted_tile;
   std::optional<NarrowBuffers> z;  ///< of a shifted tile
-  Buffer<float> products[2];       ///< [tile x width]
+  Buffer<float> products[2];       ///< [tile x width], and kScoreSlack
   Buffer<double> norms;            ///< of raw rows: of a batch in device memory, of a block of another
   Buffer<float> leader_scores[2];
   Buffer<std::int32_t> leader_candidates[2], decisions[2];
@@ -154,7 +157,7 @@ struct CudaBackend::Prepared {
   double origin_norm = 0;
   int least_exponent = -1000;  ///< of shifted rows: far below the centres nothing needs its digits
   std::optional<NarrowBuffers> candidates;
-  Buffer<float> constants;  ///< [columns]
+  Buffer<float> constants;  ///< [columns + kScoreSlack]
   std::optional<Way> way;   ///< for which these are made
   bool has_bf16 = false, raw_pays = true;
   Index raw_rows = 0, raw_tiles = 0;  ///< that were tried
@@ -209,7 +212,7 @@ CudaBackend::Prepared& CudaBackend::prepared(DecisionState& state) {
     made->candidates.emplace(*queue_, made->columns, d);
     check(cudaMemsetAsync(made->candidates->rows.get(), 0, static_cast<std::size_t>(made->candidates->rows.bytes()),
                           queue_->stream()));
-    made->constants = Buffer<float>(*queue_, made->columns);
+    made->constants = Buffer<float>(*queue_, made->columns + kScoreSlack);
   }
   for (const int which : {kCentres, kWeights}) {
     CandidateSet& set = made->sets[which];
@@ -237,7 +240,7 @@ void CudaBackend::Prepared::round_candidates(int which, Dtype type, Exponents ex
 void CudaBackend::Prepared::make_candidates(Way wanted) {
   if (columns == 0 || way == wanted) return;
   way.reset();
-  std::vector<float> narrow(static_cast<std::size_t>(columns), -std::numeric_limits<float>::infinity());
+  std::vector<float> narrow(static_cast<std::size_t>(constants.size()), -std::numeric_limits<float>::infinity());
   for (const int which : {kCentres, kWeights}) {
     CandidateSet& set = sets[which];
     if (set.count == 0) continue;

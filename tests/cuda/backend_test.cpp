@@ -623,7 +623,7 @@ TEST_P(CudaBackendTest, NearTiesAreDecidedByTheFormulas) {
     for (const auto& [rows, d, classes] :
          {std::array<Index, 3>{1, 1, 2}, {31, 8, 3}, {32, 16, 31}, {33, 24, 32}, {kSmall ? 40 : 150, 40, 33}})
       for (const double size : {1.0, 0x1p-40, 0x1p60}) {  // of everything
-        if (type == Dtype::f16 && size != 1) continue;
+        if (size != 1 && (type == Dtype::f16 || kSmall)) continue;
         SCOPED_TRACE(testing::Message() << to_string(type) << ", " << rows << " x " << d << ", " << classes << ", "
                                         << size);
         std::mt19937 random(++seed);

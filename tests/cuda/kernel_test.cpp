@@ -180,7 +180,7 @@ TEST(SumPlanTest, ClassesAreCutWhereTheyAreLongOrLeaveTheirGroup) {
 struct MergedSet {
   MergedSet(Queue& queue, const Grid& given, double wanted_margin)
       : scores(given), margin(wanted_margin), columns(columns_of(given.cols)) {
-    std::vector<float> padded(static_cast<std::size_t>(columns), -HUGE_VALF);
+    std::vector<float> padded(static_cast<std::size_t>(columns + kScoreSlack), -HUGE_VALF);
     std::fill_n(padded.begin(), scores.cols, 0.0f);
     constants = Buffer<float>(queue, padded);
     candidates.count = scores.cols;
@@ -252,7 +252,8 @@ void expect_merged(Queue& queue, const MergedSet& a, const MergedSet& b, Index w
   const Buffer<Count> evaluations(queue, std::vector<Count>{5});
   for (Index first = 0; first < columns; first += width) {
     const Index pitch = std::min(width, columns - first);
-    std::vector<float> part(static_cast<std::size_t>(rows * pitch), 0.0f);
+    std::vector<float> part(static_cast<std::size_t>(rows * pitch + kScoreSlack),
+                            1e30f);  // what is behind is not taken
     TilePart parts[2];
     for (int s = 0; s < 2; ++s) {
       const Index begin = std::max(first, column[s]), end = std::min(first + pitch, column[s] + sets[s]->columns);
@@ -365,6 +366,7 @@ TEST_F(KernelTest, NothingIsCertifiedBeyondTheRangeOfTheScores) {
   set.candidates.bound = centre_bound(100, 1.0, 0, 1e-4, 1.0);
   set.candidates.bound.largest_norm = 0x1p119;
   const Buffer<double> n(queue_, norms), s(queue_, scales), l(queue_, lost);
+  products.resize(products.size() + kScoreSlack);
   const Buffer<float> on_device(queue_, products);
   TilePart parts[2];
   parts[1] = {set.candidates, 0, 4, 0, true, {}, set.verdicts()};
@@ -519,7 +521,7 @@ TEST_F(KernelTest, CollapsedRowsAreCertified) {
     }
     const int exponent = std::ilogb(largest) - 6;
     const double unit = std::ldexp(1.0, std::ilogb(largest_constant) + 1), scale = std::ldexp(1.0, exponent);
-    std::vector<float> constants(static_cast<std::size_t>(columns), -HUGE_VALF);
+    std::vector<float> constants(static_cast<std::size_t>(columns + kScoreSlack), -HUGE_VALF);
     for (Index k = 0; k < count; ++k)
       constants[static_cast<std::size_t>(k)] = static_cast<float>(exact[static_cast<std::size_t>(k)] / unit);
 
@@ -543,7 +545,8 @@ TEST_F(KernelTest, CollapsedRowsAreCertified) {
                          lost.get());
       given = {Dtype::f16, z.get(), padded, scales.get(), norms.get(), lost.get()};
     }
-    const Buffer<float> products(queue_, rows * columns), constant(queue_, constants);
+    const Buffer<float> products(queue_, std::vector<float>(static_cast<std::size_t>(rows * columns + kScoreSlack))),
+        constant(queue_, constants);
     multiply_narrow(queue_, narrow_type, given.rows, given.stride, rows, narrow.get(), padded, columns,
                     raw ? d : padded, products.get(), columns);
     MergedSet set(queue_, Grid(rows, count), 0);
