@@ -59,7 +59,6 @@ class CudaBackend final : public Backend {
   DeviceInfo info_;
   Limits limits_;
   std::optional<Staging> staging_;               ///< of host batches
-  std::optional<bool> half_products_are_exact_;  ///< once pair_sums has asked
 };
 
 /// What there is, without opening it.

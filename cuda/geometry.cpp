@@ -187,8 +187,7 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
   PairSums sums;
 
   if (query.fast) {
-    if (!half_products_are_exact_) half_products_are_exact_ = narrow_products_are_exact(*queue_, Dtype::f16);
-    if (!*half_products_are_exact_)
+    if (!narrow_products_are_exact(*queue_, Dtype::f16))
       throw DeviceError("cuBLAS does not accumulate products of fp16 numbers in fp32 on this device",
                         "use the exact precision");
     sums.cosine_error = half_pair_error(d);
@@ -196,7 +195,7 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
     const Index patches = pair_patches(height, width), tile_count = static_cast<Index>(tiles.size());
     const Buffer<Half> rows(*queue_, count * padded);
     const Buffer<double> scales(*queue_, count), own_norms(*queue_, count), lost(*queue_, count);
-    const Buffer<double> chunk_sums(*queue_, (count + kRowChunk - 1) / kRowChunk * d);
+    const Buffer<double> chunk_sums(*queue_, row_chunks(count) * d);
     const Buffer<PairRow<float>> pair_rows(*queue_, count);
     const Buffer<unsigned char> left(*queue_, tile_count * patches);
     const PairInput narrow_input = input_in_units(scales.get(), unit_of(query.norms), unit_of(query.variances));
