@@ -58,7 +58,7 @@ class CudaBackend final : public Backend {
   std::shared_ptr<Queue> queue_;  ///< shared with every array, so that memory may outlive the backend
   DeviceInfo info_;
   Limits limits_;
-  std::optional<Staging> staging_;               ///< of host batches
+  std::optional<Staging> staging_;  ///< of host batches
 };
 
 /// What there is, without opening it.

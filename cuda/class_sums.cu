@@ -114,7 +114,7 @@ __device__ void for_each_piece(const Buckets& b, const SumPlan& plan, Index run,
     const std::uint32_t begin = b.begin[k], end = b.end[k];
     const bool whole = plan.whole(begin, end);
     const std::uint32_t last = whole ? end : min(end, stop);
-    const std::uint32_t next = last < stop ? b.keys[last] : 0;  // on its way meanwhile
+    const std::uint32_t next = last < stop ? b.keys[last] : 0;     // on its way meanwhile
     if (!whole || p == begin) f(Piece{k, begin, p, last, whole});  // else it is of a run before
     p = last;
     k = next;
@@ -248,8 +248,8 @@ __global__ void __launch_bounds__(kBlock, 2)
   });
 }
 
-/// Block x: plan.fold runs; if they all go on with one class that began before, and end inside it, the first one's carry
-/// becomes the sum of all. y: columns.
+/// Block x: plan.fold runs; if they all go on with one class that began before, and end inside it, the first one's
+/// carry becomes the sum of all. y: columns.
 __global__ void fold_carries(Buckets b, SumPlan plan, const BatchRecord* record, double* carry) {
   if (record->shut) return;
   const Index first = blockIdx.x * plan.fold, col = static_cast<Index>(blockIdx.y) * kBlock + threadIdx.x;
@@ -383,8 +383,7 @@ void launch_write_halves(cudaStream_t stream, const FeatureBlock& features, cons
 void launch_close_classes(cudaStream_t stream, const Buckets& buckets, const SumPlan& plan, const SumScratch& scratch,
                           const BatchRecord* record, Index* counts, double* sums, double* square_sums) {
   const Index column_blocks = (plan.dim + kBlock - 1) / kBlock;
-  launch(stream, {plan.runs / plan.fold, column_blocks}, fold_carries, buckets, plan, record,
-         scratch.carry);
+  launch(stream, {plan.runs / plan.fold, column_blocks}, fold_carries, buckets, plan, record, scratch.carry);
   launch(stream, {plan.runs, column_blocks + 1, kWarps * sizeof(double)}, close_classes, buckets, plan, scratch, record,
          counts, sums, square_sums);
 }

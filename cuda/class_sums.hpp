@@ -6,21 +6,24 @@
 // of one warp's width; a warp has one run x slab and holds its sums in registers, in double. A lane has pairs of
 // neighbouring columns, so that a warp reads and writes whole lines, of doubles as well. What a warp takes of a class
 // is a *piece*:
-//   - a class that is *whole* (no longer than two runs, inside one group of runs) is one piece, taken by the warp of the
+//   - a class that is *whole* (no longer than two runs, inside one group of runs) is one piece, taken by the warp of
+//   the
 //     run in which it begins, and added to sums_k at once;
-//   - any other class is cut where runs end. Its pieces go to `carry` [runs x 2 x d] (slot 0 for a piece that comes from
+//   - any other class is cut where runs end. Its pieces go to `carry` [runs x 2 x d] (slot 0 for a piece that comes
+//   from
 //     the run before, slot 1 for one that begins in this run), and close_classes adds them in run order; of a class of
 //     very many runs fold_carries has added up `fold` neighbouring ones at a time before.
 // So whatever the class sizes, a warp has at most three runs of work, every sum has one writer, and the carries are a
-// small part of the features. Groups of runs are what larger pieces of work consist of: no warp writes beyond its group.
+// small part of the features. Groups of runs are what larger pieces of work consist of: no warp writes beyond its
+// group.
 //   - |z|^2 of a piece has one part per slab, kept at piece_squares[slab][first position of the piece].
 // Run length, groups and slabs depend on the shape only, so the bits do not depend on the GPU. Rows are read once,
 // several of a warp in flight at any time.
 //
 // Every kernel asks the batch's record first and changes no state where its gate is shut (validate.hpp). The features
 // are either checked before, or *watched*: one NaN or infinite value makes its piece's sum of squares NaN or infinite,
-// which makes the batch suspect. A suspect batch is looked through again, and with faults the caller takes the state back
-// to its snapshot.
+// which makes the batch suspect. A suspect batch is looked through again, and with faults the caller takes the state
+// back to its snapshot.
 #pragma once
 
 #include "cuda/buckets.hpp"

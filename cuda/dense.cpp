@@ -23,8 +23,8 @@ cublasStatus_t product_of_narrow(Queue& queue, Dtype type, const void* A, Index 
 }
 
 /// Calls multiply(first row, rows, slices, first column, columns) for what products Z^T Z of slices of rows consist of:
-/// panels of columns, each from its own diagonal block downwards. That is less than the full product, and wide enough to
-/// run at its speed.
+/// panels of columns, each from its own diagonal block downwards. That is less than the full product, and wide enough
+/// to run at its speed.
 template <class Multiply>
 void for_each_panel(Index rows, Index d, Index slice, Index least_width, const Multiply& multiply) {
   constexpr Index kMostPanels = 4, kMultiple = 8;
@@ -97,10 +97,10 @@ void gram_slices(Queue& queue, const Half* Z, Index rows, Index d, Index slice, 
   const float one = 1, zero = 0;
   for_each_panel(rows, d, slice, 1024, [&](Index first_row, Index depth, Index count, Index col, Index width) {
     const Half* z = Z + first_row * d + col;
-    check(cublasGemmStridedBatchedEx_64(
-        queue.blas(), CUBLAS_OP_N, CUBLAS_OP_T, width, d - col, depth, &one, z, CUDA_R_16F, d, slice * d, z, CUDA_R_16F,
-        d, slice * d, &zero, partial + (first_row / slice * d + col) * d + col, CUDA_R_32F, d, d * d, count,
-        CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+    check(cublasGemmStridedBatchedEx_64(queue.blas(), CUBLAS_OP_N, CUBLAS_OP_T, width, d - col, depth, &one, z,
+                                        CUDA_R_16F, d, slice * d, z, CUDA_R_16F, d, slice * d, &zero,
+                                        partial + (first_row / slice * d + col) * d + col, CUDA_R_32F, d, d * d, count,
+                                        CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
   });
 }
 

@@ -1,7 +1,7 @@
 // Feature elements and rows of them on the device. f16 and bf16 are turned into doubles exactly; the device has
-// instructions for halves, the host does it from their bits. A lane reads a packet of kPacket<T> neighbouring columns, one
-// or two 16-byte loads, or a pair of columns, one load, where the rows are aligned for it, and single elements elsewhere.
-// Which columns a lane holds does not depend on that, so neither do the bits of any sum.
+// instructions for halves, the host does it from their bits. A lane reads a packet of kPacket<T> neighbouring columns,
+// one or two 16-byte loads, or a pair of columns, one load, where the rows are aligned for it, and single elements
+// elsewhere. Which columns a lane holds does not depend on that, so neither do the bits of any sum.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -1,6 +1,7 @@
 // add_batch: per block of rows, put the rows together by class, centre and sum (class_sums.hpp), and add Z^T Z to the
-// scatter chunk by chunk (scatter.hpp). Chunks are whole groups of runs, so the sums do not depend on them. Where there are several, a second stream gathers one into Z while the first multiplies the one
-// before, with two Z taken in turn. Both do the same work in the same order as one stream would: no bit depends on it.
+// scatter chunk by chunk (scatter.hpp). Chunks are whole groups of runs, so the sums do not depend on them. Where there
+// are several, a second stream gathers one into Z while the first multiplies the one before, with two Z taken in turn.
+// Both do the same work in the same order as one stream would: no bit depends on it.
 //
 // Nothing here waits for the device, and after the first batch of a shape nothing is allocated: the scratch stays with
 // the state, as does the record of what is wrong (validate.hpp), whose copy to the host is looked at by later calls. So
@@ -177,9 +178,9 @@ void CudaBackend::add_block(MomentState& state, const Batch& batch, Index first_
     auto* z = full && !scatter.fast ? reinterpret_cast<double*>(chunk.z.get()) : nullptr;
     auto* half = reinterpret_cast<Half*>(chunk.z.get());
     if (number >= 2) space.multiplied[turn].hold(gathering);
-    launch_centre_and_sum(gathering, features, buckets, plan, run, last, sums,
-                          {state.counts.data(), state.shifts.data(), state.scatter_scale.data(), state.sums.data(), z,
-                           record, watch});
+    launch_centre_and_sum(
+        gathering, features, buckets, plan, run, last, sums,
+        {state.counts.data(), state.shifts.data(), state.scatter_scale.data(), state.sums.data(), z, record, watch});
     if (scatter.fast) {
       launch_fold_columns(gathering, sums.column_squares, last - run, d, rows, chunk.squares.get(),
                           chunk.exponents.get());

@@ -1,7 +1,8 @@
 // The way of host batches to the device: packed into pinned memory by several threads, piece by piece, and copied on a
-// stream of its own into one of two device buffers, taken in turn. So the copy of a block runs while the block before is worked on, the
-// caller's memory may be reused as soon as it was packed, and the host waits only for pieces that are still being
-// copied. Pinned caller memory is copied directly, and waited for. What is copied where depends on sizes alone.
+// stream of its own into one of two device buffers, taken in turn. So the copy of a block runs while the block before
+// is worked on, the caller's memory may be reused as soon as it was packed, and the host waits only for pieces that are
+// still being copied. Pinned caller memory is copied directly, and waited for. What is copied where depends on sizes
+// alone.
 #pragma once
 
 #include <array>

@@ -81,8 +81,8 @@ void launch_find_nonfinite(cudaStream_t stream, const FeatureBlock& features, In
   with_element(features.dtype, [&]<class T>(T) {
     const int log2 = lanes_log2<T>(features.cols);
     const Index blocks = blocks_for(features.rows << log2);
-    launch(stream, {suspects ? std::min(blocks, kMaxIdleBlocks) : blocks}, find_nonfinite<T>, rows_of<T>(features), log2,
-           first_row, record, suspects);
+    launch(stream, {suspects ? std::min(blocks, kMaxIdleBlocks) : blocks}, find_nonfinite<T>, rows_of<T>(features),
+           log2, first_row, record, suspects);
   });
 }
 

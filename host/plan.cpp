@@ -191,7 +191,8 @@ Index cuda_stage_bytes(Index dim, Index rows, Index element_bytes) {
   return 2 * cuda_block_rows(dim, rows, element_bytes) * (dim * element_bytes + 8);
 }
 Index cuda_scratch_bytes(Index classes, Index dim, Index rows, Index element_bytes, bool full) {
-  const Index n = cuda_block_rows(dim, rows, element_bytes), slab = dim <= 128 ? 64 : 256, slabs = (dim + slab - 1) / slab;
+  const Index n = cuda_block_rows(dim, rows, element_bytes), slab = dim <= 128 ? 64 : 256,
+              slabs = (dim + slab - 1) / slab;
   const Index run =
       std::clamp<Index>(static_cast<Index>(std::bit_floor(static_cast<std::uint64_t>(n * slabs / 16384))), 32, 512);
   const Index sort = 8 * 4 * n + 2 * 4 * classes;
