@@ -353,15 +353,11 @@ __global__ void __launch_bounds__(kBlock, 3)
   }
 }
 
-struct Decision {
-  double score = kNoScore;
-  Index candidate = 0;
-
-  /// Scores of -infinity and NaN never lead.
-  __device__ void take(const Decision& other) {
-    if (other.score > score || (other.score == score && score > kNoScore && other.candidate < candidate)) *this = other;
-  }
-};
+__device__ void take(Decision& best, const Decision& other) {
+  if (other.score > best.score ||
+      (other.score == best.score && best.score > kNoScore && other.candidate < best.candidate))
+    best = other;
+}
 
 template <class T>
 struct alignas(2 * sizeof(T)) Two {
@@ -410,7 +406,13 @@ struct ExactSets {
   ExactSet set[2];
 };
 
-/// Set y. Rows with few candidates take a warp each, the others a block.
+constexpr Index kSharedOut = 512;  // candidates from which on a row may be given to several blocks
+/// Blocks for each row that is open with all candidates.
+__device__ Index blocks_of_row(Index count, Index rows) {
+  return count < kSharedOut || rows == 0 ? 1 : max(Index{1}, kExactBlocks / rows);
+}
+
+/// Set y. Rows with few candidates take a warp each, the others a block, or several where there are few such rows.
 template <class T>
 __global__ void decide_exactly(Rows<T> x, const ExactSets sets, const BatchRecord* record) {
   const ExactSet set = blockIdx.y == 0 ? sets.set[0] : sets.set[1];
@@ -423,23 +425,43 @@ __global__ void decide_exactly(Rows<T> x, const ExactSets sets, const BatchRecor
     Decision best;
     NCOLLAPSE_ROLLED
     for (int place = 0; place < 3; ++place)
-      if (open.candidates[place] >= 0) best.take(evaluate(x, open.row, set, open.candidates[place]));
+      if (open.candidates[place] >= 0) take(best, evaluate(x, open.row, set, open.candidates[place]));
     if (lane_id() == 0) verdicts.decisions[open.row] = static_cast<std::int32_t>(best.candidate);
   }
   Decision* of_warps = shared_memory<Decision>();
+  const Index blocks = blocks_of_row(set.count, all);
   NCOLLAPSE_ROLLED
-  for (Index at = blockIdx.x; at < all; at += gridDim.x) {
-    const std::int32_t row = verdicts.open[verdicts.rows - 1 - at].row;
+  for (Index at = blockIdx.x; at < all * blocks; at += gridDim.x) {
+    const std::int32_t row = verdicts.open[verdicts.rows - 1 - at / blocks].row;
     Decision best;
     NCOLLAPSE_ROLLED
-    for (Index k = warp_in_block(); k < set.count; k += kWarps) best.take(evaluate(x, row, set, k));
+    for (Index k = at % blocks * kWarps + warp_in_block(); k < set.count; k += blocks * kWarps)
+      take(best, evaluate(x, row, set, k));
     if (lane_id() == 0) of_warps[warp_in_block()] = best;
     __syncthreads();
     if (threadIdx.x == 0) {
-      for (int warp = 1; warp < kWarps; ++warp) best.take(of_warps[warp]);
-      verdicts.decisions[row] = static_cast<std::int32_t>(best.candidate);
+      for (int warp = 1; warp < kWarps; ++warp) take(best, of_warps[warp]);
+      if (blocks > 1)
+        set.parts[at] = best;
+      else
+        verdicts.decisions[row] = static_cast<std::int32_t>(best.candidate);
     }
     __syncthreads();  // of_warps may be written again
+  }
+}
+
+/// Of rows that several blocks have evaluated.
+__global__ void join_parts(const ExactSets sets, const BatchRecord* record) {
+  const ExactSet set = blockIdx.y == 0 ? sets.set[0] : sets.set[1];
+  if (set.count == 0 || (record && record->shut)) return;
+  const auto all = static_cast<Index>(set.verdicts.counts[1]);
+  const Index blocks = blocks_of_row(set.count, all);
+  if (blocks == 1) return;
+  for (Index i = thread_id(); i < all; i += thread_count()) {
+    Decision best;
+    for (Index at = i * blocks; at < (i + 1) * blocks; ++at) take(best, set.parts[at]);
+    set.verdicts.decisions[set.verdicts.open[set.verdicts.rows - 1 - i].row] =
+        static_cast<std::int32_t>(best.candidate);
   }
 }
 
@@ -557,16 +579,21 @@ void launch_merge_leaders(cudaStream_t stream, const ScoreTile& tile, const Narr
 
 void launch_decide_exactly(cudaStream_t stream, const FeatureBlock& x, const ExactSet (&sets)[2],
                            const BatchRecord* record) {
-  constexpr Index kBlocks = 1024;  // of rows that are open, of which there may be none or as many as there are rows
   ExactSets given{};
-  Index count = 0;
-  for (const ExactSet& set : sets)
-    if (set.count > 0) given.set[count++] = set;
+  Index count = 0, most = 0;
+  for (const ExactSet& set : sets) {
+    if (set.count == 0) continue;
+    most = std::max(most, set.count);
+    given.set[count++] = set;
+  }
+  // There may be no open row, or as many as there are rows.
+  const bool shared_out = most >= kSharedOut;
+  const Index blocks = shared_out ? kExactBlocks : std::min(blocks_for(x.rows, kWarps), kExactBlocks);
   const Index shared = kWarps * static_cast<Index>(sizeof(Decision));
   with_element(x.dtype, [&]<class T>(T) {
-    launch(stream, {std::min(blocks_for(x.rows, kWarps), kBlocks), count, shared}, decide_exactly<T>, rows_of<T>(x),
-           given, record);
+    launch(stream, {blocks, count, shared}, decide_exactly<T>, rows_of<T>(x), given, record);
   });
+  if (shared_out) launch(stream, {blocks_for(kExactBlocks), count}, join_parts, given, record);
 }
 
 void launch_count_decisions(cudaStream_t stream, const LabelBlock& labels, const std::int32_t* centre,

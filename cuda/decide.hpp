@@ -148,12 +148,20 @@ struct ScoreTile {
 void launch_merge_leaders(cudaStream_t stream, const ScoreTile& tile, const NarrowRows& z, const TilePart (&parts)[2],
                           unsigned long long* evaluations);
 
+/// A candidate's direct evaluation. Scores of -infinity and NaN never lead.
+struct Decision {
+  double score = -HUGE_VAL;
+  Index candidate = 0;
+};
+/// Blocks among which the candidates of rows that are open with all are shared out, where they are many.
+inline constexpr Index kExactBlocks = 1024;
 /// Candidates as they are.
 struct ExactSet {
   Index count = 0;
   const double* rows = nullptr;  ///< A [count x d]
   const double* bias = nullptr;  ///< null: of centres
   Verdicts verdicts{};
+  Decision* parts = nullptr;  ///< [kExactBlocks] scratch
 };
 /// Decides the open rows of up to two sets (of count 0: none): argmin_k sum_j (h_j - A_kj)^2 (bias null) or argmax_k
 /// (h.A_k + bias_k) over the candidates that are left, in double, every candidate by the same sequence of operations,

@@ -96,6 +96,7 @@ struct Space {
       }
       decisions[set] = Buffer<std::int32_t>(queue, block);
       open[set] = Buffer<OpenRow>(queue, block);
+      parts[set] = Buffer<Decision>(queue, kExactBlocks);
     }
   }
   bool fits(Index block, Index norms_of) const { return block <= block_rows && norms_of <= norms.size(); }
@@ -107,6 +108,7 @@ struct Space {
   Buffer<float> leader_scores[2];
   Buffer<std::int32_t> leader_candidates[2], decisions[2];
   Buffer<OpenRow> open[2];
+  Buffer<Decision> parts[2];
 };
 
 /// The centres, or the rows of the classifier.
@@ -348,7 +350,7 @@ void CudaBackend::Prepared::decide(DecisionState& state, const FeatureBlock& fea
   for (const int which : {kCentres, kWeights}) {
     if (sets[which].count == 0) continue;
     exact[which] = {sets[which].count, sets[which].exact, which == kCentres ? nullptr : state.bias.data(),
-                    verdicts_of(which)};
+                    verdicts_of(which), space->parts[which].get()};
     decisions[which] = space->decisions[which].get();
   }
   if (columns > 0) launch_decide_exactly(stream, features, exact, &status.get()->record);

@@ -577,8 +577,11 @@ TEST_F(KernelTest, CollapsedRowsAreCertified) {
 // Small integers, whose sums are exact: ties are ties, the lowest candidate wins them, and nothing is left undecided.
 TEST_F(KernelTest, OpenRowsAreEvaluatedExactly) {
   for (const auto type : {Dtype::f16, Dtype::bf16, Dtype::f32, Dtype::f64})
-    for (const auto& [rows, d, count, padding, offset] :
-         {std::array<Index, 5>{1, 1, 1, 0, 0}, {33, 7, 3, 1, 1}, {40, 64, 33, 0, 0}, {12, 530, 9, 0, 0}}) {
+    for (const auto& [rows, d, count, padding, offset] : {std::array<Index, 5>{1, 1, 1, 0, 0},
+                                                          {33, 7, 3, 1, 1},
+                                                          {40, 64, 33, 0, 0},
+                                                          {12, 530, 9, 0, 0},
+                                                          {6, 5, 700, 0, 0}}) {
       SCOPED_TRACE(testing::Message() << to_string(type) << ", " << rows << " x " << d << ", " << count);
       std::mt19937 random(7);
       test::Samples x(type, rows, d, padding, offset);
@@ -614,8 +617,14 @@ TEST_F(KernelTest, OpenRowsAreEvaluatedExactly) {
       const Buffer<OpenRow> rows_of_centres(queue_, open), rows_of_weights(queue_, open);
       const Buffer<Count> both(queue_, counts);
       const Buffer<std::int32_t> nearest(queue_, rows), chosen(queue_, rows);
-      const ExactSet sets[2] = {{count, a.get(), nullptr, {nearest.get(), rows_of_centres.get(), both.get(), rows}},
-                                {count, a.get(), b.get(), {chosen.get(), rows_of_weights.get(), both.get(), rows}}};
+      const Buffer<Decision> parts(queue_, 2 * kExactBlocks);
+      const ExactSet sets[2] = {
+          {count, a.get(), nullptr, {nearest.get(), rows_of_centres.get(), both.get(), rows}, parts.get()},
+          {count,
+           a.get(),
+           b.get(),
+           {chosen.get(), rows_of_weights.get(), both.get(), rows},
+           parts.get() + kExactBlocks}};
       launch_decide_exactly(stream(), {view.data, type, rows, d, view.row_stride()}, sets, nullptr);
       const auto near = nearest.to_host(), best = chosen.to_host();
       for (Index i = 0; i < rows; ++i) {
