@@ -26,17 +26,17 @@
 // evaluation, which is the definition of the decision, errs by at most g_{d+2} |h - m_k|^2 <= g_{d+2} (a + s)^2, where
 // s = |c| or, raw, |o| + |c|; half of it counts in units of scores. Together, where a thousandth of everything absorbs
 // the relative errors of the norms themselves (below 2^-20):
-//   centres:     E = 3 g_{d+32} (a + s)^2                   + 2^-22 G + r max|c| + (a + r)(R + (d + 65) 2^-23 (max|c| +
-//   R)) classifier:  E = g_{2d+64} (max|w| (a + |o|) + max|b|)  + 2^-22 G + r max|w| + (a + r)(R + (d + 65) 2^-23
-//   (max|w| + R))
-// (the latter: g_d |w||o| for w.o, g_{d+1} (|w||h| + |b|) for the direct evaluation, where |h| <= a + |o|, and a few
-// u; raw: without o). In units of the row 2^-125 is added, for a q that was too small and for scores that are
-// subnormal. bf16 has the exponents of fp32, so raw bf16 rows may overflow or underflow there: products are at most 128
-// a, rows with a >= 2^119 are not certified; values and products below 2^-126 may count as 0, which changes a score by
-// less than d (1 + 128) 2^-126 C, where C <= max|c|/64: d 2^-124 max|c| more in E. A row is certified when best -
-// second > 2E. When best - fourth > 2E, the winner is among the up to three best within 2E of the first, and these
-// alone are evaluated directly, in double; else all candidates are. Products in double that underflow lose less than
-// 1e-300 in all; rows for which anything could overflow are not certified. Equal scores never are.
+//   centres:     E = 3 g_{d+32} (a + s)^2                   + 2^-22 G + r max|c| + (a + r) P
+//   classifier:  E = g_{2d+64} (max|w| (a + |o|) + max|b|)  + 2^-22 G + r max|w| + (a + r) P
+// where P = R + (d + 65) 2^-23 (max|c| + R), or max|w| (the latter: g_d |w||o| for w.o, g_{d+1} (|w||h| + |b|) for the
+// direct evaluation, where |h| <= a + |o|, and a few u; raw: without o). In units of the row 2^-125 is added, for a q
+// that was too small and for scores that are subnormal. bf16 has the exponents of fp32, so raw bf16 rows may overflow
+// or underflow there: products are at most 128 a, rows with a >= 2^119 are not certified; values and products below
+// 2^-126 may count as 0, which changes a score by less than d (1 + 128) 2^-126 C, where C <= max|c|/64: d 2^-124 max|c|
+// more in E. A row is certified when best - second > 2E. When best - fourth > 2E, the winner is among the up to three
+// best within 2E of the first, and these alone are evaluated directly, in double; else all candidates are. Products in
+// double that underflow lose less than 1e-300 in all; rows for which anything could overflow are not certified. Equal
+// scores never are.
 //
 // 2E is known before the scores: what is further than that below the best so far is passed over. Of the others four
 // are kept, and what does not reach the fourth is passed over as well: with four within 2E all are evaluated anyway.

@@ -1,7 +1,7 @@
 // decide_batch: everything is looked at and, tile by tile, scored by tensor cores against the centres and the
 // classifier at once, as one matrix of candidates; then, block by block, what the scores do not certify is evaluated
-// exactly (decide.hpp), and counters grow, unless a fault has shut the gate (validate.hpp). The host waits once, in the
-// end.
+// exactly (decide.hpp), and counters grow, unless a fault has shut the gate (validate.hpp). The host waits in the end,
+// and seldom before.
 //
 // A row tile's scores, of all candidates where they are few, stay in the L2 cache; there are two such tiles, so that
 // one is made while a second stream takes the leaders out of the other.
@@ -64,7 +64,7 @@ struct Way {
   bool operator==(const Way&) const = default;
 };
 
-/// On the device; from `open` on zeroed for each block, up to there for each batch.
+/// On the device. A batch starts with a fresh record, a block with nothing open.
 struct Status {
   BatchRecord record;
   unsigned long long open[2][2] = {};
