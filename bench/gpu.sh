@@ -1,6 +1,7 @@
 # shellcheck shell=bash
-# Sourced by ./dev: `gpu` tests and times on a GPU, `gpu_profile` says where the time of its kernels goes, `gpu_bundle` packs what that needs for a machine that has a driver and
-# the CUDA libraries but no compiler, packages or network. Uses say, die, configure, build and jobs of ./dev.
+# Sourced by ./dev: `gpu` tests and times on a GPU, `gpu_profile` says where the time of its kernels goes, `gpu_compare`
+# times the PyTorch package beside it, and `gpu_bundle` packs what they need for a machine that has a driver and the CUDA
+# libraries but no compiler, packages or network. Uses say, die, configure, build and jobs of ./dev.
 # shellcheck disable=SC2154,SC2016,SC2100
 
 programs=(ncollapse demo_test api_tests theory_tests cuda_gpu_tests theory end_to_end)
@@ -86,7 +87,7 @@ set_library_path() {
   die "libraries are missing here (LD_LIBRARY_PATH=${LD_LIBRARY_PATH-}):"$'\n'"$missing"
 }
 
-# Builds where this is no bundle, and sets what gpu and gpu_profile declare.
+# Builds where this is no bundle, and sets what the callers declare.
 prepare_gpu() {
   command -v nvidia-smi >/dev/null || die 'no nvidia-smi: no NVIDIA driver, so no GPU to use'
   IFS=, read -r name driver < <(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader) || true
@@ -163,7 +164,8 @@ gpu_profile() {
   prepare_gpu
   command -v ncu >/dev/null || die 'no ncu here (Nsight Compute, part of the CUDA toolkit)'
   {
-    printf '# Kernels on %s, commit %s\n\nOne call of each operation, `./dev gpu-profile %s`.\n\n' "$name" "$commit" "${cases[*]}"
+    printf '# Kernels on %s, commit %s\n\n' "$name" "$commit"
+    printf 'One call of each operation, `./dev gpu-profile %s`.\n\n' "${cases[*]}"
     printf '| case | operation | kernel | launches | us, mean | us, all | DRAM %% | SM %% |\n|---|---|---|---|---|---|---|---|\n'
   } >"$stem-profile.md"
   for case in "${cases[@]}"; do

@@ -212,9 +212,9 @@ void triangular_factor(Queue& queue, double* transposed, Index m, Index n, doubl
                        &one, transposed, m, identity.get(), n, R, n));
 }
 
-double cholesky(Queue& queue, double* A, Index n) {
+double cholesky(Queue& queue, double* A, Index n, double* inverse) {
   const auto fill = CUBLAS_FILL_MODE_UPPER;
-  const Buffer<double> diagonal(queue, n), inverse(queue, n * n);  // inverse: of L
+  const Buffer<double> diagonal(queue, n);
   launch_diagonal(queue.stream(), A, n, diagonal.get());
   Fetch<double> terms = diagonal.fetch();
   std::size_t device_bytes = 0, host_bytes = 0;
@@ -224,9 +224,9 @@ double cholesky(Queue& queue, double* A, Index n) {
   check(cusolverDnXpotrf(queue.solver(), queue.solver_params(), fill, n, CUDA_R_64F, A, n, CUDA_R_64F,
                          space.device.get(), device_bytes, space.host.data(), host_bytes, space.info.get()));
   // Before the verdict is known: one wait for all.
-  launch_identity(queue.stream(), inverse.get(), n);
-  solve_lower(queue, A, Transpose::no, n, inverse.get(), n);
-  Fetch<double> squares = inner(queue, inverse.get(), inverse.get(), n * n);
+  launch_identity(queue.stream(), inverse, n);
+  solve_lower(queue, A, Transpose::no, n, inverse, n);
+  Fetch<double> squares = inner(queue, inverse, inverse, n * n);
   if (space.verdict("cusolverDnXpotrf") != 0) return 0;
   const double estimate = 1 / (sum(terms) * sum(squares));
   return estimate > 0 ? estimate : 0.0;  // 0 for NaN

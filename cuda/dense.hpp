@@ -51,9 +51,9 @@ std::vector<double> wide_svd(Queue& queue, double* A, Index m, Index n, double* 
 /// the solver reports a failure.
 void triangular_factor(Queue& queue, double* transposed, Index m, Index n, double* R);
 
-/// A [n x n], lower triangle: A = L L^T with L in the lower triangle. Returns an estimate of 1 / cond(A), 0 when A is
-/// not positive definite. n >= 1.
-double cholesky(Queue& queue, double* A, Index n);
+/// A [n x n], lower triangle: A = L L^T with L in the lower triangle; inverse [n x n] becomes L^-T. Returns an estimate
+/// of 1 / cond(A), 0 when A is not positive definite. n >= 1.
+double cholesky(Queue& queue, double* A, Index n, double* inverse);
 
 /// B [rows x n] := B L^-T, or B L^-1 with Transpose::yes; L [n x n] lower.
 void solve_lower(Queue& queue, const double* L, Transpose transpose, Index n, double* B, Index rows);

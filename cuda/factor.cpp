@@ -32,12 +32,13 @@ std::vector<double> CudaBackend::eigh(Matrix& A) {
   const DeviceGuard on(queue_->device());
   Matrix original = clone(A);
   mirror_lower(original);
-  const Buffer<double> values(*queue_, n), minus_ones(*queue_, std::vector<double>(static_cast<std::size_t>(n), -1.0));
-  std::vector<double> eigenvalues = symmetric_eigen(*queue_, CUSOLVER_EIG_MODE_VECTOR, A.data(), n, values.get());
+  const Matrix values = matrix(n, 1);
+  const Buffer<double> minus_ones(*queue_, std::vector<double>(static_cast<std::size_t>(n), -1.0));
+  std::vector<double> eigenvalues = symmetric_eigen(*queue_, CUSOLVER_EIG_MODE_VECTOR, A.data(), n, values.data());
 
   // |diag(w) V - V A|_F against n eps |A|_F, generously; false for NaN.
   const Matrix residual = product(A, Transpose::no, original, Transpose::no);
-  launch_combine_rows(queue_->stream(), values.get(), A.data(), minus_ones.get(), residual.data(), n, n,
+  launch_combine_rows(queue_->stream(), values.data(), A.data(), minus_ones.get(), residual.data(), n, n,
                       residual.data());
   Fetch<double> error_squares = cuda::inner(*queue_, residual.data(), residual.data(), n * n),
                 squares = cuda::inner(*queue_, original.data(), original.data(), n * n);
@@ -103,10 +104,12 @@ Svd CudaBackend::svd(const Matrix& A) {
   return result;
 }
 
-double CudaBackend::cholesky(Matrix& A) {
-  if (A.rows == 0) return 1;
+double CudaBackend::cholesky(Matrix& A, Matrix* inverse) {
+  const Index n = A.rows;
   const DeviceGuard on(queue_->device());
-  return ncollapse::cuda::cholesky(*queue_, A.data(), A.rows);
+  const Matrix own = matrix(n, n);
+  if (inverse) *inverse = own;
+  return n > 0 ? ncollapse::cuda::cholesky(*queue_, A.data(), n, own.data()) : 1;
 }
 
 void CudaBackend::solve_lower(const Matrix& L, Transpose transpose, Matrix& B) {

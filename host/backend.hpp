@@ -223,8 +223,9 @@ class Backend {
   /// R [n x n] of A = Q R, upper triangular, A [m x n], m >= n; Q has orthonormal columns. A is kept.
   virtual Matrix triangular_factor(const Matrix& A) = 0;
   /// A = L L^T; A [n x n], lower triangle read, where L then stands; the upper one is left undefined. Returns an
-  /// estimate of 1 / cond(A), right to a factor of n; 0 when A is not positive definite (A is used up then).
-  virtual double cholesky(Matrix& A) = 0;
+  /// estimate of 1 / cond(A), right to a factor of n; 0 when A is not positive definite (A is used up then). inverse,
+  /// where it is wanted, becomes L^-T [n x n], of no use where 0 is returned.
+  virtual double cholesky(Matrix& A, Matrix* inverse = nullptr) = 0;
   /// Every row b of B becomes L^-1 b, or L^-T b; L as cholesky left it.
   virtual void solve_lower(const Matrix& L, Transpose transpose, Matrix& B) = 0;
   /// One tiled sweep; nothing of size R x R is stored. Distances below 1e-2 of the norms are recomputed from the rows

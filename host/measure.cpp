@@ -203,13 +203,15 @@ Measurement::Spectrum Measurement::spectrum(const Matrix& A, const std::vector<d
       const double mean = std::accumulate(result.values.begin(), result.values.end(), 0.0) / static_cast<double>(size);
       backend_.add_gram(mean, row(dependency), used_up);
     }
-    if (backend_.cholesky(used_up) > 0) {
-      Matrix inverse = backend_.identity(size);  // of L
-      backend_.solve_lower(used_up, Transpose::yes, inverse);
-      result.whitening = !rows_side
-                             ? inverse
-                             : backend_.product(backend_.product(inverse, Transpose::yes, inverse, Transpose::no),
-                                                Transpose::no, A, Transpose::no);
+    Matrix inverse;
+    if (backend_.cholesky(used_up, rows_side ? &inverse : nullptr) > 0) {
+      if (rows_side) {
+        result.whitening = backend_.product(backend_.product(inverse, Transpose::no, inverse, Transpose::yes),
+                                            Transpose::no, A, Transpose::no);
+      } else {
+        result.whitening = backend_.identity(size);
+        backend_.solve_lower(used_up, Transpose::yes, result.whitening);
+      }
       return result;
     }
     backend_.copy(used_up.data(), gram.data(), gram.bytes());
@@ -393,7 +395,8 @@ double Measurement::index_without_cancelling(Matrix& within, Matrix X) {
   } else {
     backend_.add_gram(1.0, X, total);
   }
-  if (!(backend_.cholesky(total) > kWellConditioned)) {
+  Matrix inverse;
+  if (!(backend_.cholesky(total, &inverse) > kWellConditioned)) {
     // The means differ far more in some directions than in others: the squares in X X^T have lost the smaller ones.
     const auto values = backend_.singular_values(rows_side ? X : backend_.triangular_factor(X));
     const Index terms = rows_side ? size - 1 : size;  // without the dependency
@@ -401,8 +404,6 @@ double Measurement::index_without_cancelling(Matrix& within, Matrix X) {
     for (Index i = 0; i < terms; ++i) sum += 1 / (1 + values[i] * values[i]);
     return sum / static_cast<double>(terms);
   }
-  Matrix inverse = backend_.identity(size);
-  backend_.solve_lower(total, Transpose::no, inverse);
   return (backend_.inner(inverse, inverse) - dependent) / static_cast<double>(rows_side ? size - 1 : size);
 }
 

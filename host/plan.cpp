@@ -113,7 +113,7 @@ class CountingBackend final : public Backend {
     workspace(8 * 33 * A.cols);
     return matrix(A.cols, A.cols);
   }
-  double cholesky(Matrix&) override { return 0; }  // its failure leads to the larger way
+  double cholesky(Matrix&, Matrix*) override { return 0; }  // its failure leads to the larger way
   void solve_lower(const Matrix&, Transpose, Matrix&) override {}
   // PairQuery::fast takes narrow copies of the rows as well, which are less than measure holds before and after.
   PairSums pair_sums(const Matrix& A, const PairQuery& query) override {

@@ -299,7 +299,7 @@ Matrix CpuBackend::triangular_factor(const Matrix& A) {
   return R;
 }
 
-double CpuBackend::cholesky(Matrix& A) {
+double CpuBackend::cholesky(Matrix& A, Matrix* inverse) {
   // By panels, on OpenMP's threads: BLAS's own would fight the ones that spin after the last parallel loop.
   constexpr Index kPanel = 256;
   const Index n = A.rows;
@@ -330,6 +330,10 @@ double CpuBackend::cholesky(Matrix& A) {
   }
   double reciprocal_condition = 0;
   LAPACKE_dpocon(LAPACK_COL_MAJOR, 'U', stride, A.data(), stride, norm, &reciprocal_condition);
+  if (inverse) {
+    *inverse = identity(n);
+    solve_lower(A, Transpose::no, *inverse);
+  }
   return reciprocal_condition;
 }
 

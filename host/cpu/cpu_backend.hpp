@@ -42,7 +42,7 @@ class CpuBackend final : public Backend {
   Svd svd(const Matrix& A) override;
   std::vector<double> singular_values(const Matrix& A) override;
   Matrix triangular_factor(const Matrix& A) override;
-  double cholesky(Matrix& A) override;
+  double cholesky(Matrix& A, Matrix* inverse) override;
   void solve_lower(const Matrix& L, Transpose transpose, Matrix& B) override;
   PairSums pair_sums(const Matrix& A, const PairQuery& query) override;
   ProductSums product_sums(const Matrix& A, const Matrix& B, const ProductQuery& query) override;

@@ -229,7 +229,7 @@ class LyingBackend final : public Backend {
   std::vector<double> eigenvalues(Matrix& A) override { return honest_->eigenvalues(A); }
   std::vector<double> singular_values(const Matrix& A) override { return svd(A).values; }
   Matrix triangular_factor(const Matrix& A) override { return honest_->triangular_factor(A); }
-  double cholesky(Matrix& A) override { return honest_->cholesky(A); }
+  double cholesky(Matrix& A, Matrix* inverse) override { return honest_->cholesky(A, inverse); }
   void solve_lower(const Matrix& L, Transpose t, Matrix& B) override { honest_->solve_lower(L, t, B); }
   PairSums pair_sums(const Matrix& A, const PairQuery& query) override { return honest_->pair_sums(A, query); }
   ProductSums product_sums(const Matrix& A, const Matrix& B, const ProductQuery& query) override {

@@ -1076,7 +1076,8 @@ TEST_P(CudaBackendTest, CholeskyAndItsSolves) {
     const Grid before = Grid::from(*backend_, A);
     Matrix again = backend_->clone(A);
     const auto values = backend_->eigenvalues(again);
-    const double estimate = backend_->cholesky(A), want = values.front() / values.back();
+    Matrix inverse;
+    const double estimate = backend_->cholesky(A, &inverse), want = values.front() / values.back();
     EXPECT_TRUE(estimate > want / (4 * static_cast<double>(n * n)) && estimate <= want * 4 * static_cast<double>(n))
         << estimate << " " << want;
     const Grid L = Grid::from(*backend_, A);
@@ -1087,6 +1088,9 @@ TEST_P(CudaBackendTest, CholeskyAndItsSolves) {
         for (Index l = 0; l <= j; ++l) sum += static_cast<Real>(L.at(i, l)) * L.at(j, l);
         ASSERT_TRUE(within(static_cast<double>(sum), before.at(i, j), bound));
       }
+    Matrix solved = backend_->identity(n);
+    backend_->solve_lower(A, Transpose::no, solved);
+    EXPECT_EQ(Grid::from(*backend_, inverse).values, Grid::from(*backend_, solved).values);
     for (const bool transposed : {false, true}) {
       Matrix rows = B.on(*backend_);
       backend_->solve_lower(A, transposed ? Transpose::yes : Transpose::no, rows);
