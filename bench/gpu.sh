@@ -36,7 +36,7 @@ gpu_bundle() {
   rm -rf bundle
   mkdir -p bundle/bin bundle/lib/fallback bundle/bench bundle/data
   cp -r dev bundle/
-  cp bench/gpu.sh bench/compare_peer.py bundle/bench/
+  cp bench/gpu.sh bench/initcheck.sh bench/compare_peer.py bundle/bench/
   cp -r data/demo bundle/data/
   local name library
   for name in "${programs[@]}"; do install -s "$(program "$name")" bundle/bin/; done
@@ -133,8 +133,7 @@ gpu() {
     if ! command -v compute-sanitizer >/dev/null; then
       record "$tool" 'not run: no compute-sanitizer here' 0 '' ''
     elif [[ $tool == initcheck ]]; then
-      step initcheck bash -c "$(declare -f initcheck); initcheck \"\$@\"" initcheck "$product_readers" \
-        "$(program cuda_gpu_tests)" --gtest_filter="$filter"
+      step initcheck bash bench/initcheck.sh "$product_readers" "$(program cuda_gpu_tests)" --gtest_filter="$filter"
     else
       step "$tool" compute-sanitizer --tool "$tool" "${options[@]}" --error-exitcode 9 "$(program cuda_gpu_tests)" \
         --gtest_filter="$filter"
@@ -210,26 +209,6 @@ kernel_table() {  # kernel_table PREFIX CSV: rows by name of kernel, the longest
         printf "%s| `%s` | %d | %.1f | %.1f | %.0f | %.0f |\n", prefix, name, launches[name], time[name] / launches[name],
                time[name], dram[name] / launches[name], sm[name] / launches[name]
     }' "$2" | sort -t '|' -k 7 -gr
-}
-
-# initcheck READERS COMMAND..: fails where a kernel of ours reads what nobody wrote, but for READERS.
-initcheck() {
-  set -o pipefail
-  compute-sanitizer --tool initcheck --show-backtrace no --print-limit 0 "${@:2}" | awk -v readers="$1" '
-    /Uninitialized .*memory read/ { report = $0; next }
-    report != "" {
-      if ($0 !~ /ncollapse/ || $0 ~ /cub::/) ++vendor
-      else if ($0 ~ "::(" readers ")[<(]") ++products
-      else { ++ours; print report; print }
-      report = ""
-    }
-    /[Uu]ninitialized .*(cudaMemcpy|cuMemcpy)/ { ++copies }
-    !/^=========/ { print }
-    END {
-      printf "reads of what initcheck saw nobody write: %d ours, %d of products, %d of vendors, %d copies\n", ours, products,
-             vendor, copies
-      exit ours > 0
-    }'
 }
 
 json_or_null() { if [[ -s $1 ]]; then cat "$1"; else echo null; fi; }
