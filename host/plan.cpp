@@ -117,13 +117,13 @@ class CountingBackend final : public Backend {
   void solve_lower(const Matrix&, Transpose, Matrix&) override {}
   // PairQuery::fast takes narrow copies of the rows as well, which are less than measure holds before and after.
   PairSums pair_sums(const Matrix& A, const PairQuery& query) override {
-    cpu() ? tiles(threads_, A.rows, 512, 1024) : tiles(2, A.rows, 1024, 1024);
+    cpu() ? tiles(threads_, A.rows, 512, 1024) : gpu_tiles(A.rows);
     PairSums sums;
     if (!query.variances.empty()) sums.nearest_squared = ones(A.rows);
     return sums;
   }
   ProductSums product_sums(const Matrix& A, const Matrix&, const ProductQuery&) override {
-    cpu() ? tiles(1, A.rows, 512, 512) : tiles(1, A.rows, 1024, 1024);
+    cpu() ? tiles(1, A.rows, 512, 512) : gpu_tiles(A.rows);
     return {};
   }
 
@@ -131,6 +131,7 @@ class CountingBackend final : public Backend {
   bool cpu() const { return info_.device.type == DeviceType::cpu; }
   static std::vector<double> ones(Index size) { return std::vector<double>(static_cast<std::size_t>(size), 1.0); }
   void workspace(Index bytes) { tally_->peak = std::max(tally_->peak, tally_->live + bytes); }
+  void gpu_tiles(Index rows) { tiles(rows > 1024 ? 2 : 1, rows, 1024, 1024); }
   void tiles(Index count, Index rows, Index height, Index width) {
     workspace(8 * count * std::min(rows, height) * std::min(rows, width));
   }
