@@ -107,7 +107,7 @@ class Sweep {
 double unit_of(const std::vector<double>& values) {
   double largest = 0;
   for (const double value : values) largest = std::max(largest, value);
-  return largest > 0 && std::isfinite(largest) ? std::ldexp(1.0, std::clamp(std::ilogb(largest) + 1, -1000, 1000)) : 1;
+  return largest > 0 && std::isfinite(largest) ? std::ldexp(1.0, std::clamp(std::ilogb(largest) + 1, -500, 500)) : 1;
 }
 
 template <class T>
@@ -127,6 +127,7 @@ PairTask<T> make_task(const Matrix& A, const PairQuery& query, const PairInput& 
                    .gram_scale = 1 / query.gram_norm,
                    .frame_scale = input.frame_scale,
                    .unit = input.unit,
+                   .gram_unit = 2 / input.unit / input.unit,
                    .units = {}};
   for (int f = 0; f < kPairUnits; ++f)
     task.units[f] = pair_unit(f, kPairLogUnit<T>, input.variance_unit / input.unit / input.unit / 2);
@@ -169,7 +170,8 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
     launch_start_totals(queue_->stream(), blocks, kPairFields, kPairSums, totals.get());
   };
   const Buffer<PairRow<double>> exact_rows(*queue_, count);
-  const PairInput exact_input = input_in_units(nullptr, 1, 1);
+  const double unit = unit_of(query.norms);
+  const PairInput exact_input = input_in_units(nullptr, unit, 1);
   const auto exact_task = make_task<double>(A, query, exact_input, exact_rows.get(), kClose, nearest);
   const auto sweep_exact = [&](Sweep<double>& sweep, const unsigned char* only, Index patches, const auto& prepare) {
     sweep.run(
@@ -198,7 +200,7 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
     const Buffer<double> chunk_sums(*queue_, row_chunks(count) * d);
     const Buffer<PairRow<float>> pair_rows(*queue_, count);
     const Buffer<unsigned char> left(*queue_, tile_count * patches);
-    const PairInput narrow_input = input_in_units(scales.get(), unit_of(query.norms), unit_of(query.variances));
+    const PairInput narrow_input = input_in_units(scales.get(), unit, unit_of(query.variances));
     const auto task =
         make_task<float>(A, query, narrow_input, pair_rows.get(), kPairMargin * sums.cosine_error, nearest);
     Sweep<float> sweep(*queue_, height, width, (padded + terms - 1) / terms, tile_count);

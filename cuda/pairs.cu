@@ -17,7 +17,7 @@ template <class T>
 constexpr bool kExact = sizeof(T) == sizeof(double);
 /// Squared norms (of pairs: their sum) below this have lost digits to underflow.
 template <class T>
-constexpr T kShortest = static_cast<T>(kExact<T> ? 0x1p-900 : 0x1p-80);
+constexpr T kShortest = static_cast<T>(kExact<T> ? 0x1p-100 : 0x1p-80);
 template <class T>
 constexpr int kFields = kExact<T> ? kFrameResidual + 1 : kCdnvSum + 1;  // that every pair adds to
 constexpr int kNoDistance = 16;                                         // above every squared distance of unit vectors
@@ -56,17 +56,47 @@ __device__ double warp_least(double value) {
   return value;
 }
 
-/// sqrt(square) - distance, w = square - distance^2. In single precision a rough root, and one step of Newton's for f^2
-/// + 2 distance f = w, which leaves f relatively exact.
-__device__ float distance_gap(float square, float w, float distance) {
-  const float inverse = rsqrtf(square), rough = fmaf(square, inverse, -distance);
-  return fmaf(fmaf(rough, rough + 2 * distance, -w) * inverse, -0.5f, rough);
+// Root, logarithm and quotient of a pair. In double each starts from single precision's rough one and refines it: the
+// library's take a branch each for arguments that do not occur here, and so the next pair waits for this one's.
+
+/// 1/x to a few units in the last place; x within the range of single precision.
+__device__ double reciprocal(double x) {
+  double inverse = __fdividef(1.0f, static_cast<float>(x));  // to 2^-22
+  inverse = fma(inverse, fma(-x, inverse, 1.0), inverse);
+  return fma(inverse, fma(-x, inverse, 1.0), inverse);
 }
-__device__ double distance_gap(double square, double, double distance) { return sqrt(square) - distance; }
-__device__ float log_of(float x) { return __log2f(x); }  // in units of kPairLogUnit
-__device__ double log_of(double x) { return log(x); }
 __device__ float quotient(float a, float b) { return __fdividef(a, b); }
-__device__ double quotient(double a, double b) { return a / b; }
+__device__ double quotient(double a, double b) { return a * reciprocal(b); }
+
+__device__ float inverse_root(float x) { return rsqrtf(x); }
+__device__ double inverse_root(double x) {
+  const double rough = rsqrtf(static_cast<float>(x));
+  return rough * fma(-0.5 * x * rough, rough, 1.5);  // to 2^-42
+}
+/// sqrt(square) - distance, w = square - distance^2: a rough root, and one step of Newton's for f^2 + 2 distance f = w,
+/// which leaves f relatively exact.
+template <class T>
+__device__ T distance_gap(T square, T w, T distance) {
+  const T inverse = inverse_root(square), rough = fma(square, inverse, -distance);
+  return fma(fma(rough, rough + 2 * distance, -w) * inverse, T{-1} / 2, rough);
+}
+
+__device__ float log_of(float x) { return __log2f(x); }  // in units of kPairLogUnit
+/// log x = k log 2 + 2 artanh s, x = 2^k m with m from 1/sqrt(2) to sqrt(2), s = (m-1)/(m+1): s^2 < 0.0295, so the
+/// first term that is left out, 2 s s^20 / 21, is below 2^-55 of the sum. Normal x > 0.
+__device__ double log_of(double x) {
+  std::uint64_t bits = 0;
+  memcpy(&bits, &x, sizeof bits);
+  constexpr int kRootHalf = 0x3fe6a09e;  // the upper half of 1/sqrt(2)
+  const int k = (static_cast<int>(bits >> 32) - kRootHalf) >> 20;
+  bits -= static_cast<std::uint64_t>(static_cast<std::int64_t>(k)) << 52;
+  double m = 0;
+  memcpy(&m, &bits, sizeof m);
+  const double s = (m - 1) * reciprocal(m + 1), z = s * s;
+  double sum = 1.0 / 19;
+  for (int n = 17; n >= 3; n -= 2) sum = fma(sum, z, 1.0 / n);
+  return fma(static_cast<double>(k), 0.69314718055994530942, fma(2 * s * z, sum, 2 * s));
+}
 
 /// Takes the angle of a pair: its squared distance of unit vectors, and what that is above the simplex's.
 template <class T>
@@ -148,13 +178,19 @@ __device__ void add_close_pair(const PairTask<T>& task, Index j, Index k, double
   if (angle) {
     const bool same = unit <= kSameDirection * kSameDirection;
     if (same) unit = 0;
-    double parts[kLogSquareSum + 1] = {};
-    add_angle(parts, unit, unit - task.etf.square, task.exact_target);
+    const double w = unit - task.etf.square, f = sqrt(unit) - task.exact_target.distance;
+    sums[kCosSum] += w;
+    sums[kCosSquareSum] += w * w;
+    sums[kCosAbsSum] += fabs(w);
+    sums[kDistanceSum] += f;
+    sums[kDistanceSquareSum] += f * f;
     if (same) {
-      parts[kLogSum] = parts[kLogSquareSum] = 0;
       sums[kCoincidentDirections] += 1;
+    } else {
+      const double g = log(unit * task.exact_target.inverse_square);
+      sums[kLogSum] += g;
+      sums[kLogSquareSum] += g * g;
     }
-    for (int f = kCosSum; f <= kLogSquareSum; ++f) sums[f] += parts[f];
     sums[kAngles] += 1;
     least = lesser(least, unit);
   }
@@ -174,7 +210,7 @@ __global__ void __launch_bounds__(kBlock, kExact<T> ? 2 : 3)
     reduce_pairs(PairTask<T> task, PairTile<T> tile, const unsigned char* only, unsigned char* left, double* totals) {
   constexpr int V = kColumns<T>;
   static_assert(kPatchRows * V <= 32);
-  constexpr T kFar = static_cast<T>(HUGE_VAL);
+  constexpr T kFar = static_cast<T>(0x1p100);  // farther than any two rows, in units
   const int width = static_cast<int>(tile.width), height = static_cast<int>(tile.height);
   const int first_column = static_cast<int>(blockIdx.x) * kPatchCols<T>,
             top = static_cast<int>(blockIdx.y) * kBlockRows;
@@ -238,17 +274,22 @@ __global__ void __launch_bounds__(kBlock, kExact<T> ? 2 : 3)
     if (distances)
       for (int v = 0; v < V; ++v) {
         if constexpr (kExact<T>)
-          squared[v] = row.square + square[v] - 2 * products.value[v];
+          squared[v] = row.square + square[v] - task.gram_unit * products.value[v];
         else
           squared[v] = row.square + square[v] - 2 * row.factor * (products.value[v] * other[v]);
       }
     if constexpr (kExact<T>)
       for (int v = 0; v < V; ++v) {
-        const bool diagonal = !whole && v == i - ahead;
-        const T weight = whole ? 1 : v >= end || v < i - ahead ? 0 : diagonal ? T{1} / 2 : T{1};
-        const T gram = products.value[v];
-        const T centred = gram * task.gram_scale - (diagonal ? task.etf.diagonal : task.etf.off);
-        const T frame = gram * task.frame_scale + (row.offset + other[v]) - (diagonal ? task.etf.frame_diagonal : 0);
+        T centred = products.value[v] * task.gram_scale - task.etf.off;
+        T frame = products.value[v] * task.frame_scale + (row.offset + other[v]), weight = 1;
+        if (!whole) {
+          if (v == i - ahead) {
+            centred += task.etf.off - task.etf.diagonal;
+            frame -= task.etf.frame_diagonal;
+            weight = T{1} / 2;
+          }
+          if (v < i - ahead || v >= end) weight = 0;
+        }
         sums[kEtfResidual] += weight * centred * centred;
         sums[kFrameResidual] += weight * frame * frame;
       }
@@ -324,14 +365,16 @@ __global__ void __launch_bounds__(kBlock, kExact<T> ? 2 : 3)
     total[kMinUnitSquare] = lesser(total[kMinUnitSquare], static_cast<double>(least));
   }
   if (distances) {
-    const auto in_units = [&](T squared) { return static_cast<double>(squared) * task.unit * task.unit; };
-    if (lane_id() < rows) take_nearest(task, j0 + lane_id(), in_units(nearest_row));
+    const auto real = [&](T squared) {
+      return squared < kFar ? static_cast<double>(squared) * task.unit * task.unit : HUGE_VAL;
+    };
+    if (lane_id() < rows) take_nearest(task, j0 + lane_id(), real(nearest_row));
     const int c = static_cast<int>(threadIdx.x);
     if (c < kPatchCols<T> && first_column + c < width) {
       T nearest_column = column_values[c];
       for (int warp = 1; warp < kWarps; ++warp)
         nearest_column = lesser(nearest_column, column_values[warp * kPatchCols<T> + c]);
-      take_nearest(task, tile.first_col + first_column + c, in_units(nearest_column));
+      take_nearest(task, tile.first_col + first_column + c, real(nearest_column));
     }
   }
   if (block_near == 0) return;  // the whole block

@@ -13,7 +13,11 @@
 // pairs are done: a bit marks it until then. Distances that are exactly zero are thereby found as such. The same for
 // pairs of rows so short that their squared norms have lost digits to underflow (kShortest).
 //
-// exact. Products in double, close = 1e-4: at most 1e-12 is lost above it.
+// Squared distances of rows are taken in unit^2, `unit` a power of two above the largest norm: what underflows is of no
+// weight beside squared norms of kShortest.
+//
+// exact. Products in double, close = 1e-4: at most 1e-12 is lost above it. Roots, logarithms and quotients start from
+// rough ones of single precision, which refining makes right to a few 2^-53.
 //
 // fast. Products of halves (decide.hpp: row k is 2^f_k z_k with |z_k| in [64, 128)), of at most Limits::pair_terms
 // columns each, whose sums are added in double. From there on single precision does. u = 2^-24. E, relative to
@@ -23,9 +27,8 @@
 // than 2^-25 absolutely, of norms of 64. No more than kFastError up to d = 2^18. close = 64 E, so that a squared
 // distance above it is good to 1/64. What follows:
 //   cosine         4 u for two inverse norms and two products; another u, and a rounded 1/(R-1), for w or 2 - 2 cos.
-//   squared        |a_j - a_k|^2 in a unit^2, `unit` a power of two above the largest norm: |a|^2 rounded, their sum
-//                  and the difference 4 u of it; a_j.a_k takes powers of two alone. Numbers below 2^-126 count as 0:
-//                  2^-46 of a sum of squared norms that is at least kShortest = 2^-80.
+//   squared        |a_j - a_k|^2: 4 u of the squared norms for these, their sum and the difference; a_j.a_k takes
+//                  powers of two alone. Numbers below 2^-126 count as 0: 2^-46 of kShortest = 2^-80.
 //   |a_j^ - a_k^|  a root of 2^-22, then one step of Newton's for f^2 + 2 s f = w, the distance's excess over s: f is
 //                  relatively exact, to 5 u, as far as w is; near the simplex rounding s changes it by less still.
 //   logarithm      |g| off by 2^-22 (1 + |g|).
@@ -97,15 +100,15 @@ template <>
 struct alignas(16) PairRow<double> {
   double inverse;   ///< product inverse_j inverse_k is a cosine; 0 where the norm is 0
   double offset;    ///< of the uncentred Gram, times PairTask::frame_scale
-  double square;    ///< |a|^2
-  double variance;  ///< 0 without
+  double square;    ///< |a|^2 / unit^2
+  double variance;  ///< / variance_unit; 0 without
 };
 template <>
 struct alignas(16) PairRow<float> {
-  float inverse;   ///< as above
-  float factor;    ///< product factor_j factor_k is a_j.a_k / unit^2; a power of two
-  float square;    ///< |a|^2 / unit^2
-  float variance;  ///< / variance_unit; 0 without
+  float inverse;  ///< as above
+  float factor;   ///< product factor_j factor_k is a_j.a_k / unit^2; a power of two
+  float square;   ///< |a|^2 / unit^2
+  float variance;
 };
 
 /// Where PairRows come from; [count] device arrays but for the units.
@@ -113,7 +116,7 @@ struct PairInput {
   const double *norms, *scales, *variances, *offsets;  ///< all but norms may be null; row k is scales_k times what was
                                                        ///< multiplied
   double frame_scale;                                  ///< 1/|uncentred G|_F
-  double unit, variance_unit;                          ///< powers of two; 1 in double
+  double unit, variance_unit;                          ///< powers of two
 };
 
 /// The simplex ETF of R vectors. Its Gram matrices have norm 1.
@@ -151,7 +154,7 @@ struct PairTask {
   PairTarget<double> exact_target;  ///< for pairs that are recomputed
   Simplex etf;
   double gram_scale, frame_scale;  ///< 1/|G|_F, 1/|uncentred G|_F
-  double unit;                     ///< as in PairInput
+  double unit, gram_unit;          ///< that of PairInput, and 2 / unit^2
   double units[kPairUnits];        ///< what sums over pairs are multiplied by, see pair_unit
 };
 
