@@ -188,7 +188,7 @@ struct MergedSet {
     leader_scores = Buffer<float>(queue, scores.rows * kLeaders);
     leader_candidates = Buffer<std::int32_t>(queue, scores.rows * kLeaders);
     decisions = Buffer<std::int32_t>(queue, std::vector<std::int32_t>(static_cast<std::size_t>(scores.rows), -7));
-    open = Buffer<OpenRow>(queue, scores.rows);
+    open = Buffer<OpenRow>(queue, std::vector<OpenRow>(static_cast<std::size_t>(scores.rows)));  // not all are written
     counts = Buffer<Count>(queue, std::vector<Count>(2, 0));
   }
   Verdicts verdicts() const { return {decisions.get(), open.get(), counts.get(), scores.rows}; }
@@ -525,7 +525,9 @@ TEST_F(KernelTest, CollapsedRowsAreCertified) {
       constants[static_cast<std::size_t>(k)] = static_cast<float>(exact[static_cast<std::size_t>(k)] / unit);
 
     const Dtype narrow_type = raw ? type : Dtype::f16;
-    const Buffer<double> values(queue_, centres.values), scales(queue_, rows), norms(queue_, rows), lost(queue_, rows);
+    const std::vector<double> zeros(static_cast<std::size_t>(rows), 0.0);  // not all are written
+    const Buffer<double> values(queue_, centres.values), scales(queue_, zeros), norms(queue_, zeros),
+        lost(queue_, zeros);
     const Buffer<std::uint16_t> narrow(queue_,
                                        std::vector<std::uint16_t>(static_cast<std::size_t>(columns * padded), 0)),
         z(queue_, rows * padded);
