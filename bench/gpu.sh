@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# Sourced by ./dev: `gpu` tests and times on a GPU, `gpu_profile` says where the time of its kernels goes, `gpu_compare`
-# times the PyTorch package beside it, and `gpu_bundle` packs what they need for a machine that has a driver and the CUDA
-# libraries but no compiler, packages or network. Uses say, die, configure, build and jobs of ./dev.
+# Sourced by ./dev: `gpu` tests and times on a GPU, `gpu_profile` says where the time of its kernels goes, `gpu_limits`
+# which sizes of blocks and tiles are fastest there, `gpu_compare` times the PyTorch package beside it, and `gpu_bundle` packs
+# what they need for a machine that has a driver and the CUDA libraries but no compiler, packages or network. Uses say, die, configure, build and jobs of ./dev.
 # shellcheck disable=SC2154,SC2016,SC2100
 
-programs=(ncollapse demo_test api_tests theory_tests cuda_gpu_tests theory end_to_end)
+programs=(ncollapse demo_test api_tests theory_tests cuda_gpu_tests theory end_to_end limits)
 cuda_filter='*cuda*:*Cuda*:*CUDA*'  # of the tests that run on every backend, those on this one
 small_filter='*/tiny'                # of the backend's tests, those in small chunks: the sanitizers slow everything down
 # Of these, the quickest that launch every kernel of ours (house.kernel_coverage): racecheck and initcheck are the slowest.
@@ -181,6 +181,17 @@ gpu_profile() {
     done
   done
   say "written: $stem-profile.md (logs in out/gpu/)"
+}
+
+# gpu_limits ARG..: bench/limits.cpp.
+gpu_limits() {
+  local name driver commit archs stem
+  prepare_gpu
+  {
+    printf '# Sizes of blocks and tiles on %s, commit %s\n\n' "$name" "$commit"
+    "$(program limits)" "$@"
+  } | tee "$stem-limits.md"
+  say "written: $stem-limits.md"
 }
 
 # gpu_compare ARG..: beside the PyTorch package, on the GPU (bench/compare_peer.py --help).

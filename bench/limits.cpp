@@ -1,0 +1,326 @@
+// limits [NAME...] [--seconds S] [--small]
+// Which sizes of cuda::Limits are fastest on the GPU at hand, and what its products do: a table for a page.
+//   products   Z^T Z as scatters take it: one DSYRK, slices of doubles, slices of halves
+//   bias       what sums of halves' products lose in one slice, beside double: it grows with the rows of the slice
+//   sums       bytes of a block, runs of a group
+//   decisions  rows and candidates of a tile of scores
+//   pairs      rows and columns of a tile
+// --seconds: of a setting, 0.2 by default. --small: shapes for a trial where time does not matter.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cuda/backend.hpp"
+#include "cuda/dense.hpp"
+
+namespace {
+
+using namespace ncollapse;
+using cuda::Half;
+using cuda::Limits;
+
+struct Options {
+  double seconds = 0.2;
+  bool small = false;
+};
+
+/// Numbers in [-1, 1), the same in every run.
+class Noise {
+ public:
+  double next() {
+    state_ = state_ * 6364136223846793005u + 1442695040888963407u;
+    return static_cast<double>(static_cast<std::int64_t>(state_)) * 0x1p-63;
+  }
+
+ private:
+  std::uint64_t state_ = 1;
+};
+
+double median_seconds(const Options& options, const std::function<void()>& call) {
+  using Clock = std::chrono::steady_clock;
+  const auto since = [](Clock::time_point start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+  };
+  call();  // warm
+  std::vector<double> times;
+  const auto begin = Clock::now();
+  do {
+    const auto start = Clock::now();
+    call();
+    times.push_back(since(start));
+  } while (times.size() < 3 || since(begin) < options.seconds);
+  std::nth_element(times.begin(), times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2), times.end());
+  return times[times.size() / 2];
+}
+
+void line(const char* what, const std::string& shape, const std::string& setting, double seconds, double amount,
+          const char* unit) {
+  std::printf("| %s | %s | %s | %.4g ms | %.4g %s |\n", what, shape.c_str(), setting.c_str(), seconds * 1e3,
+              amount / seconds, unit);
+  std::fflush(stdout);
+}
+std::string by(Index a, Index b) { return std::to_string(a) + " x " + std::to_string(b); }
+
+/// to := the block again and again.
+template <class T>
+void repeat(cuda::Queue& queue, const std::vector<T>& block, const cuda::Buffer<T>& to) {
+  const Index bytes = static_cast<Index>(block.size() * sizeof(T));
+  queue.upload(to.get(), block.data(), std::min(bytes, to.bytes()));
+  auto* memory = reinterpret_cast<char*>(to.get());
+  for (Index filled = bytes; filled < to.bytes(); filled *= 2)
+    queue.copy(memory + filled, memory, std::min(filled, to.bytes() - filled));
+  queue.wait();
+}
+
+void measure_products(const Options& options) {
+  cuda::Queue queue(0, nullptr);
+  const Index rows = options.small ? 500 : 65536;
+  for (const Index d : options.small ? std::vector<Index>{16} : std::vector<Index>{512, 768, 1024, 2048, 4096}) {
+    const cuda::Buffer<double> T(queue, d * d), z(queue, rows * d);
+    const cuda::Buffer<Half> half(queue, rows * d);
+    Noise noise;
+    std::vector<double> block(static_cast<std::size_t>(std::min<Index>(rows, 2048) * d));
+    std::vector<Half> narrow;
+    for (double& value : block) {
+      value = noise.next();
+      narrow.push_back(cuda::to_half(static_cast<float>(value)));
+    }
+    repeat(queue, block, z);
+    repeat(queue, narrow, half);
+    const double flop = 2.0 * static_cast<double>(rows * d) * static_cast<double>(d) * 1e-12;
+    const auto time = [&](const char* what, const std::string& setting, const auto& call) {
+      const double seconds = median_seconds(options, [&] {
+        call();
+        queue.wait();
+      });
+      line(what, by(rows, d), setting, seconds, flop, "TFLOP/s as 2 N d^2");
+    };
+    cuda::check(cudaMemsetAsync(T.get(), 0, static_cast<std::size_t>(T.bytes()), queue.stream()));
+    time("double", "one DSYRK", [&] { cuda::add_gram(queue, 1.0, z.get(), d, rows, d, T.get()); });
+    for (const Index slice : options.small ? std::vector<Index>{100} : std::vector<Index>{1024, 2048, 4096}) {
+      const Index slices = (rows + slice - 1) / slice;
+      if (slices * d * d > Index{1} << 30) continue;
+      const cuda::Buffer<double> partial(queue, slices * d * d);
+      time("double", "slices of " + std::to_string(slice),
+           [&] { cuda::gram_slices(queue, z.get(), rows, d, slice, partial.get()); });
+      time("half", "slices of " + std::to_string(slice),
+           [&] { cuda::gram_slices(queue, half.get(), rows, d, slice, reinterpret_cast<float*>(partial.get())); });
+    }
+  }
+}
+
+void measure_bias(const Options& options) {
+  cuda::Queue queue(0, nullptr);
+  const Index d = 64;
+  for (const Index rows :
+       options.small ? std::vector<Index>{64} : std::vector<Index>{1024, 4096, 16384, 65536, 262144}) {
+    Noise noise;
+    std::vector<Half> z;
+    std::vector<double> exact(static_cast<std::size_t>(d), 0.0);
+    for (Index i = 0; i < rows; ++i)
+      for (Index j = 0; j < d; ++j) {
+        z.push_back(cuda::to_half(static_cast<float>(noise.next())));
+        exact[static_cast<std::size_t>(j)] += cuda::to_double(z.back()) * cuda::to_double(z.back());
+      }
+    const cuda::Buffer<Half> half(queue, z);
+    const cuda::Buffer<float> T(queue, d * d);
+    cuda::check(cudaMemsetAsync(T.get(), 0, static_cast<std::size_t>(T.bytes()), queue.stream()));
+    cuda::gram_slices(queue, half.get(), rows, d, rows, T.get());
+    const auto products = T.to_host();
+    double bias = 0;
+    for (Index j = 0; j < d; ++j)
+      bias += (products[static_cast<std::size_t>(j * d + j)] / exact[static_cast<std::size_t>(j)] - 1) /
+              static_cast<double>(d);
+    std::printf("| bias | %s | one slice of halves | | %.3g of a sum of squares |\n", by(rows, d).c_str(), bias);
+  }
+}
+
+/// Rows of bf16 about their class's mean, class i mod K; on the device.
+struct Samples {
+  Samples(Index count, Index classes, Index dim)
+      : rows(count), d(dim), K(classes), means(static_cast<std::size_t>(K * d)) {
+    Noise noise;
+    for (double& value : means) value = noise.next();
+    const Index block = (std::min(rows, std::max<Index>(8192, K)) + K - 1) / K * K;
+    std::vector<std::uint16_t> bits;
+    std::vector<Index> numbers;
+    for (Index i = 0; i < block; ++i) {
+      numbers.push_back(i % K);
+      for (Index j = 0; j < d; ++j)
+        bits.push_back(
+            cuda::to_bfloat16(static_cast<float>(means[static_cast<std::size_t>(i % K * d + j)] + 0.01 * noise.next()))
+                .bits);
+    }
+    features = cuda::Buffer<std::uint16_t>(queue, rows * d);
+    labels = cuda::Buffer<Index>(queue, rows);
+    repeat(queue, bits, features);
+    repeat(queue, numbers, labels);
+  }
+  MatrixView x() const { return {features.get(), Dtype::bf16, rows, d, 0, MemorySpace::device}; }
+  LabelView y() const { return {labels.get(), LabelType::i64, rows, MemorySpace::device}; }
+
+  Index rows, d, K;
+  std::vector<double> means;
+  cuda::Queue queue{0, nullptr};
+  cuda::Buffer<std::uint16_t> features;
+  cuda::Buffer<Index> labels;
+};
+
+void measure_sums(const Options& options) {
+  const Index d = options.small ? 16 : 2048, K = options.small ? 5 : 1000, rows = options.small ? 300 : 1 << 20;
+  const Samples samples(rows, K, d);
+  for (const auto& [bytes, group] : {std::pair<Index, Index>{Index{1} << 29, 8},
+                                     {Index{1} << 30, 8},
+                                     {Index{1} << 31, 8},
+                                     {Index{1} << 32, 8},
+                                     {Index{1} << 31, 2},
+                                     {Index{1} << 31, 32}}) {
+    Limits limits;
+    limits.block_bytes = bytes;
+    limits.group_runs = group;
+    cuda::CudaBackend backend(0, {}, limits);
+    MomentState state;
+    state.classes = K;
+    state.dim = d;
+    state.statistics = Statistics::traces;
+    state.counts = backend.index_array(K, 1);
+    state.shifts = backend.matrix(K, d);
+    state.sums = backend.matrix(K, d);
+    state.square_sums = backend.matrix(K, 1);
+    const double seconds = median_seconds(options, [&] {
+      backend.add_batch(state, samples.x(), samples.y());
+      if (backend.pending_faults(state).any()) throw Error(ErrorKind::internal, "the samples have faults");
+    });
+    line("sums", by(rows, d) + ", " + std::to_string(K) + " classes",
+         "blocks of " + std::to_string(bytes >> 20) + " MiB, groups of " + std::to_string(group), seconds,
+         static_cast<double>(rows) * static_cast<double>(2 * d + 8) * 1e-9, "GB/s");
+  }
+}
+
+void measure_decisions(const Options& options) {
+  struct Case {
+    Index rows, K, d;
+  };
+  const std::vector<Case> cases =
+      options.small ? std::vector<Case>{{100, 7, 16}}
+                    : std::vector<Case>{{1 << 18, 1000, 2048}, {1 << 16, 50257, 768}, {50000, 10, 512}};
+  for (const auto& [rows, K, d] : cases) {
+    const Samples samples(rows, K, d);
+    for (const auto& [row_tile, candidate_tile] :
+         {std::pair<Index, Index>{1024, 1024}, {2048, 1024}, {4096, 1024}, {1024, 2048}, {2048, 2048}, {4096, 2048}}) {
+      Limits limits;
+      limits.row_tile = row_tile;
+      limits.candidate_tile = candidate_tile;
+      cuda::CudaBackend backend(0, {}, limits);
+      DecisionState state;
+      state.classes = K;
+      state.dim = d;
+      state.centres = backend.matrix(K, d);
+      backend.from_host(state.centres, samples.means);
+      state.centre_class = backend.index_array(K, 1);
+      std::vector<Index> classes;
+      for (Index k = 0; k < K; ++k) classes.push_back(k);
+      backend.from_host(state.centre_class, classes);
+      state.weights = backend.matrix(K, d);
+      backend.from_host(state.weights, samples.means);
+      state.bias = backend.matrix(1, K);
+      state.counters = backend.index_array(4, K);
+      const double seconds = median_seconds(options, [&] {
+        if (backend.decide_batch(state, samples.x(), samples.y()).any())
+          throw Error(ErrorKind::internal, "the samples have faults");
+      });
+      line("decisions", by(rows, d) + ", " + std::to_string(K) + " classes", "tiles of " + by(row_tile, candidate_tile),
+           seconds, 4.0 * static_cast<double>(rows * d) * static_cast<double>(K) * 1e-12, "TFLOP/s");
+    }
+  }
+}
+
+void measure_pairs(const Options& options) {
+  struct Case {
+    Index count, d;
+    bool fast;
+  };
+  const std::vector<Case> cases =
+      options.small
+          ? std::vector<Case>{{20, 16, false}, {20, 16, true}}
+          : std::vector<Case>{{1000, 2048, false}, {16384, 1024, false}, {50000, 768, true}, {50000, 2048, true}};
+  for (const auto& [count, d, fast] : cases) {
+    PairQuery query;
+    query.gram_norm = query.frame_norm = 1;
+    query.fast = fast;
+    Noise noise;
+    std::vector<double> rows(static_cast<std::size_t>(count * d));
+    for (Index k = 0; k < count; ++k) {
+      double square = 0;
+      for (Index j = 0; j < d; ++j) {
+        double& value = rows[static_cast<std::size_t>(k * d + j)];
+        value = noise.next();
+        square += value * value;
+      }
+      query.norms.push_back(std::sqrt(square));
+      query.variances.push_back(1e-4);
+    }
+    for (const auto& [height, width] :
+         {std::pair<Index, Index>{512, 512}, {1024, 1024}, {2048, 2048}, {1024, 2048}, {1024, 4096}, {2048, 4096}}) {
+      if (!fast && height != width) continue;
+      Limits limits;
+      limits.pair_tile = height;
+      limits.half_pair_rows = height;
+      limits.half_pair_columns = width;
+      cuda::CudaBackend backend(0, {}, limits);
+      Matrix A = backend.matrix(count, d);
+      backend.from_host(A, rows);
+      const double seconds = median_seconds(options, [&] { backend.pair_sums(A, query); });
+      line(fast ? "pairs of halves" : "pairs", by(count, d), "tiles of " + by(height, width), seconds,
+           static_cast<double>(count * d) * static_cast<double>(count) * 1e-12, "TFLOP/s as K^2 d");
+    }
+  }
+}
+
+int run(int argc, char** argv) {
+  const std::vector<std::pair<std::string, void (*)(const Options&)>> parts{{"products", measure_products},
+                                                                            {"bias", measure_bias},
+                                                                            {"sums", measure_sums},
+                                                                            {"decisions", measure_decisions},
+                                                                            {"pairs", measure_pairs}};
+  Options options;
+  std::vector<std::string> wanted;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    const bool known =
+        std::any_of(parts.begin(), parts.end(), [&](const auto& part) { return part.first == argument; });
+    if (argument == "--small") {
+      options.small = true;
+    } else if (argument == "--seconds" && i + 1 < argc && std::atof(argv[i + 1]) > 0) {
+      options.seconds = std::atof(argv[++i]);
+    } else if (known) {
+      wanted.push_back(argument);
+    } else {
+      std::fprintf(stderr, "limits [products] [bias] [sums] [decisions] [pairs] [--seconds S] [--small]\n");
+      return 2;
+    }
+  }
+  const cuda::CudaBackend backend(0, {});
+  std::printf("%s (%s)\n\n| what | shape | setting | time | rate |\n|---|---|---|---|---|\n",
+              backend.info().name.c_str(), backend.info().capability.c_str());
+  for (const auto& [name, measure] : parts)
+    if (wanted.empty() || std::find(wanted.begin(), wanted.end(), name) != wanted.end()) measure(options);
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "limits: %s\n", error.what());
+    return 1;
+  }
+}
