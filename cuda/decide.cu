@@ -407,9 +407,9 @@ struct ExactSets {
 };
 
 constexpr Index kSharedOut = 512;  // candidates from which on a row may be given to several blocks
-/// Blocks for each row that is open with all candidates.
+/// Blocks for each row that is open with all candidates, of which every warp gets one at least.
 __device__ Index blocks_of_row(Index count, Index rows) {
-  return count < kSharedOut || rows == 0 ? 1 : max(Index{1}, kExactBlocks / rows);
+  return count < kSharedOut || rows == 0 ? 1 : max(Index{1}, min(kExactBlocks / rows, (count + kWarps - 1) / kWarps));
 }
 
 /// Set y. Rows with few candidates take a warp each, the others a block, or several where there are few such rows.
@@ -450,18 +450,21 @@ __global__ void decide_exactly(Rows<T> x, const ExactSets sets, const BatchRecor
   }
 }
 
-/// Of rows that several blocks have evaluated.
+/// Of rows that several blocks have evaluated, a warp each: half as many as there are parts, at most.
 __global__ void join_parts(const ExactSets sets, const BatchRecord* record) {
   const ExactSet set = blockIdx.y == 0 ? sets.set[0] : sets.set[1];
   if (set.count == 0 || (record && record->shut)) return;
   const auto all = static_cast<Index>(set.verdicts.counts[1]);
   const Index blocks = blocks_of_row(set.count, all);
   if (blocks == 1) return;
-  for (Index i = thread_id(); i < all; i += thread_count()) {
+  for (Index i = warp_id(); i < all; i += warp_count()) {
     Decision best;
-    for (Index at = i * blocks; at < (i + 1) * blocks; ++at) take(best, set.parts[at]);
-    set.verdicts.decisions[set.verdicts.open[set.verdicts.rows - 1 - i].row] =
-        static_cast<std::int32_t>(best.candidate);
+    for (Index at = lane_id(); at < blocks; at += kWarp) take(best, set.parts[i * blocks + at]);
+    for (int step = kWarp / 2; step > 0; step /= 2)
+      take(best, {__shfl_xor_sync(kAllLanes, best.score, step), __shfl_xor_sync(kAllLanes, best.candidate, step)});
+    if (lane_id() == 0)
+      set.verdicts.decisions[set.verdicts.open[set.verdicts.rows - 1 - i].row] =
+          static_cast<std::int32_t>(best.candidate);
   }
 }
 
@@ -593,7 +596,7 @@ void launch_decide_exactly(cudaStream_t stream, const FeatureBlock& x, const Exa
   with_element(x.dtype, [&]<class T>(T) {
     launch(stream, {blocks, count, shared}, decide_exactly<T>, rows_of<T>(x), given, record);
   });
-  if (shared_out) launch(stream, {blocks_for(kExactBlocks), count}, join_parts, given, record);
+  if (shared_out) launch(stream, {blocks_for(kExactBlocks / 2, kWarps), count}, join_parts, given, record);
 }
 
 void launch_count_decisions(cudaStream_t stream, const LabelBlock& labels, const std::int32_t* centre,

@@ -583,7 +583,8 @@ TEST_F(KernelTest, OpenRowsAreEvaluatedExactly) {
                                                           {33, 7, 3, 1, 1},
                                                           {40, 64, 33, 0, 0},
                                                           {12, 530, 9, 0, 0},
-                                                          {6, 5, 700, 0, 0}}) {
+                                                          {6, 5, 700, 0, 0},
+                                                          {1, 3, 2100, 0, 0}}) {
       SCOPED_TRACE(testing::Message() << to_string(type) << ", " << rows << " x " << d << ", " << count);
       std::mt19937 random(7);
       test::Samples x(type, rows, d, padding, offset);
