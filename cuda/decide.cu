@@ -17,16 +17,6 @@ constexpr int kInFlight = 4;         // packets that a lane asks for at once
 __device__ Half narrow(float x, Half) { return to_half(x); }
 __device__ Bfloat16 narrow(float x, Bfloat16) { return to_bfloat16(x); }
 
-/// The same number; infinite and NaN stay so.
-__device__ float single(float x) { return x; }
-__device__ float single(Bfloat16 x) { return float_of_bits(static_cast<std::uint32_t>(x.bits) << 16); }
-__device__ float single(Half x) {
-  const std::uint32_t magnitude = x.bits & 0x7fffu;
-  float value = float_of_bits(magnitude << 13) * 0x1p112f;  // rebias 15 -> 127
-  if (magnitude >= 0x7c00u) value = float_of_bits(0x7f800000u | (magnitude & 0x3ffu) << 13);
-  return x.bits & 0x8000u ? -value : value;
-}
-
 /// 1/x, x = 2^e with |e| <= 1022.
 __device__ double inverse_of_power(double x) {
   return power_of_two(1023 - static_cast<int>(__double_as_longlong(x) >> 52));
@@ -68,7 +58,7 @@ __global__ void check_rows(Rows<T> x, int log2, double* norms, BatchRecord* reco
           if constexpr (std::is_same_v<S, double>)
             value = packet[u].value[v];
           else
-            value = single(packet[u].value[v]);
+            value = to_float(packet[u].value[v]);
           check += value * 0;
           if (sizeof(T) == 2) part += value * value;
         }
@@ -111,7 +101,7 @@ __global__ void narrow_rows(Rows<T> x, const float* origin, Index padded, Expone
       if constexpr (std::is_same_v<S, double>)
         z[v] = packet.value[v] - static_cast<double>(o);
       else
-        z[v] = single(packet.value[v]) - o;
+        z[v] = to_float(packet.value[v]) - o;
     }
   };
 
@@ -151,7 +141,7 @@ __global__ void narrow_rows(Rows<T> x, const float* origin, Index padded, Expone
         for (int v = 0; v < V; ++v) {
           const float scaled = static_cast<float>(z[v] * down);
           const N number = narrow(scaled, N{});
-          const float gap = scaled - single(number);  // exact
+          const float gap = scaled - to_float(number);  // exact
           rounded.bits[v] = number.bits;
           part += gap * gap;
         }

@@ -1,4 +1,4 @@
-// Feature elements and rows of them on the device. f16 and bf16 are turned into doubles exactly; the device has
+// Feature elements and rows of them on the device. f16 and bf16 are turned into floats exactly; the device has
 // instructions for halves, the host does it from their bits. A lane reads a packet of kPacket<T> neighbouring columns,
 // one or two 16-byte loads, or a pair of columns, one load, where the rows are aligned for it, and single elements
 // elsewhere. Which columns a lane holds does not depend on that, so neither do the bits of any sum.
@@ -31,20 +31,26 @@ __host__ __device__ inline float float_of_bits(std::uint32_t bits) {
   return value;
 }
 
-__host__ __device__ inline double to_double(double x) { return x; }
-__host__ __device__ inline double to_double(float x) { return x; }
-__host__ __device__ inline double to_double(Bfloat16 x) {
+/// The same number; infinite and NaN stay so.
+__host__ __device__ inline float to_float(float x) { return x; }
+__host__ __device__ inline float to_float(Bfloat16 x) {
   return float_of_bits(static_cast<std::uint32_t>(x.bits) << 16);
 }
-__host__ __device__ inline double to_double(Half x) {
+__host__ __device__ inline float to_float(Half x) {
 #ifdef __CUDA_ARCH__
   return __half2float(__ushort_as_half(x.bits));
 #else
   const std::uint32_t magnitude = x.bits & 0x7fffu, sign = (x.bits & 0x8000u) << 16;
   if (magnitude >= 0x7c00u) return float_of_bits(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);  // infinite, NaN
-  const double value = static_cast<double>(float_of_bits(magnitude << 13)) * 0x1p112;               // rebias 15 -> 127
+  const float value = float_of_bits(magnitude << 13) * 0x1p112f;                                    // rebias 15 -> 127
   return sign ? -value : value;
 #endif
+}
+
+__host__ __device__ inline double to_double(double x) { return x; }
+template <class T>
+__host__ __device__ double to_double(T x) {
+  return to_float(x);
 }
 
 /// 2^e for |e| <= 1022.
