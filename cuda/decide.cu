@@ -349,19 +349,11 @@ __device__ void take(Decision& best, const Decision& other) {
     best = other;
 }
 
-template <class T>
-struct alignas(2 * sizeof(T)) Two {
-  T value[2];
-};
 /// Columns col and col + 1 of a row; zeros beyond the last one.
 template <class T>
-__device__ Two<T> read_two(const T* row, bool aligned, Index col, Index cols) {
-  if (aligned && col + 2 <= cols) return *reinterpret_cast<const Two<T>*>(row + col);
-  Two<T> two{};
-  NCOLLAPSE_UNROLLED
-  for (int v = 0; v < 2; ++v)
-    if (col + v < cols) two.value[v] = row[col + v];
-  return two;
+__device__ Pair<T> read_pair(const T* row, bool paired, Index col, Index cols) {
+  if (paired && col + 2 <= cols) return *reinterpret_cast<const Pair<T>*>(row + col);
+  return {col < cols ? row[col] : T{}, col + 1 < cols ? row[col + 1] : T{}};
 }
 
 /// The score of a candidate by the whole warp. A lane takes two neighbouring columns, so that doubles are read in whole
@@ -373,19 +365,22 @@ __device__ Decision evaluate(const Rows<T>& x, Index i, const ExactSet& set, Ind
   const double* row = set.rows + candidate * x.cols;
   const bool whole = x.cols % 2 == 0;  // then every candidate starts at a multiple of 16 bytes
   double sum = 0;
+  const auto add = [&](double value, double other) {
+    const double gap = value - other;
+    sum += set.bias ? value * other : gap * gap;
+  };
   for (Index first = 2 * lane_id(); first < x.cols; first += kInFlight * step) {
-    Two<T> mine[kInFlight];
-    Two<double> theirs[kInFlight];
+    Pair<T> mine[kInFlight];
+    Pair<double> theirs[kInFlight];
     NCOLLAPSE_UNROLLED
     for (int u = 0; u < kInFlight; ++u) {
-      mine[u] = read_two(h, x.aligned, first + u * step, x.cols);
-      theirs[u] = read_two(row, whole, first + u * step, x.cols);
+      mine[u] = read_pair(h, x.paired, first + u * step, x.cols);
+      theirs[u] = read_pair(row, whole, first + u * step, x.cols);
     }
     NCOLLAPSE_UNROLLED
-    for (int u = 0; u < kInFlight; ++u) NCOLLAPSE_UNROLLED
-    for (int v = 0; v < 2; ++v) {
-      const double value = to_double(mine[u].value[v]), other = theirs[u].value[v], gap = value - other;
-      sum += set.bias ? value * other : gap * gap;
+    for (int u = 0; u < kInFlight; ++u) {
+      add(to_double(mine[u].first), theirs[u].first);
+      add(to_double(mine[u].second), theirs[u].second);
     }
   }
   sum = warp_sum(sum);
