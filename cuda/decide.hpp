@@ -92,7 +92,7 @@ void launch_narrow_rows(cudaStream_t stream, const FeatureBlock& x, const float*
                         void* rows, double* scales, double* norms, double* lost, Exponents exponents = {});
 /// One reading of a block: adds to record->nonfinite where it holds NaN or infinite values (how many is another
 /// matter), and, of 16-bit types, norms [rows]: bounds, at most 2^-20 beyond the norm (bf16: and sqrt(d) 2^-74), not
-/// finite where a value is not. Either may be null.
+/// finite where a value is not, nor in bf16 where squares overflow, for values from 2^62 on. Either may be null.
 void launch_check_rows(cudaStream_t stream, const FeatureBlock& x, double* norms, BatchRecord* record);
 
 /// A set of candidates. Its columns among the products come up to a multiple of kPacket<float>.

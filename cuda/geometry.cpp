@@ -15,7 +15,7 @@
 namespace ncollapse::cuda {
 namespace {
 
-/// Arrays of doubles as one, for one copy to the device. The memory is read until the queue is waited for.
+/// Arrays of doubles as one, for one copy to the device.
 class Packed {
  public:
   /// Where they will be, from the beginning of the array on.
