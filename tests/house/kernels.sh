@@ -3,10 +3,15 @@
 # of ours may spill (CUB's are the vendor's affair and are listed only).
 set -euo pipefail
 source "$(dirname "$0")/sources.sh"
+options_of() {  # that the build gives this file beside all others
+  sed -n "s/^set_source_files_properties($(basename "$1") PROPERTIES COMPILE_OPTIONS \(.*\))$/\1/p" cuda/CMakeLists.txt
+}
 report=$(
   for arch in 80 90; do
     for source in cuda/*.cu; do
-      "$1" -std=c++20 -O3 -DNDEBUG -arch=sm_$arch -cubin -o /dev/null -Xptxas -v -I . -I include -I "$2" "$source" 2>&1 ||
+      # shellcheck disable=SC2046  # several options, or none
+      "$1" -std=c++20 -O3 -DNDEBUG $(options_of "$source") -arch=sm_$arch -cubin -o /dev/null -Xptxas -v -I . -I include \
+        -I "$2" "$source" 2>&1 ||
         { echo "$source does not compile for sm_$arch" >&2; exit 1; }
     done
   done | c++filt
