@@ -31,7 +31,7 @@
 //                  powers of two alone. Numbers below 2^-126 count as 0: 2^-46 of kShortest = 2^-80.
 //   |a_j^ - a_k^|  a root of 2^-22, then one step of Newton's for f^2 + 2 s f = w, the distance's excess over s: f is
 //                  exact to 5 u (|f| + 2^-21), as far as w is; near the simplex rounding s changes it by less still.
-//   logarithm      |g| off by 2^-22 (1 + |g|).
+//   logarithm      |g| off by 2^-22 (1 + |g|), g that of a distance over s.
 //   quotient       (v_j + v_k) / |a_j - a_k|^2 to 2^-21; variances in a power of two above the largest one, where
 //                  numbers below 2^-126 count as 0: 2^-20 of the sum for up to 2^18 rows, whose largest variance alone
 //                  makes (R-1)/8 of it in these units.
