@@ -164,11 +164,12 @@ __global__ void __launch_bounds__(kBlock, kBeside == Beside::nothing || sizeof(t
   const Columns<L> columns(plan, slab);
   double* z = kBeside == Beside::rows ? target.z - first_run * plan.run * plan.pitch : nullptr;  // of position 0
   if (target.record->shut) {
-    if constexpr (kBeside == Beside::rows) {
-      const double nothing[kValues] = {};
+    const double nothing[kValues] = {};
+    if constexpr (kBeside == Beside::rows)
       for (Index p = run * plan.run; p < min((run + 1) * plan.run, plan.rows); ++p)
         columns.write_padded(nothing, z + p * plan.pitch);
-    }
+    if constexpr (kBeside == Beside::columns)
+      columns.write(nothing, scratch.column_squares + (run - first_run) * plan.dim);
     return;
   }
 

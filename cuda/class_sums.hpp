@@ -51,7 +51,8 @@ SumPlan plan_sums(Index rows, Index dim, Index group_runs, Index fold);
 struct SumScratch {
   double* carry;           ///< [runs x 2 x pitch]
   double* piece_squares;   ///< [slabs x rows]
-  double* column_squares;  ///< [runs of a chunk x d] sums over a run of a_k z_j^2; null: not wanted
+  double* column_squares;  ///< [runs of a chunk x d] sums over a run of a_k z_j^2, 0 where the gate is shut; null: not
+                           ///< wanted
 };
 
 /// Where the sums of a block go, and who may stop them.

@@ -374,6 +374,17 @@ TEST_P(CudaBackendTest, FaultsAreFoundAndChangeNothing) {
     EXPECT_EQ(faults.bad_label, 255);
     EXPECT_TRUE(same_bits(before, image(*backend_, state)));
   }
+  // The first batch of a state may be the one, when nothing has been written but its start.
+  auto wrong = labels;
+  wrong[140] = -1;
+  Samples x(Dtype::f32, rows, d, 2);
+  fill(x, labels, 0.1, 7);
+  for (const Precision precision : {Precision::exact, Precision::fast}) {
+    MomentState state = new_state(*backend_, classes, d, Statistics::full, {}, precision);
+    const auto before = image(*backend_, state);
+    EXPECT_EQ(add(*backend_, state, x.host(), Labels(LabelType::i64, wrong).host()).bad_labels, 1);
+    EXPECT_TRUE(same_bits(before, image(*backend_, state)));
+  }
   // The largest finite and the smallest numbers are no faults.
   Samples edge(Dtype::f16, 1, 4);
   for (const auto& [j, bits] : {std::pair{0, 0x7bff}, {1, 0xfbff}, {2, 0x0001}, {3, 0x8000}})
