@@ -107,9 +107,11 @@ Svd CudaBackend::svd(const Matrix& A) {
 double CudaBackend::cholesky(Matrix& A, Matrix* inverse) {
   const Index n = A.rows;
   const DeviceGuard on(queue_->device());
+  if (n == 0) return 1;
   const Matrix own = matrix(n, n);
-  if (inverse) *inverse = own;
-  return n > 0 ? ncollapse::cuda::cholesky(*queue_, A.data(), n, own.data()) : 1;
+  const double estimate = ncollapse::cuda::cholesky(*queue_, A.data(), n, own.data());
+  if (inverse && estimate > 0) *inverse = own;  // else its memory is not held for nothing
+  return estimate;
 }
 
 void CudaBackend::solve_lower(const Matrix& L, Transpose transpose, Matrix& B) {

@@ -1,7 +1,7 @@
 // Memory of a measurement. The library's own code, Accumulator, finish, merge and measure, runs here on a backend that
 // counts what is allocated and computes nothing; so a plan cannot drift from what is done. What a verb needs inside
 // itself is added where the verb is called: the CPU's from host/cpu/batch_shape.hpp and LAPACK's documentation, CUDA's
-// from the sizes in cuda/ (buffers of blocks and tiles) and 2 n^2 numbers for cuSOLVER's eigensolver.
+// from the sizes in cuda/ (buffers of blocks and tiles, factor.cpp) and 2 n^2 numbers for cuSOLVER's eigensolver.
 #include "ncollapse/plan.hpp"
 
 #include <algorithm>
@@ -88,8 +88,8 @@ class CountingBackend final : public Backend {
   void add_gram(double, const Matrix&, Matrix&) override {}
   void mirror_lower(Matrix&) override {}
   std::vector<double> eigh(Matrix& A) override {
-    const Index n = A.rows;
-    workspace(cpu() ? 8 * (2 * n * n + 6 * n + 1) + 4 * (5 * n + 3) : 8 * (2 * n * n + n));
+    const Index n = A.rows;  // CUDA keeps the matrix, to check the residual
+    workspace(cpu() ? 8 * (2 * n * n + 6 * n + 1) + 4 * (5 * n + 3) : 8 * (3 * n * n + 2 * n));
     return ones(n);
   }
   std::vector<double> eigenvalues(Matrix& A) override {
@@ -110,10 +110,13 @@ class CountingBackend final : public Backend {
   }
   Matrix triangular_factor(const Matrix& A) override {
     const Matrix columns = matrix(A.cols, A.rows);
-    workspace(8 * 33 * A.cols);
+    workspace(8 * (33 + (cpu() ? 0 : A.cols)) * A.cols);
     return matrix(A.cols, A.cols);
   }
-  double cholesky(Matrix&, Matrix*) override { return 0; }  // its failure leads to the larger way
+  double cholesky(Matrix& A, Matrix* inverse) override {
+    if (inverse || !cpu()) workspace(A.bytes());  // CUDA's estimate takes the inverse whether it is wanted or not
+    return 0;                                     // its failure leads to the larger way
+  }
   void solve_lower(const Matrix&, Transpose, Matrix&) override {}
   // PairQuery::fast takes narrow copies of the rows as well, which are less than measure holds before and after.
   PairSums pair_sums(const Matrix& A, const PairQuery& query) override {
@@ -202,7 +205,7 @@ Index cuda_scratch_bytes(Index classes, Index dim, Index rows, Index element_byt
   if (full) {
     Index chunk = std::min(n, (Index{512} << 20) / (8 * dim));
     if (dim <= 1024) {
-      const Index slice = dim < 724 ? 1024 : dim < 1024 ? 2048 : 4096;
+      const Index slice = dim <= 724 ? 1024 : dim < 1024 ? 2048 : 4096;
       chunk = std::min(chunk, slice * std::clamp<Index>((Index{256} << 20) / (8 * dim * dim), 1, 64));
       scatter += (chunk + slice - 1) / slice * 8 * dim * dim;
     }
@@ -213,8 +216,8 @@ Index cuda_scratch_bytes(Index classes, Index dim, Index rows, Index element_byt
   return sort + carries + squares + scatter + (snapshot ? state : 0);
 }
 
-constexpr Index kPinnedBytes = Index{16} << 20;  // of CUDA's staging, on the host
-constexpr Index kWeightBytes = 4;                // of the classifier's file, held while it is used: f32
+constexpr Index kPinnedBytes = (Index{16} << 20) + (Index{5} << 18);  // of CUDA's staging and small copies, on the host
+constexpr Index kWeightBytes = 4;  // of the classifier's file, held while it is used: f32
 
 class Planner {
  public:
