@@ -7,16 +7,13 @@
 // neighbouring columns, so that a warp reads and writes whole lines, of doubles as well. What a warp takes of a class
 // is a *piece*:
 //   - a class that is *whole* (no longer than two runs, inside one group of runs) is one piece, taken by the warp of
-//   the
-//     run in which it begins, and added to sums_k at once;
-//   - any other class is cut where runs end. Its pieces go to `carry` [runs x 2 x d] (slot 0 for a piece that comes
-//   from
-//     the run before, slot 1 for one that begins in this run), and close_classes adds them in run order; of a class of
-//     very many runs fold_carries has added up `fold` neighbouring ones at a time before.
-// So whatever the class sizes, a warp has at most three runs of work, every sum has one writer, and the carries are a
-// small part of the features. Groups of runs are what larger pieces of work consist of: no warp writes beyond its
-// group.
-//   - |z|^2 of a piece has one part per slab, kept at piece_squares[slab][first position of the piece].
+//     the run in which it begins, and added to sums_k at once;
+//   - any other class is cut where runs end. Its pieces go to `carry` [runs x 2 x pitch] (slot 0 for a piece that comes
+//     from the run before, slot 1 for one that begins in this run), and close_classes adds them in run order; of a
+//     class of very many runs fold_carries has added up `fold` neighbouring ones at a time before.
+// |z|^2 of a piece has one part per slab, kept at piece_squares[slab][first position of the piece]. So whatever the
+// class sizes, a warp has at most three runs of work, every sum has one writer, and the carries are a small part of the
+// features. Groups of runs are what larger pieces of work consist of: no warp writes beyond its group.
 // Run length, groups and slabs depend on the shape only, so the bits do not depend on the GPU. Rows are read once,
 // several of a warp in flight at any time.
 //
