@@ -36,18 +36,6 @@ __device__ inline Index thread_count() { return static_cast<Index>(gridDim.x) * 
 __device__ inline Index warp_id() { return thread_id() / kWarp; }
 __device__ inline Index warp_count() { return thread_count() / kWarp; }
 
-/// Rows::read for data that nobody reads again soon: aligned packets pass the caches by.
-template <class T>
-__device__ Packet<T> read_once(const Rows<T>& x, const T* row, Index col) {
-  if (!x.aligned || x.cols < col + kPacket<T>) return x.read(row, col);
-  constexpr int kLoads = static_cast<int>(sizeof(Packet<T>) / sizeof(int4));
-  int4 loads[kLoads];
-  for (int i = 0; i < kLoads; ++i) loads[i] = __ldcs(reinterpret_cast<const int4*>(row + col) + i);
-  Packet<T> packet;
-  memcpy(&packet, loads, sizeof packet);
-  return packet;
-}
-
 /// The block's dynamic shared memory.
 template <class T>
 __device__ T* shared_memory() {
