@@ -249,17 +249,27 @@ __global__ void __launch_bounds__(kBlock, 2)
   });
 }
 
+/// Two neighbouring columns of a carry; there is room for an even number of them.
+__device__ double2& pair_of(double* carry) { return *reinterpret_cast<double2*>(carry); }
+__device__ void add(double2& sum, const double2& part) {
+  sum.x += part.x;
+  sum.y += part.y;
+}
+/// The first of a thread's two columns; y: columns.
+__device__ Index first_column() { return 2 * (static_cast<Index>(blockIdx.y) * kBlock + threadIdx.x); }
+Index column_blocks(const SumPlan& plan) { return (plan.pitch / 2 + kBlock - 1) / kBlock; }
+
 /// Block x: plan.fold runs; if they all go on with one class that began before, and end inside it, the first one's
 /// carry becomes the sum of all. y: columns.
 __global__ void fold_carries(Buckets b, SumPlan plan, const BatchRecord* record, double* carry) {
   if (record->shut) return;
-  const Index first = blockIdx.x * plan.fold, col = static_cast<Index>(blockIdx.y) * kBlock + threadIdx.x;
+  const Index first = blockIdx.x * plan.fold, col = first_column();
   if (col >= plan.dim || (first + plan.fold) * plan.run > plan.rows) return;
   const Index k = b.keys[first * plan.run];
   if (b.begin[k] >= first * plan.run || b.end[k] < (first + plan.fold) * plan.run) return;
-  double sum = 0;
-  for (Index run = first; run < first + plan.fold; ++run) sum += carry[2 * run * plan.pitch + col];
-  carry[2 * first * plan.pitch + col] = sum;
+  double2 sum{0, 0};
+  for (Index run = first; run < first + plan.fold; ++run) add(sum, pair_of(carry + 2 * run * plan.pitch + col));
+  pair_of(carry + 2 * first * plan.pitch + col) = sum;
 }
 
 /// Block x: the classes that begin in a run. y: columns; the last y: counts and squares.
@@ -273,23 +283,24 @@ __global__ void close_classes(Buckets b, SumPlan plan, SumScratch scratch, const
   const Index last = (end - 1) / plan.run;  // run of its last piece
 
   if (blockIdx.y + 1 < gridDim.y) {
-    const Index col = static_cast<Index>(blockIdx.y) * kBlock + threadIdx.x;
+    const Index col = first_column();
     if (!cut || col >= plan.dim) return;
-    const double* carry = scratch.carry + col;
-    double sum = carry[(2 * run + 1) * plan.pitch];
-    const auto add = [&](Index from, Index to, Index step) {
-      for (Index r = from; r < to; r += step) sum += carry[2 * r * plan.pitch];
+    double* carry = scratch.carry + col;
+    double2 sum = pair_of(carry + (2 * run + 1) * plan.pitch);
+    const auto add_runs = [&](Index from, Index to, Index step) {
+      for (Index r = from; r < to; r += step) add(sum, pair_of(carry + 2 * r * plan.pitch));
     };
     // Single runs, folded groups of them, single runs again.
     const Index groups = (run + plan.fold) / plan.fold * plan.fold, left = end / plan.run / plan.fold * plan.fold;
     if (groups < left) {
-      add(run + 1, groups, 1);
-      add(groups, left, plan.fold);
-      add(left, last + 1, 1);
+      add_runs(run + 1, groups, 1);
+      add_runs(groups, left, plan.fold);
+      add_runs(left, last + 1, 1);
     } else {
-      add(run + 1, last + 1, 1);
+      add_runs(run + 1, last + 1, 1);
     }
-    sums[k * plan.dim + col] += sum;
+    sums[k * plan.dim + col] += sum.x;
+    if (col + 1 < plan.dim) sums[k * plan.dim + col + 1] += sum.y;
     return;
   }
 
@@ -383,10 +394,9 @@ void launch_write_halves(cudaStream_t stream, const FeatureBlock& features, cons
 
 void launch_close_classes(cudaStream_t stream, const Buckets& buckets, const SumPlan& plan, const SumScratch& scratch,
                           const BatchRecord* record, Index* counts, double* sums, double* square_sums) {
-  const Index column_blocks = (plan.dim + kBlock - 1) / kBlock;
-  launch(stream, {plan.runs / plan.fold, column_blocks}, fold_carries, buckets, plan, record, scratch.carry);
-  launch(stream, {plan.runs, column_blocks + 1, kWarps * sizeof(double)}, close_classes, buckets, plan, scratch, record,
-         counts, sums, square_sums);
+  launch(stream, {plan.runs / plan.fold, column_blocks(plan)}, fold_carries, buckets, plan, record, scratch.carry);
+  launch(stream, {plan.runs, column_blocks(plan) + 1, kWarps * sizeof(double)}, close_classes, buckets, plan, scratch,
+         record, counts, sums, square_sums);
 }
 
 void launch_copy_state(cudaStream_t stream, const StateArrays& from, Index classes, Index dim, const StateArrays& to) {
