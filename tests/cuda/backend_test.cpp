@@ -613,6 +613,23 @@ TEST_P(CudaBackendTest, RowsAreCertifiedByTheirOwnSize) {
   EXPECT_EQ(backend_->to_host(state.counters), count_plainly(x, y, 2, centres, {0, 1}, nullptr, {}));
 }
 
+// Few rows between two centres each, of so many that a row's candidates are shared out among blocks.
+TEST_P(CudaBackendTest, OpenRowsOfManyCandidatesAreDecidedByTheFormulas) {
+  const Index rows = 12, d = 16, classes = 600;
+  const Grid centres = Grid::random(classes, d, 81);
+  Samples x(Dtype::f32, rows, d);
+  std::vector<Index> labels, all(static_cast<std::size_t>(classes));
+  std::iota(all.begin(), all.end(), Index{0});
+  for (Index i = 0; i < rows; ++i) {
+    labels.push_back(50 * i);
+    for (Index j = 0; j < d; ++j) x.set(i, j, (centres.at(50 * i, j) + centres.at(50 * i + 7, j)) / 2);
+  }
+  const Labels y(LabelType::i64, labels);
+  DecisionState state = new_decisions(*backend_, classes, centres, all, nullptr, {});
+  ASSERT_FALSE(backend_->decide_batch(state, x.host(), y.host()).any());
+  EXPECT_EQ(backend_->to_host(state.counters), count_plainly(x, y, classes, centres, all, nullptr, {}));
+}
+
 // Scores in double cannot tell these centres apart (their distances are 1e-12 of their size), the formulas can.
 TEST_P(CudaBackendTest, CloseCentresAreDecidedByTheFormulas) {
   const Index rows = 64, d = 33, classes = 8;
