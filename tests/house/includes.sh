@@ -21,7 +21,7 @@ only_in 'cuda_|cuda\.h|cuda/std|cublas|cusolver|thrust/|cub/|cooperative_groups'
 only_in 'nccl\.h' 'include/ncollapse/nccl\.hpp:'
 only_in 'mpi\.h' 'include/ncollapse/mpi\.hpp:'
 only_in 'cblas|lapack|openblas' 'host/cpu/|bench/vendor_cpu\.cpp:|bench/large_classes\.cpp:|tests/shim/'
-only_in 'omp\.h' 'host/cpu/'
+only_in 'omp\.h' 'host/cpu/|cuda/staging\.cpp:'
 only_in 'lbfgs\.h' 'host/ufm/lbfgs\.cpp:'
 only_in 'nlohmann/' 'host/io/|host/cli/|tests/'
 only_in 'zip\.h|zlib' 'host/io/|tests/'
@@ -36,7 +36,7 @@ sees() {
 sees include 'ncollapse/'
 sees host 'ncollapse/|host/|bench/suite\.hpp'  # which is for the command alone, see below
 sees cuda 'ncollapse/|host/backend\.hpp|cuda/'
-sees bench 'ncollapse/|host/backend\.hpp|bench/|cuda/element\.hpp'
+sees bench 'ncollapse/|host/backend\.hpp|bench/|cuda/(backend|dense|element)\.hpp'
 only_in 'bench/' 'bench/|host/cli/bench_command\.cpp:|tests/'
 
 stray 'a public header may see only the standard library and ncollapse/' \
