@@ -207,6 +207,7 @@ kernel_table() {  # kernel_table PREFIX CSV: rows by name of kernel, the longest
       name = $5
       sub(/^void /, "", name)
       gsub(/ncollapse::|cuda::|<unnamed>::|\(anonymous namespace\)::/, "", name)
+      gsub(/\([A-Za-z ]+\)/, "", name)  # (bool)1 among template arguments
       sub(/\(.*/, "", name)
       name = substr(name, 1, 60)
       value = $15

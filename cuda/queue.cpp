@@ -132,6 +132,11 @@ void Queue::upload(void* to, const void* host, Index bytes) {
     check(cudaMemcpyAsync(to, host, size, cudaMemcpyHostToDevice, stream()));
     return wait();
   }
+  if (capturing())
+    throw UsageError(
+        "host values cannot be captured in a CUDA graph: they would be read at replay, from memory that has "
+        "other ones by then",
+        "do this outside of the capture");
   if (outgoing_used_ + bytes > kOutgoingBytes) wait();
   unsigned char* pinned = outgoing_->get() + outgoing_used_;
   outgoing_used_ += bytes;
