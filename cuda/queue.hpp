@@ -161,7 +161,7 @@ class Fetch {
   std::vector<T> take() {
     if (pinned_ != nullptr) {
       if (queue_.waits() == waits_) queue_.wait();
-      std::memcpy(values_.data(), pinned_, static_cast<std::size_t>(bytes()));
+      if (bytes() > 0) std::memcpy(values_.data(), pinned_, static_cast<std::size_t>(bytes()));
       queue_.release_fetched();
       pinned_ = nullptr;
     }
