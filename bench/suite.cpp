@@ -732,6 +732,8 @@ bool named(const std::vector<std::string>& names, std::string_view name) {
 }
 
 Results Suite::run() {
+  if (options_.profile && !cuda_)
+    throw UsageError("there is nothing on a CPU that --profile would tell a profiler", "use --device cuda");
   const auto start = Clock::now();
   const double busy = busy_seconds(), own = own_seconds();
   const auto processors = static_cast<double>(sysconf(_SC_NPROCESSORS_ONLN));

@@ -373,8 +373,9 @@ void add_bench(CLI::App& app, Common& common) {
       ->type_name("S");
   command->add_flag("--plain", suite.baseline,
                     "Beside end_to_end: one-hot products and separate passes, by BLAS alone");
-  command->add_flag("--profile", suite.profile,
-                    "Show a profiler that waits for it (ncu --profile-from-start off) one call of each operation");
+  command->add_flag(
+      "--profile", suite.profile,
+      "On a GPU: show a profiler that waits for it (ncu --profile-from-start off) one call of each operation");
   command->add_option("--device", options->device, "auto, cpu, cuda or cuda:N")
       ->capture_default_str()
       ->type_name("NAME");

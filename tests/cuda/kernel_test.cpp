@@ -699,6 +699,36 @@ TEST_F(KernelTest, RowsAreRawOnlyWhereProductsCanReadThem) {
   EXPECT_FALSE(raw(Dtype::f64, 8, 0));
 }
 
+// Panels of columns, of unequal widths, and a last slice that is shorter. Small integers: every product is exact.
+template <class Z, class P, class Make>
+void expect_lower_triangles(Queue& queue, Index rows, Index d, Index slice, const Make& make) {
+  const auto value = [&](Index i, Index j) { return static_cast<double>((i * 7 + j * 5) % 11 - 5); };
+  std::vector<Z> z;
+  for (Index i = 0; i < rows; ++i)
+    for (Index j = 0; j < d; ++j) z.push_back(make(value(i, j)));
+  const Index slices = (rows + slice - 1) / slice;
+  const Buffer<Z> on_device(queue, z);
+  const Buffer<P> partial(queue, std::vector<P>(static_cast<std::size_t>(slices * d * d), P{-1}));
+  gram_slices(queue, on_device.get(), rows, d, slice, partial.get());
+  const auto got = partial.to_host();
+  for (Index s = 0; s < slices; ++s)
+    for (Index i = 0; i < d; i += 3)
+      for (Index j = 0; j <= i; ++j) {
+        double want = 0;
+        for (Index row = s * slice; row < std::min((s + 1) * slice, rows); ++row) want += value(row, i) * value(row, j);
+        ASSERT_EQ(got[static_cast<std::size_t>((s * d + i) * d + j)], want) << s << ": " << i << ", " << j;
+      }
+}
+
+TEST_F(KernelTest, SlicesHaveWholeLowerTriangles) {
+  const auto same = [](double x) { return x; };
+  for (const Index d : {255, 520, 771, kSmall ? 520 : 1030})
+    expect_lower_triangles<double, double>(queue_, 11, d, 4, same);
+  if (kSmall) return;
+  const auto half = [](double x) { return to_half(static_cast<float>(x)); };
+  for (const Index d : {1016, 2056}) expect_lower_triangles<Half, float>(queue_, 3, d, 2, half);
+}
+
 TEST_F(KernelTest, NarrowProductsAreAccumulatedInSinglePrecision) {
   for (const auto type : {Dtype::f16, Dtype::bf16}) EXPECT_TRUE(narrow_products_are_exact(queue_, type));
   const auto calls = cuda_shim::calls().vendor_calls;
