@@ -1,5 +1,6 @@
 #include "cuda/decide.hpp"
 
+#include <cfloat>
 #include <type_traits>
 
 #include "cuda/device.hpp"
@@ -79,10 +80,21 @@ struct alignas(kPacket<T> * 2) NarrowPacket {
   std::uint16_t bits[kPacket<T>];
 };
 
+/// Whether the row holds NaN or infinite values; asked where its norm is not finite, which it is for large values, too.
+template <class T>
+__device__ bool has_fault(const Rows<T>& x, const T* row) {
+  bool found = false;
+  for (Index col = Index{lane_id()} * kPacket<T>; col < x.cols; col += kWarp * kPacket<T>) {
+    const Packet<T> packet = x.read(row, col);
+    for (int v = 0; v < kPacket<T>; ++v) found = found || !(fabs(to_double(packet.value[v])) <= DBL_MAX);
+  }
+  return __ballot_sync(kAllLanes, found) != 0;
+}
+
 /// A warp per row, which is read once for its norm and once more, from the cache, to be rounded.
 template <class T, class N>
 __global__ void narrow_rows(Rows<T> x, const float* origin, Index padded, Exponents exponents, std::uint16_t* rows,
-                            double* scales, double* norms, double* lost) {
+                            double* scales, double* norms, double* lost, BatchRecord* record) {
   constexpr int V = kPacket<T>;
   using S = std::conditional_t<std::is_same_v<T, double>, double, float>;
   constexpr Index step = kWarp * V;
@@ -120,6 +132,7 @@ __global__ void narrow_rows(Rows<T> x, const float* origin, Index padded, Expone
       }
     }
     const double norm = sqrt(warp_sum(square));
+    if (record && !(norm < HUGE_VAL) && has_fault(x, row) && lane_id() == 0) atomicAdd(&record->nonfinite, Count{1});
     int exponent = norm > 0 ? norm < HUGE_VAL ? ilogb(norm) - kNormExponent : 0 : exponents.least;
     exponent = max(exponents.least, min(exponent, exponents.most));
     const double up = power_of_two(exponent);
@@ -397,11 +410,15 @@ __device__ Index blocks_of_row(Index count, Index rows) {
   return count < kSharedOut || rows == 0 ? 1 : max(Index{1}, min(kExactBlocks / rows, (count + kWarps - 1) / kWarps));
 }
 
+__device__ bool has_fault(const BatchRecord* record) {
+  return record && (record->bad_labels > 0 || record->nonfinite > 0);
+}
+
 /// Set y. Rows with few candidates take a warp each, the others a block, or several where there are few such rows.
 template <class T>
 __global__ void decide_exactly(Rows<T> x, const ExactSets sets, const BatchRecord* record) {
   const ExactSet set = blockIdx.y == 0 ? sets.set[0] : sets.set[1];
-  if (set.count == 0 || (record && record->shut)) return;  // the whole block
+  if (set.count == 0 || has_fault(record)) return;  // the whole block
   const Verdicts verdicts = set.verdicts;
   const auto few = static_cast<Index>(verdicts.counts[0]), all = static_cast<Index>(verdicts.counts[1]);
   NCOLLAPSE_ROLLED
@@ -438,7 +455,7 @@ __global__ void decide_exactly(Rows<T> x, const ExactSets sets, const BatchRecor
 /// Of rows that several blocks have evaluated, a warp each: half as many as there are parts, at most.
 __global__ void join_parts(const ExactSets sets, const BatchRecord* record) {
   const ExactSet set = blockIdx.y == 0 ? sets.set[0] : sets.set[1];
-  if (set.count == 0 || (record && record->shut)) return;
+  if (set.count == 0 || has_fault(record)) return;
   const auto all = static_cast<Index>(set.verdicts.counts[1]);
   const Index blocks = blocks_of_row(set.count, all);
   if (blocks == 1) return;
@@ -525,14 +542,16 @@ bool can_be_raw(const FeatureBlock& x) {
 Index columns_of(Index count) { return (count + kPacket<float> - 1) / kPacket<float> * kPacket<float>; }
 
 void launch_narrow_rows(cudaStream_t stream, const FeatureBlock& x, const float* origin, Index padded, Dtype type,
-                        void* rows, double* scales, double* norms, double* lost, Exponents exponents) {
+                        void* rows, double* scales, double* norms, double* lost, Exponents exponents,
+                        BatchRecord* record) {
   const Grid grid{blocks_for(x.rows, kWarps)};
   auto* bits = static_cast<std::uint16_t*>(rows);
   if (type == Dtype::bf16)
     return launch(stream, grid, narrow_rows<double, Bfloat16>, rows_of<double>(x), origin, padded, exponents, bits,
-                  scales, norms, lost);
+                  scales, norms, lost, record);
   with_element(x.dtype, [&]<class T>(T) {
-    launch(stream, grid, narrow_rows<T, Half>, rows_of<T>(x), origin, padded, exponents, bits, scales, norms, lost);
+    launch(stream, grid, narrow_rows<T, Half>, rows_of<T>(x), origin, padded, exponents, bits, scales, norms, lost,
+           record);
   });
 }
 

@@ -87,9 +87,11 @@ struct Exponents {
 /// Rounds x - origin (null: 0) into rows [n x padded] of the type, with zeros beyond the d columns; scales, norms and
 /// lost [n]. origin [padded], zeros beyond d; padded is a multiple of kHalfPadding. To bf16 from doubles only. A row of
 /// zeros takes the least power of two. Rows of doubles are shifted in double, others in single precision. lost is a
-/// bound, all errors of the rounding included.
+/// bound, all errors of the rounding included. Adds to record->nonfinite (null: nobody asks) where x holds NaN or
+/// infinite values; how many is another matter.
 void launch_narrow_rows(cudaStream_t stream, const FeatureBlock& x, const float* origin, Index padded, Dtype type,
-                        void* rows, double* scales, double* norms, double* lost, Exponents exponents = {});
+                        void* rows, double* scales, double* norms, double* lost, Exponents exponents = {},
+                        BatchRecord* record = nullptr);
 /// One reading of a block: adds to record->nonfinite where it holds NaN or infinite values (how many is another
 /// matter), and, of 16-bit types, norms [rows]: bounds, at most 2^-20 beyond the norm (bf16: and sqrt(d) 2^-74), not
 /// finite where a value is not, nor in bf16 where squares overflow, for values from 2^62 on. Either may be null.
@@ -165,7 +167,7 @@ struct ExactSet {
 };
 /// Decides the open rows of up to two sets (of count 0: none): argmin_k sum_j (h_j - A_kj)^2 (bias null) or argmax_k
 /// (h.A_k + bias_k) over the candidates that are left, in double, every candidate by the same sequence of operations,
-/// the lowest candidate among equals. Does nothing when the gate is shut.
+/// the lowest candidate among equals. Does nothing where the record (or null) has a fault: rows of NaN are all open.
 void launch_decide_exactly(cudaStream_t stream, const FeatureBlock& x, const ExactSet (&sets)[2],
                            const BatchRecord* record);
 /// counters [4 x K]: samples, correct_centre, correct_classifier, agree. centre [rows] numbers centres, whose classes

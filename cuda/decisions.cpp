@@ -1,15 +1,16 @@
-// decide_batch: everything is looked at and, tile by tile, scored by tensor cores against the centres and the
-// classifier at once, as one matrix of candidates; then, block by block, what the scores do not certify is evaluated
-// exactly (decide.hpp), and counters grow, unless a fault has shut the gate (validate.hpp). The host waits in the end,
-// and seldom before.
+// decide_batch: tile by tile, rows are scored by tensor cores against the centres and the classifier at once, as one
+// matrix of candidates; then, block by block, what the scores do not certify is evaluated exactly (decide.hpp). Faults
+// are noticed on the way; in the end counters grow, unless one has shut the gate (validate.hpp). The features come
+// once. The host waits in the end, and seldom before.
 //
 // A row tile's scores, of all candidates where they are few, stay in the L2 cache; there are two such tiles, so that
 // one is made while a second stream takes the leaders out of the other.
 //
-// Rows of f16 and bf16 start raw: the products read them where they lie, and the look for faults takes their norms.
-// Whether that certifies enough is seen from the evaluations it leaves: the count is looked at after 1, 2, 4, .. tiles
-// (so a pass waits a few times in all), and where there were more than one for two rows, which costs about what
-// shifting them does, rows are shifted from then on. Decisions are exact either way, so nothing depends on it but time.
+// Rows of f16 and bf16 start raw: the products read them where they lie, after a look for faults that takes their
+// norms. Whether that certifies enough is seen from the evaluations it leaves: the count is looked at after 1, 2, 4, ..
+// tiles (so a pass waits a few times in all), and where there were more than one for two rows, which costs about what
+// shifting them does, rows are shifted from then on, which finds the faults as well. Decisions are exact either way, so
+// nothing depends on it but time.
 //
 // All that is needed is allocated before the first block is counted: scratch for the larger of the two ways, and
 // candidates in place, which are rounded anew in the same memory for the other way.
@@ -47,9 +48,9 @@ struct NarrowBuffers {
         lost(queue, count) {}
   /// Rows `first` on.
   void round(cudaStream_t stream, const FeatureBlock& x, const float* origin, Dtype type, Index first,
-             Exponents exponents) const {
+             Exponents exponents, BatchRecord* record = nullptr) const {
     launch_narrow_rows(stream, x, origin, padded, type, rows.get() + first * padded, scales.get() + first,
-                       norms.get() + first, lost.get() + first, exponents);
+                       norms.get() + first, lost.get() + first, exponents, record);
   }
 
   Index padded;
@@ -71,9 +72,10 @@ struct Status {
   unsigned long long evaluations = 0;  ///< that raw rows left
 };
 
-/// Scratch for tiles and blocks.
+/// Scratch for tiles and blocks, and the decisions of a batch.
 struct Space {
-  Space(Queue& queue, const Limits& limits, Index dim, Index columns, Index block, Index norms_of) : block_rows(block) {
+  Space(Queue& queue, const Limits& limits, Index dim, Index columns, Index batch, Index block, bool with_norms)
+      : batch_rows(batch), block_rows(block) {
     const Index scores = limits.row_tile * limits.candidate_tile;  // of a tile
     const auto tile = [&](Index row, Index room) {
       const Index fitting = room / std::max<Index>(row, 1) / limits.row_tile * limits.row_tile;
@@ -88,23 +90,25 @@ struct Space {
       each = Buffer<float>(queue, raw_tile * width + kScoreSlack);
       check(cudaMemsetAsync(each.get(), 0, static_cast<std::size_t>(each.bytes()), queue.stream()));
     }
-    norms = Buffer<double>(queue, norms_of);
+    norms = Buffer<double>(queue, with_norms ? block : 0);
     for (int set = 0; set < 2; ++set) {
       if (width < columns) {
         leader_scores[set] = Buffer<float>(queue, raw_tile * kLeaders);
         leader_candidates[set] = Buffer<std::int32_t>(queue, raw_tile * kLeaders);
       }
-      decisions[set] = Buffer<std::int32_t>(queue, block);
+      decisions[set] = Buffer<std::int32_t>(queue, batch);
       open[set] = Buffer<OpenRow>(queue, block);
       parts[set] = Buffer<Decision>(queue, kExactBlocks);
     }
   }
-  bool fits(Index block, Index norms_of) const { return block <= block_rows && norms_of <= norms.size(); }
+  bool fits(Index batch, Index block, bool with_norms) const {
+    return batch <= batch_rows && block <= block_rows && (!with_norms || norms.size() > 0);
+  }
 
-  Index block_rows, width, raw_tile, shifted_tile;
+  Index batch_rows, block_rows, width, raw_tile, shifted_tile;
   std::optional<NarrowBuffers> z;  ///< of a shifted tile
   Buffer<float> products[2];       ///< [tile x width], and kScoreSlack
-  Buffer<double> norms;            ///< of raw rows: of a batch in device memory, of a block of another
+  Buffer<double> norms;            ///< of a block's raw rows
   Buffer<float> leader_scores[2];
   Buffer<std::int32_t> leader_candidates[2], decisions[2];
   Buffer<OpenRow> open[2];
@@ -140,12 +144,13 @@ struct CudaBackend::Prepared {
 
   void round_candidates(int which, Dtype type, Exponents exponents) const;
   void make_candidates(Way wanted);
-  void score(const FeatureBlock& x, Index first_row, const double* norms_of_x);
-  void decide(DecisionState& state, const FeatureBlock& features, const LabelBlock& labels, const double* norms,
-              bool more);
+  void score(const FeatureBlock& x, Index first_row);
+  void decide(const DecisionState& state, const FeatureBlock& features, Index first_row, bool more);
+  void count(DecisionState& state, const LabelBlock& labels, Index first_row);
+  BatchRecord* record() const { return &status.get()->record; }
   void judge_raw(Index evaluations) { raw_pays = 2 * evaluations <= raw_rows; }
-  Verdicts verdicts_of(int which) const {
-    return {space->decisions[which].get(), space->open[which].get(), status.get()->open[which], space->block_rows};
+  const std::int32_t* decisions_of(int which, Index first_row) const {
+    return sets[which].count == 0 ? nullptr : space->decisions[which].get() + first_row;
   }
   void wait_for_leaders() const {
     for (const Event& each : taken) each.hold(queue->stream());
@@ -168,6 +173,7 @@ struct CudaBackend::Prepared {
   Stream side;                 ///< takes the leaders out of the scores
   Event made[2], taken[2];     ///< of each tile of scores
   int turn = 0;                ///< the one that comes next
+  Verdicts verdicts[2];        ///< of the block that is being decided
 };
 
 CudaBackend::Prepared& CudaBackend::prepared(DecisionState& state) {
@@ -288,13 +294,15 @@ void CudaBackend::Prepared::make_candidates(Way wanted) {
   way = wanted;
 }
 
-/// Scores a row tile, and certifies or opens its rows. norms_of_x: where rows are raw.
-void CudaBackend::Prepared::score(const FeatureBlock& x, Index first_row, const double* norms_of_x) {
+/// Scores a row tile, from row first_row of the block on, and certifies or opens its rows.
+void CudaBackend::Prepared::score(const FeatureBlock& x, Index first_row) {
   const cudaStream_t stream = queue->stream();
-  NarrowRows z{x.dtype, x.data, x.stride, nullptr, norms_of_x, nullptr};
-  if (!way->raw) {
+  NarrowRows z;
+  if (way->raw) {
+    z = {x.dtype, x.data, x.stride, nullptr, space->norms.get() + first_row, nullptr};
+  } else {
     const NarrowBuffers& shifted = *space->z;
-    shifted.round(stream, x, origin.get(), Dtype::f16, 0, {least_exponent, 1000});
+    shifted.round(stream, x, origin.get(), Dtype::f16, 0, {least_exponent, 1000}, record());
     z = {Dtype::f16, shifted.rows.get(), shifted.padded, shifted.scales.get(), shifted.norms.get(), shifted.lost.get()};
   }
   for (Index column = 0; column < columns; column += space->width) {
@@ -310,10 +318,10 @@ void CudaBackend::Prepared::score(const FeatureBlock& x, Index first_row, const 
       const CandidateSet& set = sets[which];
       const Index begin = std::max(column, set.column), end = std::min(column + width, set.end());
       if (begin >= end) continue;
-      parts[which] = {set.scored,        begin - column,
-                      end - begin,       begin - set.column,
-                      end == set.end(),  {space->leader_scores[which].get(), space->leader_candidates[which].get()},
-                      verdicts_of(which)};
+      parts[which] = {set.scored,       begin - column,
+                      end - begin,      begin - set.column,
+                      end == set.end(), {space->leader_scores[which].get(), space->leader_candidates[which].get()},
+                      verdicts[which]};
     }
     launch_merge_leaders(side.get(), {products, x.rows, width, first_row}, z, parts,
                          way->raw ? &status.get()->evaluations : nullptr);
@@ -323,46 +331,51 @@ void CudaBackend::Prepared::score(const FeatureBlock& x, Index first_row, const 
   if (!way->raw) wait_for_leaders();  // they read what belongs to z
 }
 
-/// Of a block. norms: where rows are raw. more: the batch has another block.
-void CudaBackend::Prepared::decide(DecisionState& state, const FeatureBlock& features, const LabelBlock& labels,
-                                   const double* norms, bool more) {
+/// Looks for faults in a block, from row first_row of the batch on, and decides it. more: there is another.
+void CudaBackend::Prepared::decide(const DecisionState& state, const FeatureBlock& features, Index first_row,
+                                   bool more) {
   const cudaStream_t stream = queue->stream();
   check(cudaMemsetAsync(status.get()->open, 0, sizeof(Status::open), stream));
+  for (const int which : {kCentres, kWeights})
+    verdicts[which] = {space->decisions[which].get() + first_row, space->open[which].get(), status.get()->open[which],
+                       space->block_rows};
+  if (columns == 0 || way->raw) launch_check_rows(stream, features, space->norms.get(), record());
   for (Index first = 0; columns > 0 && first < features.rows;) {
     FeatureBlock x = features;
     x.data = static_cast<const char*>(features.data) + first * features.stride * size_of(features.dtype);
     x.rows = std::min(way->raw ? space->raw_tile : space->shifted_tile, features.rows - first);
-    score(x, first, norms + first);
+    score(x, first);
     first += x.rows;
     if (!way->raw) continue;
     raw_rows += x.rows;
     if (!std::has_single_bit(static_cast<std::uint64_t>(++raw_tiles))) continue;
     if (first == features.rows && !more) continue;  // the end of the batch is looked at anyway
     wait_for_leaders();
-    Index evaluations = 0;
-    queue->download(&evaluations, &status.get()->evaluations, sizeof evaluations);
-    judge_raw(evaluations);
+    Status so_far;
+    queue->download(&so_far, status.get(), sizeof so_far);
+    if (so_far.record.nonfinite == 0) judge_raw(static_cast<Index>(so_far.evaluations));
     if (!raw_pays) make_candidates({Dtype::f16, false});
   }
   wait_for_leaders();
   ExactSet exact[2];
-  const std::int32_t* decisions[2] = {nullptr, nullptr};
   for (const int which : {kCentres, kWeights}) {
     if (sets[which].count == 0) continue;
     exact[which] = {sets[which].count, sets[which].exact, which == kCentres ? nullptr : state.bias.data(),
-                    verdicts_of(which), space->parts[which].get()};
-    decisions[which] = space->decisions[which].get();
+                    verdicts[which], space->parts[which].get()};
   }
-  if (columns > 0) launch_decide_exactly(stream, features, exact, &status.get()->record);
-  launch_count_decisions(stream, labels, decisions[kCentres], state.centre_class.data(), decisions[kWeights],
-                         state.classes, &status.get()->record, state.counters.data());
+  if (columns > 0) launch_decide_exactly(stream, features, exact, record());
+}
+
+void CudaBackend::Prepared::count(DecisionState& state, const LabelBlock& labels, Index first_row) {
+  launch_count_decisions(queue->stream(), labels, decisions_of(kCentres, first_row), state.centre_class.data(),
+                         decisions_of(kWeights, first_row), state.classes, record(), state.counters.data());
 }
 
 BatchFaults CudaBackend::decide_batch(DecisionState& state, const MatrixView& features, const LabelView& labels) {
   if (features.rows == 0) return {};
   const DeviceGuard on(queue_->device());
   if (queue_->capturing())
-    throw UsageError("decisions cannot be captured in a CUDA graph: a batch is looked at before it is counted",
+    throw UsageError("decisions cannot be captured in a CUDA graph: the host waits for what is wrong with a batch",
                      "count them outside of the capture");
   const cudaStream_t stream = queue_->stream();
   Batch batch(*queue_, *staging_, limits_, features, labels);
@@ -370,38 +383,33 @@ BatchFaults CudaBackend::decide_batch(DecisionState& state, const MatrixView& fe
   Status* status = prepared.status.get();
   queue_->copy(status, prepared.fresh.get(), offsetof(Status, evaluations));
 
-  // Every block lies as the first one does. Norms are taken in the look for faults, unless the features come once more.
-  batch.load(0);
+  batch.load(0);  // every block lies as the first one does
   const bool raw =
       prepared.raw_pays && can_be_raw(batch.features()) && (features.dtype == Dtype::f16 || prepared.has_bf16);
-  const bool again = features.space == MemorySpace::host && batch.blocks() > 1;
-  const Index block_rows = batch.block_rows(), with_norms = !raw ? 0 : again ? block_rows : features.rows;
-  if (!prepared.space || !prepared.space->fits(block_rows, with_norms)) {
+  const Index block_rows = batch.block_rows();
+  if (!prepared.space || !prepared.space->fits(features.rows, block_rows, raw)) {
     prepared.space.reset();
-    prepared.space.emplace(*queue_, limits_, state.dim, prepared.columns, block_rows, with_norms);
+    prepared.space.emplace(*queue_, limits_, state.dim, prepared.columns, features.rows, block_rows, raw);
   }
   prepared.make_candidates({raw ? features.dtype : Dtype::f16, raw});
-  double* norms = prepared.space->norms.get();
 
   for (Index b = 0; b < batch.blocks(); ++b) {
+    const bool last = b + 1 == batch.blocks();
     batch.load(b);
-    launch_find_bad_labels(stream, batch.labels(), batch.first_row(b), state.classes, &status->record);
-    launch_check_rows(stream, batch.features(), raw && !again ? norms + batch.first_row(b) : nullptr, &status->record);
-    launch_settle(stream, batch.labels(), batch.first_row(b), b + 1 == batch.blocks() ? features.rows : 0, true,
-                  &status->record);
+    launch_find_bad_labels(stream, batch.labels(), batch.first_row(b), state.classes, prepared.record());
+    prepared.decide(state, batch.features(), batch.first_row(b), !last);
+    launch_settle(stream, batch.labels(), batch.first_row(b), last ? features.rows : 0, true, prepared.record());
   }
   for (Index b = 0; b < batch.blocks(); ++b) {
-    batch.load(b);
-    if (raw && again) launch_check_rows(stream, batch.features(), norms, nullptr);
-    prepared.decide(state, batch.features(), batch.labels(), raw && !again ? norms + batch.first_row(b) : norms,
-                    b + 1 < batch.blocks());
+    batch.load(b, false);
+    prepared.count(state, batch.labels(), batch.first_row(b));
   }
 
   Status found;
   queue_->download(&found, status, sizeof found);
   if (found.record.nonfinite > 0) {  // how many, and where the first one is
     queue_->copy(status, prepared.fresh.get(), offsetof(Status, evaluations));
-    batch.check(state.classes, true, &status->record);
+    batch.check(state.classes, true, prepared.record());
     queue_->download(&found, status, sizeof found);
   }
   BatchFaults faults = faults_of(found.record, state.dim);

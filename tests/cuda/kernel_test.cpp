@@ -447,6 +447,33 @@ TEST_F(KernelTest, NarrowedRowsKeepTheirPowersOfTwoWithinBounds) {
   }
 }
 
+// Shifted rows may overflow without being a fault: in single precision those of floats do, squares of doubles, too.
+TEST_F(KernelTest, NarrowingFindsFaults) {
+  for (const auto type : {Dtype::f32, Dtype::f64, Dtype::f16, Dtype::bf16})
+    for (const auto& [rows, d, padding] : {std::array<Index, 3>{1, 1, 0}, {33, 65, 0}, {9, 300, 3}}) {
+      SCOPED_TRACE(testing::Message() << to_string(type) << ", " << rows << " x " << d);
+      test::Samples x(type, rows, d, padding, padding > 0 ? 1 : 0);
+      test::fill(x, std::vector<Index>(static_cast<std::size_t>(rows), 0), 1, 3);
+      const Index padded = (d + 63) / 64 * 64;
+      const Buffer<float> origin(queue_, std::vector<float>(static_cast<std::size_t>(padded), -3e38f));
+      const Buffer<Half> half(queue_, rows * padded);
+      const Buffer<double> scales(queue_, rows), norms(queue_, rows), lost(queue_, rows);
+      const double largest = type == Dtype::f16 ? 65504.0 : type == Dtype::f64 ? 1e308 : 3e38;
+      for (const double value : {1.0, largest, -largest, HUGE_VAL, -HUGE_VAL, std::nan("")}) {
+        x.set(rows / 2, d - 1, value);
+        CudaBackend backend(0, {.cuda_stream = stream()});
+        std::shared_ptr<void> keep;
+        const MatrixView view = x.device(backend, keep);
+        for (const float* from : {static_cast<const float*>(nullptr), static_cast<const float*>(origin.get())}) {
+          const Buffer<BatchRecord> record(queue_, std::vector<BatchRecord>(1));
+          launch_narrow_rows(stream(), {view.data, type, rows, d, view.row_stride()}, from, padded, Dtype::f16,
+                             half.get(), scales.get(), norms.get(), lost.get(), {}, record.get());
+          EXPECT_EQ(record.to_host().front().nonfinite > 0, !std::isfinite(value)) << value;
+        }
+      }
+    }
+}
+
 TEST_F(KernelTest, OneLookFindsFaultsAndNorms) {
   for (const auto type : {Dtype::f32, Dtype::f64, Dtype::f16, Dtype::bf16})
     for (const auto& [rows, d, padding, offset] :
@@ -647,6 +674,16 @@ TEST_F(KernelTest, OpenRowsAreEvaluatedExactly) {
         }
         EXPECT_EQ(near[static_cast<std::size_t>(i)], want_near) << i;
         EXPECT_EQ(best[static_cast<std::size_t>(i)], want_best) << i;
+      }
+      // In a batch with a fault nobody wants to know: rows of NaN are open with all candidates.
+      const std::vector<std::int32_t> untouched(static_cast<std::size_t>(rows), -7);
+      BatchRecord bad_label, nonfinite;
+      bad_label.bad_labels = nonfinite.nonfinite = 1;
+      for (const BatchRecord& fault : {bad_label, nonfinite}) {
+        const Buffer<BatchRecord> record(queue_, std::vector<BatchRecord>{fault});
+        queue_.upload(nearest.get(), untouched.data(), nearest.bytes());
+        launch_decide_exactly(stream(), {view.data, type, rows, d, view.row_stride()}, sets, record.get());
+        EXPECT_EQ(nearest.to_host(), untouched);
       }
     }
 }

@@ -183,6 +183,30 @@ TEST_F(StreamOrderTest, DecisionsCannotBeCaptured) {
   EXPECT_FALSE(backend_.decide_batch(state, batch.device_x, batch.device_y).any());
 }
 
+// Labels come twice: to be looked at, and in the end, when all of the batch is known to be good, to be counted.
+TEST_F(StreamOrderTest, DecisionsReadTheFeaturesOfAHostBatchOnce) {
+  cuda::Limits limits;
+  limits.block_rows = 16;
+  cuda::CudaBackend backend(0, {}, limits);
+  for (const auto type : {Dtype::f32, Dtype::f16, Dtype::bf16}) {
+    const Index rows = 100, d = 64;
+    Samples x(type, rows, d);
+    const auto labels = make_labels(Classes::uniform, rows, kClasses, 14);
+    fill(x, labels, 0.1, 14);
+    DecisionState state;
+    state.classes = kClasses;
+    state.dim = d;
+    state.centres = backend.matrix(kClasses, d);
+    state.centre_class = backend.index_array(kClasses, 1);
+    state.counters = backend.index_array(4, kClasses);
+    const Labels y(LabelType::i64, labels);
+    ASSERT_FALSE(backend.decide_batch(state, x.host(), y.host()).any());
+    const auto before = cuda_shim::calls().uploaded;
+    ASSERT_FALSE(backend.decide_batch(state, x.host(), y.host()).any());
+    EXPECT_EQ(cuda_shim::calls().uploaded - before, static_cast<std::size_t>(rows * (d * size_of(type) + 2 * 8)));
+  }
+}
+
 // Nothing is scored then, and the second stream has nothing to do that somebody would have to wait for.
 TEST_F(StreamOrderTest, WithoutCentresSamplesAreCounted) {
   Samples x(Dtype::bf16, 30, 8);

@@ -198,6 +198,7 @@ void set_memory_limit(std::size_t bytes);
 /// memsets, launches, calls of cuBLAS and cuSOLVER.
 struct Calls {
   std::size_t allocations = 0, waits = 0, pageable_copies = 0, copies = 0, launches = 0, vendor_calls = 0;
+  std::size_t uploaded = 0;  ///< bytes
 };
 const Calls& calls();
 void count_vendor_call();

@@ -416,7 +416,10 @@ cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, 
   if (width == 0 || height == 0) return cudaSuccess;
   if (kind == cudaMemcpyDeviceToDevice) ++counted.copies;
   if (kind == cudaMemcpyDeviceToHost) count_copy(to);
-  if (kind == cudaMemcpyHostToDevice) count_copy(from);
+  if (kind == cudaMemcpyHostToDevice) {
+    count_copy(from);
+    counted.uploaded += width * height;
+  }
   if (kind == cudaMemcpyDeviceToHost)
     require_host(to);
   else
