@@ -1,6 +1,6 @@
 #include <bit>
 #include <cfloat>
-#include <limits>
+#include <string>
 #include <type_traits>
 
 #include "cuda/class_sums.hpp"
@@ -257,6 +257,7 @@ __device__ void add(double2& sum, const double2& part) {
 }
 /// The first of a thread's two columns; y: columns.
 __device__ Index first_column() { return 2 * (static_cast<Index>(blockIdx.y) * kBlock + threadIdx.x); }
+constexpr Index kMostColumns = Index{65534} * 2 * kBlock;  // of as many blocks as a grid has in y, but one
 Index column_blocks(const SumPlan& plan) { return (plan.pitch / 2 + kBlock - 1) / kBlock; }
 
 /// Block x: plan.fold runs; if they all go on with one class that began before, and end inside it, the first one's
@@ -360,13 +361,16 @@ Index blocks_of(const SumPlan& plan, Index runs) { return (runs * plan.slabs + k
 
 }  // namespace
 
-SumPlan plan_sums(Index rows, Index dim, Index group_runs, Index fold) {
-  if (dim > std::numeric_limits<int>::max()) throw UsageError("class sums on CUDA take fewer than 2^31 dimensions");
+SumPlan plan_sums(Index rows, Index dim, Index group_runs, Index fold, Index centred_bytes) {
+  if (dim > kMostColumns)
+    throw UsageError("class sums on CUDA take up to " + std::to_string(kMostColumns) + " dimensions, not " +
+                     std::to_string(dim));
   const Index slab = dim <= kNarrow ? kPairStep : 4 * kPairStep;
   SumPlan plan{rows, dim, 0, 0, fold, 0, (dim + slab - 1) / slab, (dim + 1) / 2 * 2};
   const auto wanted = static_cast<std::uint64_t>(rows * plan.slabs / kWarpsWanted);
   plan.run = std::clamp<Index>(static_cast<Index>(std::bit_floor(wanted)), 32, 512);
-  plan.group = plan.run * group_runs;
+  const auto fitting = static_cast<std::uint64_t>(std::max<Index>(centred_bytes / (8 * plan.pitch), 1));
+  plan.group = std::max(plan.run, std::min(plan.run * group_runs, static_cast<Index>(std::bit_floor(fitting))));
   plan.runs = (rows + plan.run - 1) / plan.run;
   return plan;
 }

@@ -30,7 +30,7 @@ namespace ncollapse::cuda {
 struct SumPlan {
   Index rows, dim;
   Index run;    ///< positions of a run, a power of two
-  Index group;  ///< positions of a group, a power of two, at least run
+  Index group;  ///< positions of a group, a power of two, at least run; more only where their Z has room
   Index fold;   ///< runs whose carries are added up together
   Index runs;
   Index slabs;
@@ -41,8 +41,8 @@ struct SumPlan {
     return end - begin <= 2 * run && (begin ^ (end - 1)) < group;
   }
 };
-/// group_runs (a power of two), fold: see Limits.
-SumPlan plan_sums(Index rows, Index dim, Index group_runs, Index fold);
+/// group_runs (a power of two), fold, centred_bytes: see Limits. Throws UsageError where dim is too large for a grid.
+SumPlan plan_sums(Index rows, Index dim, Index group_runs, Index fold, Index centred_bytes);
 
 /// Scratch of a block: device pointers.
 struct SumScratch {

@@ -238,7 +238,7 @@ TEST(CudaClassSumsTest, ClassesOfManyRunsAreAddedUpInOrder) {
         fill(x, labels, 0.1, 3);
         const Labels y(LabelType::i64, labels);
         std::vector<double> whole;
-        for (const Index centred_bytes : {Index{512} << 20, 100 * d * 8}) {
+        for (const Index centred_bytes : {Index{512} << 20, 32 * group_runs * ((d + 1) / 2 * 2) * 8}) {
           cuda::Limits limits;
           limits.group_runs = group_runs;
           limits.fold = fold;
