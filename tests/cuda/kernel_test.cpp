@@ -923,6 +923,17 @@ __global__ void half_of_them_wait() {
   warp_sum(1.0);
 }
 
+__global__ void some_lanes_end() {
+  if (threadIdx.x % kWarp < 3) return;
+  warp_sum(1.0);
+}
+__global__ void lanes_take_different_branches() {
+  if (threadIdx.x % kWarp < 3)
+    __ballot_sync(kAllLanes, true);
+  else
+    __ballot_sync(kAllLanes, false);
+}
+
 TEST_F(ShimDeathTest, SeesWritesOutsideAnAllocation) {
   EXPECT_DEATH(
       {
@@ -950,6 +961,21 @@ TEST_F(ShimDeathTest, SeesHostCodeThatReadsDeviceMemory) {
 
 TEST_F(ShimDeathTest, SeesThreadsThatWaitForEachOtherForEver) {
   EXPECT_DEATH(launch(stream(), {1}, half_of_them_wait), "wait for each other");
+}
+
+TEST_F(ShimDeathTest, SeesLanesThatDoNotMeet) {
+  EXPECT_DEATH((launch(stream(), {1}, some_lanes_end), queue_.wait()), "after some lanes have ended");
+  EXPECT_DEATH((launch(stream(), {1}, lanes_take_different_branches), queue_.wait()), "different exchanges");
+}
+
+TEST_F(ShimDeathTest, RefusesAnotherDevice) {
+  const Buffer<double> out(queue_, 1);
+  const DeviceGuard elsewhere(1);
+  Event event;
+  EXPECT_DEATH(event.record(stream()), "another device");
+  EXPECT_DEATH(launch_identity(stream(), out.get(), 1), "another device");
+  EXPECT_DEATH(gemm(queue_, Transpose::no, Transpose::no, 1, 1, 1, out.get(), 1, out.get(), 1, out.get(), 1),
+               "another device");
 }
 
 TEST_F(ShimDeathTest, RefusesWhatACaptureCannotHold) {

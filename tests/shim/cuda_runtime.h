@@ -3,7 +3,8 @@
 // block every CUDA thread is a fiber of its own, so __syncthreads and the warp exchanges mean what they mean on a GPU,
 // and under ThreadSanitizer races between CUDA threads are seen (shim.cpp). The stand-in is stricter than a GPU where
 // it can be: fresh memory is poisoned, allocations have guard zones and cannot be touched by host code, copies are
-// checked against the allocations, the default stream is refused.
+// checked against the allocations, the default stream is refused, blocks come in one order or the other, the lanes of a
+// warp have to meet at the same exchange.
 //
 // What is queued on a stream is done at once, or, to show work that is ordered by luck, as late and in as bad an order
 // as the streams and events allow: see Order.
@@ -15,6 +16,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <source_location>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -135,17 +137,18 @@ struct ThreadContext {
 };
 const ThreadContext& context();  ///< of the calling CUDA thread
 void sync_block();
-/// Hands `bits` to the warp and returns what lane `from_lane` handed in. All 32 lanes have to take part.
-std::uint64_t exchange(unsigned mask, std::uint64_t bits, int from_lane);
-std::uint32_t ballot(unsigned mask, bool vote);
+using Place = std::source_location;  ///< of a call in a kernel
+/// Hands `bits` to the warp and returns what lane `from_lane` handed in. All 32 lanes have to take part, there.
+std::uint64_t exchange(unsigned mask, std::uint64_t bits, int from_lane, const Place& at);
+std::uint32_t ballot(unsigned mask, bool vote, const Place& at);
 int lane();
 
 template <class T>
-T exchange_value(unsigned mask, T value, int from_lane) {
+T exchange_value(unsigned mask, T value, int from_lane, const Place& at) {
   static_assert(sizeof(T) <= 8);
   std::uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof value);
-  bits = exchange(mask, bits, from_lane);
+  bits = exchange(mask, bits, from_lane, at);
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
@@ -207,6 +210,8 @@ void count_vendor_call();
 /// is not part of it, a wait for an event from before it (or later, for one of it), a stream that is not joined in the
 /// end. The work itself is done as ever.
 void set_capturing(bool capturing);
+/// The launch after `others` more is refused. Negative: none is.
+void refuse_launch(int others);
 /// While the device is slow, no event is found to have happened; waiting for one still works.
 void set_slow(bool slow);
 
@@ -229,24 +234,27 @@ inline constexpr cuda_shim::Coordinates<&cuda_shim::ThreadContext::block_size> b
 inline constexpr cuda_shim::Coordinates<&cuda_shim::ThreadContext::grid_size> gridDim{};
 
 inline void __syncthreads() { cuda_shim::sync_block(); }
-inline void __syncwarp(unsigned mask = 0xffffffffu) { cuda_shim::ballot(mask, true); }
-inline unsigned __ballot_sync(unsigned mask, bool vote) { return cuda_shim::ballot(mask, vote); }
-template <class T>
-T __shfl_sync(unsigned mask, T value, int from) {
-  return cuda_shim::exchange_value(mask, value, from & 31);
+inline void __syncwarp(unsigned mask = 0xffffffffu, cuda_shim::Place at = cuda_shim::Place::current()) {
+  cuda_shim::ballot(mask, true, at);
+}
+inline unsigned __ballot_sync(unsigned mask, bool vote, cuda_shim::Place at = cuda_shim::Place::current()) {
+  return cuda_shim::ballot(mask, vote, at);
 }
 template <class T>
-T __shfl_xor_sync(unsigned mask, T value, int flip) {
-  return cuda_shim::exchange_value(mask, value, cuda_shim::lane() ^ flip);
+T __shfl_sync(unsigned mask, T value, int from, cuda_shim::Place at = cuda_shim::Place::current()) {
+  return cuda_shim::exchange_value(mask, value, from & 31, at);
 }
 template <class T>
-T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
+T __shfl_xor_sync(unsigned mask, T value, int flip, cuda_shim::Place at = cuda_shim::Place::current()) {
+  return cuda_shim::exchange_value(mask, value, cuda_shim::lane() ^ flip, at);
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, cuda_shim::Place at = cuda_shim::Place::current()) {
   const int from = cuda_shim::lane() + static_cast<int>(delta);
-  return cuda_shim::exchange_value(mask, value, from < warpSize ? from : cuda_shim::lane());
+  return cuda_shim::exchange_value(mask, value, from < warpSize ? from : cuda_shim::lane(), at);
 }
-
-inline unsigned __reduce_min_sync(unsigned mask, unsigned value) {
-  for (int step = warpSize / 2; step > 0; step /= 2) value = std::min(value, __shfl_xor_sync(mask, value, step));
+inline unsigned __reduce_min_sync(unsigned mask, unsigned value, cuda_shim::Place at = cuda_shim::Place::current()) {
+  for (int step = warpSize / 2; step > 0; step /= 2) value = std::min(value, __shfl_xor_sync(mask, value, step, at));
   return value;
 }
 
@@ -298,6 +306,8 @@ using std::min;
 // ---------------------------------------------------------------- launch
 template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args&&... args) {
+  static_assert((sizeof(Params) + ... + 0) <= 4096, "more than a kernel's parameters may take on every GPU");
+  static_assert((std::is_trivially_copyable_v<Params> && ...), "parameters go to the device as bytes");
   return cuda_shim::launch(
       *config, reinterpret_cast<const void*>(kernel),
       [kernel, params = std::tuple<Params...>(std::forward<Args>(args)...)] { std::apply(kernel, params); });

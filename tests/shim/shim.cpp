@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#include <bit>
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
@@ -67,6 +68,7 @@ struct CUmemPool_st {
   int device;
 };
 struct CUevent_st {
+  int device;
   Point point;
   std::uint64_t capture = 0;  // in which it was recorded
 };
@@ -167,6 +169,7 @@ int opened = 0;  // nested DeviceAccess
 std::map<const unsigned char*, std::size_t> pinned;  // host memory that a GPU copies from and to without a wait
 cuda_shim::Calls counted;
 bool is_capturing = false, is_slow = false;
+int launches_until_refusal = -1;
 std::uint64_t captures = 0;
 Line* captured_first = nullptr;
 
@@ -342,6 +345,7 @@ void set_capturing(bool capturing) {
   is_capturing = capturing;
 }
 void set_slow(bool slow) { is_slow = slow; }
+void refuse_launch(int others) { launches_until_refusal = others; }
 
 }  // namespace cuda_shim
 
@@ -537,7 +541,7 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* 
   return cudaSuccess;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  *event = new CUevent_st;
+  *event = new CUevent_st{current_device, {}};
   return cudaSuccess;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
@@ -546,6 +550,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   require_stream(stream);
+  if (event->device != stream->device) fail("an event is recorded on a stream of another device");
   require_in_capture(*stream->line);
   event->point = {stream->line, stream->line->queued};
   event->capture = is_capturing ? captures : 0;
@@ -598,6 +603,7 @@ constexpr unsigned kMaxThreads = 1024, kMaxWarps = kMaxThreads / 32;
 /// reads this one, and none can be two exchanges ahead.
 struct WarpSlots {
   std::uint64_t bits[2][32];
+  unsigned line[2][32];  // where a lane does that
 };
 WarpSlots slots[kMaxWarps];
 
@@ -777,6 +783,8 @@ void run_block(bool backwards) {
     moved = false;
     for (unsigned w = 0; w < s.size; w += 32)
       while (all_wait(w, w + 32, State::waits_for_warp)) {
+        for (unsigned t = w; t < w + 32; ++t)
+          if (s.threads[t].state == State::done) fail("a warp exchange after some lanes have ended");
         resume_range(w, w + 32, false);
         moved = true;
       }
@@ -817,7 +825,12 @@ void run_blocks(const cudaLaunchConfig_t& config, const std::function<void()>& b
   s.body = &body;
   make_fibers();
   const std::uint64_t blocks = std::uint64_t{config.gridDim.x} * config.gridDim.y;
-  for (std::uint64_t block = 0; block < blocks; ++block) {
+  // A block must not need what another one did. Some launches go backwards, without a period that a test might repeat
+  // in.
+  static unsigned launched = 0;
+  const bool backwards = std::popcount(launched++) % 2 == 1;
+  for (std::uint64_t turn = 0; turn < blocks; ++turn) {
+    const std::uint64_t block = backwards ? blocks - 1 - turn : turn;
     begin_block(config.dynamicSmemBytes);
     prepare_threads(config, block);
     arrive(begin_edge);
@@ -833,28 +846,35 @@ const ThreadContext& context() { return scheduler.current->context; }
 int lane() { return static_cast<int>(scheduler.current->context.thread.x % 32); }
 void sync_block() { wait_for_block(); }
 
-std::uint64_t exchange(unsigned mask, std::uint64_t bits, int from_lane) {
+namespace {
+/// Hands in a lane's bits, and gives those of all.
+const std::uint64_t* meet(unsigned mask, std::uint64_t bits, const Place& at) {
   if (mask != 0xffffffffu) fail("a warp exchange without all lanes");
   WarpSlots& warp = slots[context().thread.x / 32];
   const unsigned turn = scheduler.current->exchanges++ % 2;
   warp.bits[turn][lane()] = bits;
+  warp.line[turn][lane()] = at.line();
   wait_for_warp(turn);
-  return warp.bits[turn][from_lane];
+  for (const unsigned line : warp.line[turn])
+    if (line != at.line()) fail("lanes of a warp meet at different exchanges");
+  return warp.bits[turn];
+}
+}  // namespace
+
+std::uint64_t exchange(unsigned mask, std::uint64_t bits, int from_lane, const Place& at) {
+  return meet(mask, bits, at)[from_lane];
 }
 
-std::uint32_t ballot(unsigned mask, bool vote) {
-  if (mask != 0xffffffffu) fail("a warp vote without all lanes");
-  WarpSlots& warp = slots[context().thread.x / 32];
-  const unsigned turn = scheduler.current->exchanges++ % 2;
-  warp.bits[turn][lane()] = vote;
-  wait_for_warp(turn);
+std::uint32_t ballot(unsigned mask, bool vote, const Place& at) {
+  const std::uint64_t* all = meet(mask, vote, at);
   std::uint32_t votes = 0;
-  for (int from = 0; from < 32; ++from) votes |= static_cast<std::uint32_t>(warp.bits[turn][from]) << from;
+  for (int from = 0; from < 32; ++from) votes |= static_cast<std::uint32_t>(all[from]) << from;
   return votes;
 }
 
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, std::function<void()> body) {
   require_valid(config);
+  if (launches_until_refusal >= 0 && launches_until_refusal-- == 0) return cudaErrorInvalidValue;
   ++counted.launches;
   note_launched(kernel);
   submit(config.stream, [config, body = std::move(body)] { run_blocks(config, body); });

@@ -8,10 +8,12 @@
 #include "tests/shim/cusolverDn.h"
 
 struct cublasContext {
+  int device = 0;
   cudaStream_t stream = nullptr;
   bool workspace = false;
 };
 struct cusolverDnContext {
+  int device = 0;
   cudaStream_t stream = nullptr;
   bool deterministic = false;
 };
@@ -33,13 +35,20 @@ void require_matrix(const void* A, std::int64_t rows, std::int64_t cols, std::in
   if (ld < rows) fail("a leading dimension smaller than the column");
   cuda_shim::require_device(A, element * static_cast<std::size_t>(ld * (cols - 1) + rows));
 }
+int current_device() {
+  int device = 0;
+  cudaGetDevice(&device);
+  return device;
+}
 void require_ready(cublasHandle_t handle) {
   cuda_shim::count_vendor_call();
+  if (handle->device != current_device()) fail("cuBLAS while another device is current");
   if (handle->stream == nullptr) fail("cuBLAS on the default stream");
   if (!handle->workspace) fail("cuBLAS without its own workspace (set after the stream)");
 }
 void require_ready(cusolverDnHandle_t handle) {
   cuda_shim::count_vendor_call();
+  if (handle->device != current_device()) fail("cuSOLVER while another device is current");
   if (handle->stream == nullptr) fail("cuSOLVER on the default stream");
   if (!handle->deterministic) fail("cuSOLVER not in deterministic mode");
 }
@@ -93,7 +102,7 @@ void spoil_next_eigenvectors() { spoil = true; }
 const char* cublasGetStatusString(cublasStatus_t) { return "a cuBLAS status"; }
 cublasStatus_t cublasCreate(cublasHandle_t* handle) {
   openblas_set_num_threads(1);  // its threads are unknown to the sanitizers
-  *handle = new cublasContext;
+  *handle = new cublasContext{current_device()};
   return CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasDestroy(cublasHandle_t handle) {
@@ -101,7 +110,8 @@ cublasStatus_t cublasDestroy(cublasHandle_t handle) {
   return CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasSetStream(cublasHandle_t handle, cudaStream_t stream) {
-  *handle = {stream, false};
+  handle->stream = stream;
+  handle->workspace = false;
   return CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) { return CUBLAS_STATUS_SUCCESS; }
@@ -317,7 +327,7 @@ cublasStatus_t cublasDtrmm_64(cublasHandle_t handle, cublasSideMode_t side, cubl
 }
 
 cusolverStatus_t cusolverDnCreate(cusolverDnHandle_t* handle) {
-  *handle = new cusolverDnContext;
+  *handle = new cusolverDnContext{current_device()};
   return CUSOLVER_STATUS_SUCCESS;
 }
 cusolverStatus_t cusolverDnDestroy(cusolverDnHandle_t handle) {
