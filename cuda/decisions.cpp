@@ -335,6 +335,7 @@ void CudaBackend::Prepared::score(const FeatureBlock& x, Index first_row) {
 void CudaBackend::Prepared::decide(const DecisionState& state, const FeatureBlock& features, Index first_row,
                                    bool more) {
   const cudaStream_t stream = queue->stream();
+  const WaitOnException guard(side.get());
   check(cudaMemsetAsync(status.get()->open, 0, sizeof(Status::open), stream));
   for (const int which : {kCentres, kWeights})
     verdicts[which] = {space->decisions[which].get() + first_row, space->open[which].get(), status.get()->open[which],

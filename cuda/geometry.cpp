@@ -71,6 +71,7 @@ class Sweep {
   /// What is queued afterwards comes after all of it.
   template <class Make, class Prepare, class Reduce>
   void run(const std::vector<Rectangle>& tiles, const Make& make, const Prepare& prepare, const Reduce& reduce) {
+    const WaitOnException guard(beside_ ? beside_->stream.get() : queue_.stream());
     int turn = 0;
     bool prepared = false;
     for (const Rectangle& at : tiles) {

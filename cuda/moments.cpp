@@ -167,6 +167,7 @@ void CudaBackend::add_block(MomentState& state, const Batch& batch, Index first_
   // Only events of this block are waited for: a captured stream must not wait for what was recorded before the capture.
   const bool two_streams = scatter.runs_per_chunk < plan.runs;
   const cudaStream_t gathering = two_streams ? space.gathering.get() : stream;
+  const WaitOnException guard(space.gathering.get());
   if (two_streams) {
     space.begun.record(stream);
     space.begun.hold(gathering);

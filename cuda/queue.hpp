@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstring>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <span>
@@ -76,6 +77,23 @@ class Event {
 
  private:
   Owned<cudaEvent_t, cudaEventDestroy> event_;
+};
+
+/// For work on a second stream whose end the queue's stream waits for when the scope is done. An exception may leave
+/// the scope before that; then the host waits, because what the work uses is released in the order of the queue's
+/// stream.
+class WaitOnException {
+ public:
+  explicit WaitOnException(cudaStream_t stream) : stream_(stream) {}
+  ~WaitOnException() {
+    if (std::uncaught_exceptions() > exceptions_) cudaStreamSynchronize(stream_);
+  }
+  WaitOnException(const WaitOnException&) = delete;
+  WaitOnException& operator=(const WaitOnException&) = delete;
+
+ private:
+  cudaStream_t stream_;
+  int exceptions_ = std::uncaught_exceptions();
 };
 
 /// Pinned host memory, which copies reach without the driver's detour and without a wait.

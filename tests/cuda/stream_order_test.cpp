@@ -313,6 +313,51 @@ TEST_F(StreamOrderTest, ABatchThatDoesNotFitChangesNothing) {
   EXPECT_NE(image(backend, state), before);
 }
 
+/// Has every launch of a verb refused in turn, and does what is queued then.
+template <class Verb>
+void refuse_each_launch(const Verb& verb) {
+  int refused = 0;
+  for (bool done = false; !done; ++refused) {
+    cuda_shim::refuse_launch(refused);
+    try {
+      verb();
+      done = true;
+    } catch (const DeviceError&) {
+    }
+    cuda_shim::refuse_launch(-1);
+    cuda_shim::check_guards();  // where work is late: a second stream's that uses what is released ends the process
+  }
+  EXPECT_GT(refused, 8);
+}
+
+TEST_F(StreamOrderTest, AnExceptionLeavesNoWorkBehindOnASecondStream) {
+  cuda::Limits limits = small_chunks();
+  limits.row_tile = limits.candidate_tile = limits.half_pair_rows = limits.half_pair_columns = 8;
+  limits.pair_tile = 2;
+  cuda::CudaBackend backend(0, {}, limits);
+  const OneBatch batch(backend, 100, 14);
+  const Matrix centres = Grid::random(kClasses, kDim, 15).on(backend);
+  for (const auto precision : {Precision::exact, Precision::fast})
+    refuse_each_launch([&] {
+      MomentState state = new_state(backend, precision);
+      backend.add_batch(state, batch.device_x, batch.device_y);
+    });
+  refuse_each_launch([&] {
+    DecisionState state;
+    state.classes = kClasses;
+    state.dim = kDim;
+    state.centres = centres;
+    state.centre_class = backend.index_array(kClasses, 1);
+    state.counters = backend.index_array(4, kClasses);
+    backend.decide_batch(state, batch.device_x, batch.device_y);
+  });
+  PairQuery query;
+  query.norms.assign(kClasses, 1);
+  query.gram_norm = query.frame_norm = 1;
+  refuse_each_launch([&] { backend.pair_sums(centres, query); });
+  refuse_each_launch([&] { backend.product_sums(centres, centres, {1, {}, 0}); });
+}
+
 TEST_F(StreamOrderTest, AStateMayOutliveItsBackend) {
   const auto before = cuda_shim::live_allocations();
   {
