@@ -380,7 +380,7 @@ __device__ Decision evaluate(const Rows<T>& x, Index i, const ExactSet& set, Ind
   double sum = 0;
   const auto add = [&](double value, double other) {
     const double gap = value - other;
-    sum += set.bias ? value * other : gap * gap;
+    sum = set.bias ? fma(value, other, sum) : fma(gap, gap, sum);  // said, so that every copy of this does the same
   };
   for (Index first = 2 * lane_id(); first < x.cols; first += kInFlight * step) {
     Pair<T> mine[kInFlight];
