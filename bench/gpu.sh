@@ -80,7 +80,8 @@ set_library_path() {
     2>/dev/null); do
     if [[ -e $dir/libcublas.so.13 ]]; then dirs+=("$dir"); fi
   done
-  if [[ -f BUNDLE ]] && ! /sbin/ldconfig -p | grep -q 'libstdc++\.so\.6'; then dirs+=("$PWD/lib/fallback"); fi
+  # No pipe to grep -q, which ends early: ldconfig would die of that, and count as a failure.
+  if [[ -f BUNDLE && $(/sbin/ldconfig -p 2>/dev/null) != *libstdc++.so.6* ]]; then dirs+=("$PWD/lib/fallback"); fi
   for dir in "${dirs[@]}"; do LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$dir; done
   export LD_LIBRARY_PATH
   missing=$(ldd "$(program ncollapse)" | grep 'not found') || return 0
@@ -96,7 +97,7 @@ prepare_gpu() {
     source ./BUNDLE
   else
     command -v nvcc >/dev/null || die 'no nvcc and no bundle here: make one elsewhere with ./dev gpu-bundle, start its run'
-    configure
+    configure || die 'what is missing ./dev setup installs; or make a bundle elsewhere with ./dev gpu-bundle, and start its run'
     cmake --build "$build" -j "$jobs"
     commit=$(commit_name) archs=${ARCHS:-$(default_archs)}
   fi
