@@ -90,8 +90,8 @@ TEST_P(NearCollapse, FirstSampleThirtyDeviationsOff) {
       problem.train.values[at(i * 24 + j)] += (static_cast<Index>(label) + j) % 2 == 0 ? 30e-4 : -30e-4;
   }
   problem.train = rounded(problem.train, Dtype::f32);
-  expect_variability(measure_typed(context(), problem, Dtype::f32), problem, 1e-9);
-  expect_variability(measure_typed(context(), problem, Dtype::f32, 512), problem, 1e-9);
+  expect_variability(measure_typed(context(), problem, Dtype::f32), problem, 1e-10);
+  expect_variability(measure_typed(context(), problem, Dtype::f32, 512), problem, 1e-10);
 }
 
 TEST_P(NearCollapse, FirstSampleOfAnotherClass) {

@@ -56,6 +56,46 @@ TEST_P(Streaming, TheSameInputGivesTheSameBits) {
   expect_same_bits(measure_with(first, problem), measure_with(first, problem));
 }
 
+// Rows enough for many blocks of a GPU at a time, and everything anew in each run: sums, scatter in both precisions,
+// decisions, every metric.
+TEST_P(Streaming, AHundredRunsGiveTheSameBits) {
+  constexpr int kRuns = 100;
+  constexpr Index kDim = 64;
+  const Samples samples = rounded(
+      make_samples({{5000, 2500, 1200, 600, 300, 150, 70, 30, 9, 1}, kDim, {0.5, 2.0}, 1.0, 0.0, 22}), Dtype::bf16);
+  const Encoded features = encode(samples.values, samples.rows(), kDim, Dtype::bf16);
+  const auto labels = label_view(samples.labels, 0, samples.rows());
+  const Head head = random_head(samples.classes, kDim, 23);
+  const ncollapse::Classifier classifier = head.classifier();
+  for (const auto precision : {ncollapse::Precision::exact, ncollapse::Precision::fast}) {
+    AccumulatorOptions options = options_for(samples);
+    options.precision = precision;
+    std::optional<ClassMoments> first;
+    DecisionCounts decided;
+    Report report;
+    for (int run = 0; run < kRuns && !HasFailure(); ++run) {
+      SCOPED_TRACE(std::string(to_string(precision)) + ", run " + std::to_string(run));
+      Accumulator sums(context(), options);
+      sums.add(features.view(), labels);
+      const ClassMoments moments = sums.finish();
+      ncollapse::DecisionCounter counter(moments, &classifier);
+      counter.add(features.view(), labels);
+      const DecisionCounts decisions = counter.finish();
+      const Report found = measure(moments, {.classifier = &classifier, .train = &decisions});
+      if (!first) {
+        first = moments;
+        decided = decisions;
+        report = found;
+      }
+      expect_same_bits(moments, *first);
+      EXPECT_EQ(decisions.correct_centre, decided.correct_centre);
+      EXPECT_EQ(decisions.correct_classifier, decided.correct_classifier);
+      EXPECT_EQ(decisions.agree, decided.agree);
+      expect_same_bits(found, report);
+    }
+  }
+}
+
 /// Five parts: one whole of mixed classes, one with few classes, one with a single class, one empty, and the rest.
 std::vector<Samples> five_shards(const Samples& samples) {
   std::vector<std::vector<Index>> rows(5);
