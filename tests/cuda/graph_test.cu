@@ -14,9 +14,15 @@ namespace {
 
 using cuda::check;
 
-class GraphTest : public testing::TestWithParam<Precision> {
+/// More than 2^18 rows are more than one chunk of either scatter, for which a second stream gathers.
+struct GraphCase {
+  Precision precision;
+  Index rows;
+};
+
+class GraphTest : public testing::TestWithParam<GraphCase> {
  protected:
-  static constexpr Index kRows = 5000, kClasses = 10, kDim = 48;
+  static constexpr Index kClasses = 10, kDim = 48;
 
   void SetUp() override {
     std::string reason;
@@ -26,7 +32,7 @@ class GraphTest : public testing::TestWithParam<Precision> {
     check(cudaSetDevice(device_.index));
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
     context_ = std::make_unique<Context>(device_, ContextOptions{.cuda_stream = stream_});
-    labels_ = make_labels(Classes::uniform, kRows, kClasses, 1);
+    labels_ = make_labels(Classes::uniform, rows_, kClasses, 1);
     fill(x_, labels_, 0.1, 1);
     upload();
   }
@@ -39,7 +45,7 @@ class GraphTest : public testing::TestWithParam<Precision> {
   }
 
   Accumulator accumulator() const {
-    return Accumulator(*context_, {.classes = kClasses, .dim = kDim, .precision = GetParam()});
+    return Accumulator(*context_, {.classes = kClasses, .dim = kDim, .precision = GetParam().precision});
   }
   /// The same device memory again, so that a captured graph sees it.
   void upload() {
@@ -50,21 +56,27 @@ class GraphTest : public testing::TestWithParam<Precision> {
       view_y_ = y.device(backend, keep_y_);
       return;
     }
-    backend.upload(keep_x_.get(), x_.host().data, kRows * kDim * 4);
+    backend.upload(keep_x_.get(), x_.host().data, rows_ * kDim * 4);
   }
 
+  const Index rows_ = GetParam().rows;
   Device device_;
   cudaStream_t stream_ = nullptr;
   std::unique_ptr<Context> context_;
   std::vector<Index> labels_;
-  Samples x_{Dtype::f32, kRows, kDim};
+  Samples x_{Dtype::f32, rows_, kDim};
   std::shared_ptr<void> keep_x_, keep_y_;
   MatrixView view_x_;
   LabelView view_y_;
 };
 
-INSTANTIATE_TEST_SUITE_P(Precisions, GraphTest, testing::Values(Precision::exact, Precision::fast),
-                         [](const auto& name) { return std::string(to_string(name.param)); });
+INSTANTIATE_TEST_SUITE_P(Precisions, GraphTest,
+                         testing::Values(GraphCase{Precision::exact, 5000}, GraphCase{Precision::fast, 5000},
+                                         GraphCase{Precision::exact, 270000}, GraphCase{Precision::fast, 270000}),
+                         [](const auto& name) {
+                           return std::string(to_string(name.param.precision)) +
+                                  (name.param.rows > 5000 ? "_on_two_streams" : "");
+                         });
 
 TEST_P(GraphTest, ReplaysAddTheBatchAgainAndReportFaults) {
   Accumulator captured = accumulator(), plain = accumulator();
@@ -75,10 +87,10 @@ TEST_P(GraphTest, ReplaysAddTheBatchAgainAndReportFaults) {
   captured.add(view_x_, view_y_);
   check(cudaStreamEndCapture(stream_, &graph));
   check(cudaGraphInstantiate(&replay, graph, 0));
-  EXPECT_EQ(captured.samples(), kRows);  // a capture does nothing yet
+  EXPECT_EQ(captured.samples(), rows_);  // a capture does nothing yet
   for (int i = 0; i < 3; ++i) check(cudaGraphLaunch(replay, stream_));
   for (int i = 0; i < 4; ++i) plain.add(view_x_, view_y_);
-  EXPECT_EQ(captured.samples(), 4 * kRows);
+  EXPECT_EQ(captured.samples(), 4 * rows_);
   EXPECT_EQ(captured.finish().means(), plain.finish().means());
   EXPECT_EQ(captured.finish().within_scatter(), plain.finish().within_scatter());
 
@@ -90,7 +102,7 @@ TEST_P(GraphTest, ReplaysAddTheBatchAgainAndReportFaults) {
     captured.check();
     ADD_FAILURE() << "a NaN was not reported";
   } catch (const DataError& error) {
-    EXPECT_EQ(error.row(), 4 * kRows + 17) << error.what();
+    EXPECT_EQ(error.row(), 4 * rows_ + 17) << error.what();
   }
   EXPECT_EQ(captured.finish().within_scatter(), plain.finish().within_scatter());
   check(cudaGraphExecDestroy(replay));
