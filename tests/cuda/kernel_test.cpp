@@ -786,6 +786,38 @@ TEST_F(KernelTest, NarrowProductsAreAccumulatedInSinglePrecision) {
   EXPECT_EQ(cuda_shim::calls().vendor_calls, calls);  // known
 }
 
+TEST_F(KernelTest, NarrowProductsThatAreNotAreRefused) {
+  cuda_shim::set_half_sums(true);
+  for (const auto type : {Dtype::f16, Dtype::bf16}) EXPECT_FALSE(narrow_products_are_exact(queue_, type));
+  CudaBackend backend(0, {});
+  test::Samples x(Dtype::f32, 3, 8);
+  test::fill(x, {0, 1, 0}, 0.1, 4);
+  const test::Labels y(LabelType::i64, {0, 1, 0});
+  MomentState moments;
+  moments.classes = 2;
+  moments.dim = 8;
+  moments.precision = Precision::fast;
+  moments.counts = backend.index_array(2, 1);
+  moments.shifts = backend.matrix(2, 8);
+  moments.sums = backend.matrix(2, 8);
+  moments.square_sums = backend.matrix(2, 1);
+  moments.scatter = backend.matrix(8, 8);
+  EXPECT_THROW(backend.add_batch(moments, x.host(), y.host()), DeviceError);
+  DecisionState decisions;
+  decisions.classes = 2;
+  decisions.dim = 8;
+  decisions.centres = Grid::random(2, 8, 5).on(backend);
+  decisions.centre_class = backend.index_array(2, 1);
+  decisions.counters = backend.index_array(4, 2);
+  EXPECT_THROW(backend.decide_batch(decisions, x.host(), y.host()), DeviceError);
+  PairQuery query;
+  query.fast = true;
+  query.norms = {1, 1};
+  query.gram_norm = query.frame_norm = 1;
+  EXPECT_THROW(backend.pair_sums(decisions.centres, query), DeviceError);
+  cuda_shim::set_half_sums(false);
+}
+
 // ---------------------------------------------------------------- the backend's care for what it is given
 TEST_F(KernelTest, NothingIsLeftBehind) {
   const auto before = cuda_shim::live_allocations();
@@ -830,7 +862,30 @@ TEST_F(KernelTest, EigenvectorsThatAreNoneAreNotReturned) {
   Matrix again = backend.clone(A);
   cuda_shim::spoil_next_eigenvectors();
   EXPECT_THROW(backend.eigh(A), Error);
+  cuda_shim::spoil_next_eigenvalues();
+  Matrix third = backend.clone(again);
+  EXPECT_THROW(backend.eigenvalues(third), Error);
   EXPECT_NO_THROW(backend.eigh(again));
+}
+
+TEST_F(KernelTest, SolversThatDoNotConvergeAreErrors) {
+  CudaBackend backend(0, {});
+  const Matrix A = Grid::random(4, 6, 3).on(backend);
+  const Matrix gram = backend.product(A, Transpose::no, A, Transpose::yes);
+  const auto expect_error = [&](const auto& solve) {
+    for (const bool fails : {true, false}) {
+      Matrix B = backend.clone(gram);
+      if (fails) cuda_shim::fail_next_solver();
+      if (fails)
+        EXPECT_THROW(solve(B), Error);
+      else
+        EXPECT_NO_THROW(solve(B));
+    }
+  };
+  expect_error([&](Matrix& B) { backend.eigh(B); });
+  expect_error([&](Matrix& B) { backend.eigenvalues(B); });
+  expect_error([&](Matrix& B) { backend.svd(B); });
+  expect_error([&](Matrix& B) { backend.singular_values(B); });
 }
 
 // ---------------------------------------------------------------- the stand-in itself

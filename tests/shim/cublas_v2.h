@@ -56,3 +56,8 @@ cublasStatus_t cublasGemmEx_64(cublasHandle_t handle, cublasOperation_t op_a, cu
                                std::int64_t lda, const void* B, cudaDataType type_b, std::int64_t ldb, const void* beta,
                                void* C, cudaDataType type_c, std::int64_t ldc, cublasComputeType_t compute,
                                cublasGemmAlgo_t algorithm);
+
+namespace cuda_shim {
+/// Products of 16-bit numbers are added up in fp16, as some library, flag or driver might.
+void set_half_sums(bool on);
+}  // namespace cuda_shim

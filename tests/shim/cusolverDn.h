@@ -61,6 +61,8 @@ cusolverStatus_t cusolverDnXgesvd(cusolverDnHandle_t handle, cusolverDnParams_t 
                                   std::size_t host_bytes, int* info);
 
 namespace cuda_shim {
-/// The next cusolverDnXsyevd returns eigenvectors that are none.
+/// The next cusolverDnXsyevd returns eigenvectors, or eigenvalues, that are none; the next solver does not converge.
 void spoil_next_eigenvectors();
+void spoil_next_eigenvalues();
+void fail_next_solver();
 }  // namespace cuda_shim

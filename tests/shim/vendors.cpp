@@ -21,7 +21,7 @@ struct cusolverDnParams {};
 
 namespace {
 
-bool spoil = false;
+bool spoil_vectors = false, spoil_values = false, fails = false, half_sums = false;
 
 [[noreturn]] void fail(const char* what) {
   std::fprintf(stderr, "cuda shim: %s\n", what);
@@ -96,7 +96,10 @@ int narrow(std::int64_t size) { return static_cast<int>(size); }
 }  // namespace
 
 namespace cuda_shim {
-void spoil_next_eigenvectors() { spoil = true; }
+void spoil_next_eigenvectors() { spoil_vectors = true; }
+void spoil_next_eigenvalues() { spoil_values = true; }
+void fail_next_solver() { fails = true; }
+void set_half_sums(bool on) { half_sums = on; }
 }  // namespace cuda_shim
 
 const char* cublasGetStatusString(cublasStatus_t) { return "a cuBLAS status"; }
@@ -236,7 +239,11 @@ cublasStatus_t cublasGemmStridedBatchedEx_64(cublasHandle_t handle, cublasOperat
         for (std::int64_t i = 0; i < m; ++i) c[i + j * ldc] = keep == 0 ? 0 : keep * c[i + j * ldc];
       for (std::int64_t l = 0; l < k; ++l)
         for (std::int64_t j = 0; j < n; ++j)
-          for (std::int64_t i = 0; i < m; ++i) c[i + j * ldc] += scale * a[l * m + i] * b[l * n + j];
+          for (std::int64_t i = 0; i < m; ++i) {
+            float& sum = c[i + j * ldc];
+            sum += scale * a[l * m + i] * b[l * n + j];
+            if (half_sums) sum = static_cast<float>(static_cast<_Float16>(sum));
+          }
     }
   });
   return CUBLAS_STATUS_SUCCESS;
@@ -369,16 +376,20 @@ cusolverStatus_t cusolverDnXsyevd(cusolverDnHandle_t handle, cusolverDnParams_t,
   require_space(device_space, device_bytes, host_space, host_bytes, n, info);
   require_matrix(A, n, n, lda);
   require_matrix(W, n, 1, n);
-  cuda_shim::submit(handle->stream, [=, spoiled = std::exchange(spoil, false)] {
-    use_up(device_space, device_bytes, host_space, host_bytes);
-    reads(static_cast<double*>(A), n, n, lda, triangle(fill));
-    writes(static_cast<double*>(A), n, n, lda);
-    writes(static_cast<double*>(W), n, 1, n);
-    writes(info, 1, 1, 1);
-    *info = LAPACKE_dsyevd(LAPACK_COL_MAJOR, mode == CUSOLVER_EIG_MODE_VECTOR ? 'V' : 'N', uplo_letter(fill), narrow(n),
-                           static_cast<double*>(A), narrow(lda), static_cast<double*>(W));
-    if (spoiled) static_cast<double*>(A)[0] += 0.5;
-  });
+  cuda_shim::submit(
+      handle->stream, [=, no_vectors = std::exchange(spoil_vectors, false),
+                       no_values = std::exchange(spoil_values, false), failed = std::exchange(fails, false)] {
+        use_up(device_space, device_bytes, host_space, host_bytes);
+        reads(static_cast<double*>(A), n, n, lda, triangle(fill));
+        writes(static_cast<double*>(A), n, n, lda);
+        writes(static_cast<double*>(W), n, 1, n);
+        writes(info, 1, 1, 1);
+        *info = LAPACKE_dsyevd(LAPACK_COL_MAJOR, mode == CUSOLVER_EIG_MODE_VECTOR ? 'V' : 'N', uplo_letter(fill),
+                               narrow(n), static_cast<double*>(A), narrow(lda), static_cast<double*>(W));
+        if (no_vectors) static_cast<double*>(A)[0] += 0.5;
+        if (no_values) static_cast<double*>(W)[0] += 0.5;
+        if (failed) *info = 1;
+      });
   return CUSOLVER_STATUS_SUCCESS;
 }
 
@@ -455,7 +466,7 @@ cusolverStatus_t cusolverDnXgesvd(cusolverDnHandle_t handle, cusolverDnParams_t,
   require_matrix(S, n, 1, n);
   if (job_u != 'N') require_matrix(U, m, job_u == 'A' ? m : n, ldu);
   if (job_vt != 'N') require_matrix(VT, n, n, ldvt);
-  cuda_shim::submit(handle->stream, [=] {
+  cuda_shim::submit(handle->stream, [=, failed = std::exchange(fails, false)] {
     use_up(device_space, device_bytes, host_space, host_bytes);
     reads(static_cast<double*>(A), m, n, lda);
     writes(static_cast<double*>(S), n, 1, n);
@@ -466,6 +477,7 @@ cusolverStatus_t cusolverDnXgesvd(cusolverDnHandle_t handle, cusolverDnParams_t,
     *info = LAPACKE_dgesvd(LAPACK_COL_MAJOR, static_cast<char>(job_u), static_cast<char>(job_vt), narrow(m), narrow(n),
                            static_cast<double*>(A), narrow(lda), static_cast<double*>(S), static_cast<double*>(U),
                            narrow(ldu), static_cast<double*>(VT), narrow(ldvt), unconverged.data());
+    if (failed) *info = 1;
   });
   return CUSOLVER_STATUS_SUCCESS;
 }
