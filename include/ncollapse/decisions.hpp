@@ -32,8 +32,8 @@ class NCOLLAPSE_EXPORT DecisionCounter {
   DecisionCounter(DecisionCounter&&) noexcept;
   DecisionCounter& operator=(DecisionCounter&&) noexcept;
 
-  /// As Accumulator::add, errors included, but for a GPU: there it waits for the device, so a batch is counted or refused
-  /// at return, and it cannot be captured in a CUDA graph (UsageError).
+  /// As Accumulator::add, errors included, but for a GPU: there it waits for the device, so a batch is counted or
+  /// refused at return, and it cannot be captured in a CUDA graph (UsageError).
   void add(const MatrixView& features, const LabelView& labels);
 
   /// Adds what the other ranks have counted; collective, exact, at the end: call finish() next. Throws as

@@ -104,6 +104,23 @@ TEST_F(StreamOrderTest, AfterTheFirstBatchNothingIsAllocatedAndNothingWaits) {
     }
 }
 
+TEST_F(StreamOrderTest, NeitherIsDoneForBatchesOfUnlikeSizesInTurn) {
+  for (const auto precision : {Precision::exact, Precision::fast}) {
+    const OneBatch small(backend_, 7, 21), large(backend_, 400, 22);
+    MomentState state = new_state(precision);
+    const auto add_both = [&] {
+      for (const OneBatch* batch : {&large, &small}) {
+        ASSERT_FALSE(backend_.add_batch(state, batch->device_x, batch->device_y).any());
+        ASSERT_FALSE(backend_.add_batch(state, batch->x.host(), batch->y->host()).any());
+      }
+    };
+    for (int i = 0; i < 2; ++i) add_both();
+    const cuda_shim::Calls before = cuda_shim::calls();
+    for (int i = 0; i < 5; ++i) add_both();
+    expect_no_calls(before);
+  }
+}
+
 TEST_F(StreamOrderTest, NeitherDoTheTwoStreamsOfSeveralChunksNorDoesACapture) {
   for (const auto precision : {Precision::exact, Precision::fast}) {
     const OneBatch batch(in_chunks_, 400, 11);
