@@ -10,6 +10,7 @@
 #include "host/classifier_files.hpp"
 #include "host/dataset.hpp"
 #include "host/exchange.hpp"
+#include "host/theory/imbalance.hpp"
 #include "ncollapse/accumulator.hpp"
 #include "ncollapse/decisions.hpp"
 #include "ncollapse/error.hpp"
@@ -53,10 +54,7 @@ void Analysis::check_request() const {
   if (request_.features.empty() || request_.labels.empty()) throw UsageError("features and labels are needed");
   if (request_.test_features.empty() != request_.test_labels.empty())
     throw UsageError("test features and test labels are given together or not at all");
-  if (request_.lambda_w.empty() != (request_.lambda_h == 0))
-    throw UsageError("the weight decays of layers and features are given together or not at all");
-  if (!request_.lambda_w.empty() && request_.weights.empty())
-    throw UsageError("weight decays need the weights that they act on");
+  check_decays(request_.lambda_w, request_.lambda_h, !request_.weights.empty());
   if (request_.classes > kMaxClasses)
     throw UsageError("classes is " + std::to_string(request_.classes) + ", at most " + std::to_string(kMaxClasses) +
                      " are possible");

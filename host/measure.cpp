@@ -245,8 +245,8 @@ void Measurement::centre() {
   }
   report_.classes_seen = static_cast<Index>(seen_.size());
   if (report_.classes_seen < 2)
-    throw DataError("only " + std::to_string(report_.classes_seen) + " of " + std::to_string(moments_.classes()) +
-                        " classes has samples",
+    throw DataError(std::string(report_.classes_seen == 1 ? "only one" : "none") + " of " +
+                        std::to_string(moments_.classes()) + " classes has samples",
                     "the geometry of class means needs at least two classes");
   report_.precision = data.options.precision;
   report_.scatter_error = moments_.scatter_error();
@@ -625,7 +625,7 @@ void Measurement::imbalance(const Matrix& weights, const std::vector<double>& bi
   input.smallest_width = moments_.dim();
   for (std::size_t l = 0; l + 1 < layers.size(); ++l)
     input.smallest_width = std::min(input.smallest_width, layers[l].rows);
-  const bool decays = !evidence_.lambda_w.empty() && evidence_.lambda_h > 0;
+  const bool decays = !evidence_.lambda_w.empty();
   if (decays && report_.classes_seen == report_.classes) {
     for (const auto& layer : layers) {
       const Matrix entries = backend_.import(layer);
@@ -719,7 +719,7 @@ void Measurement::explain_missing() {
       {"classifier", classifier, "no classifier weights were given"},
       {"nobias", !classifier || evidence_.classifier->bias.rows == 0, "the classifier has a bias (see ufmb_*)"},
       {"bias", classifier && evidence_.classifier->bias.rows > 0, "no bias was given"},
-      {"lambda", !evidence_.lambda_w.empty() && evidence_.lambda_h > 0, "no weight decays were given"},
+      {"lambda", !evidence_.lambda_w.empty(), "no weight decays were given"},
       {"train", evidence_.train != nullptr, "decisions on the training set were not counted"},
       {"test", evidence_.test != nullptr, "no test set was given"},
       {"ood", evidence_.ood_mean != nullptr, "no out-of-distribution features were given"},
@@ -807,6 +807,8 @@ std::optional<double> Report::find(std::string_view key) const {
 }
 
 Report measure(const ClassMoments& moments, const Evidence& evidence, Convention convention) {
+  check_decays(evidence.lambda_w, evidence.lambda_h,
+               evidence.classifier != nullptr && !evidence.classifier->layers.empty());
   return Measurement(moments, evidence, convention).run();
 }
 

@@ -18,6 +18,7 @@
 #include "host/classifier_files.hpp"
 #include "host/dataset.hpp"
 #include "host/state_file.hpp"
+#include "host/theory/imbalance.hpp"
 #include "ncollapse/error.hpp"
 
 namespace ncollapse {
@@ -227,10 +228,7 @@ Accumulator merge_states(const Context& context, const FileList& states, const s
 
 Report measure_state(const Context& context, const StateMeasurement& request) {
   const auto start = Clock::now();
-  if (request.lambda_w.empty() != (request.lambda_h == 0))
-    throw UsageError("the weight decays of layers and features are given together or not at all");
-  if (!request.lambda_w.empty() && request.weights.empty())
-    throw UsageError("weight decays need the weights that they act on");
+  check_decays(request.lambda_w, request.lambda_h, !request.weights.empty());
   const ClassifierFiles head(request.weights, request.bias);
   std::string note;
   const ClassMoments moments = Accumulator::load(context, request.state, &note).finish();

@@ -41,7 +41,7 @@ class Imbalance {
     } else {
       seli(groups, contrasts);
     }
-    if (!in_.lambda_w.empty() && in_.lambda_h > 0) minimiser(contrasts);
+    if (!in_.lambda_w.empty()) minimiser(contrasts);
     return std::move(out_);
   }
 
@@ -357,6 +357,12 @@ void Imbalance::duality_without_bias(const UfmPrediction& prediction, const Labe
 }
 
 }  // namespace
+
+void check_decays(const std::vector<double>& lambda_w, double lambda_h, bool weights_given) {
+  if (lambda_w.empty() != (lambda_h == 0))
+    throw UsageError("the weight decays of layers and features are given together or not at all");
+  if (!lambda_w.empty() && !weights_given) throw UsageError("weight decays need the weights that they act on");
+}
 
 ImbalanceMeasures measure_imbalance(Backend& backend, Grams& grams, const ImbalanceInput& input) {
   return Imbalance(backend, grams, input).run();

@@ -114,7 +114,7 @@ struct Evidence {
   const DecisionCounts* test = nullptr;
   const std::vector<double>* ood_mean = nullptr;  ///< mean feature of out-of-distribution samples, [d]
   /// Weight decays, to compare with the minimiser of the unconstrained feature model: of the layers (one for all, or
-  /// one each, W_1 first; empty: not given) and of the features (0: not given).
+  /// one each, W_1 first; empty: not given) and of the features (0: not given). Both or none, and with a classifier.
   std::vector<double> lambda_w = {};
   double lambda_h = 0;
 };
@@ -122,7 +122,8 @@ struct Evidence {
 /// All metrics that the evidence allows; what it does not allow is in Report::status with a reason.
 /// Formulas: metric_catalogue(). Absent classes are left out. Uses memory of a few d^2 and K d doubles on the device
 /// and no K x K array. Deterministic. Waits for the device.
-/// Throws UsageError when shapes do not fit, DataError when fewer than two classes have samples.
+/// Throws UsageError when shapes do not fit, for weight decays that are not positive or not given together, DataError
+/// when fewer than two classes have samples.
 NCOLLAPSE_EXPORT Report measure(const ClassMoments& moments, const Evidence& evidence = {},
                                 Convention convention = Convention::zhu);
 

@@ -248,13 +248,32 @@ TEST_P(BadInput, EvidenceThatDoesNotFit) {
   EXPECT_THROW(ncollapse::measure(moments, evidence), UsageError);
 }
 
+TEST_P(BadInput, WeightDecaysThatAreNoPair) {
+  const ClassMoments moments = moments_of(context(), make_samples({{5, 6, 7}, 6, {0.5}, 1.0, 0.0, 64}));
+  const std::vector<double> weights(3 * 6, 0.5);
+  const ncollapse::Classifier head{.layers = {ncollapse::view(weights.data(), 3, 6)}};
+  EXPECT_TRUE(ncollapse::measure(moments, {.classifier = &head, .lambda_w = {1e-3}, .lambda_h = 1e-3}).find("gof_w"));
+  EXPECT_THROW(ncollapse::measure(moments, {.classifier = &head, .lambda_w = {1e-3}}), UsageError);
+  EXPECT_THROW(ncollapse::measure(moments, {.classifier = &head, .lambda_h = 1e-3}), UsageError);
+  EXPECT_THROW(ncollapse::measure(moments, {.lambda_w = {1e-3}, .lambda_h = 1e-3}), UsageError);
+  for (const double wrong : {-1e-3, kNan, kInfinity}) {
+    EXPECT_THROW(ncollapse::measure(moments, {.classifier = &head, .lambda_w = {1e-3}, .lambda_h = wrong}), UsageError);
+    EXPECT_THROW(ncollapse::measure(moments, {.classifier = &head, .lambda_w = {wrong}, .lambda_h = 1e-3}), UsageError);
+  }
+}
+
 TEST_P(BadInput, FewerThanTwoClassesCannotBeMeasured) {
   EXPECT_THROW(ncollapse::measure(moments_of(context(), Samples{3, 2, {1, 2, 3, 4}, {1, 1}})), DataError);
   EXPECT_THROW(ncollapse::measure(moments_of(context(), Samples{1, 2, {1, 2, 3, 4}, {0, 0}})), DataError);
   AccumulatorOptions options;
   options.classes = 2;
   options.dim = 2;
-  EXPECT_THROW(ncollapse::measure(Accumulator(context(), options).finish()), DataError);
+  try {
+    ncollapse::measure(Accumulator(context(), options).finish());
+    ADD_FAILURE() << "nothing was thrown";
+  } catch (const DataError& error) {
+    EXPECT_EQ(std::string(error.what()), "none of 2 classes has samples");
+  }
 }
 
 }  // namespace
