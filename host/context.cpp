@@ -49,8 +49,13 @@ std::string cuda_unavailable_reason() {
 
 namespace {
 
+// More than any machine has. Far more would be started one by one, and end the process when memory runs out.
+constexpr int kMostThreads = 4096;
+
 std::shared_ptr<Backend> open(Device device, const ContextOptions& options) {
-  if (options.threads < 0) throw UsageError("threads is " + std::to_string(options.threads) + ", must be at least 0");
+  if (options.threads < 0 || options.threads > kMostThreads)
+    throw UsageError("threads is " + std::to_string(options.threads) + ", must be 0 to " + std::to_string(kMostThreads),
+                     "the default is all cores");
   if (device.type == DeviceType::cpu) return open_cpu_backend(options);
   std::string reason;
   const auto gpus = cuda_devices(&reason);

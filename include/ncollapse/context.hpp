@@ -47,8 +47,8 @@ NCOLLAPSE_EXPORT std::vector<DeviceInfo> devices();
 NCOLLAPSE_EXPORT std::string cuda_unavailable_reason();
 
 struct ContextOptions {
-  int threads = 0;  ///< CPU threads (on a GPU those that pack host batches); 0 takes what OpenMP would take
-                    ///< (OMP_NUM_THREADS, else all cores)
+  int threads = 0;  ///< CPU threads (on a GPU those that pack host batches), at most 4096; 0 takes what OpenMP would
+                    ///< take (OMP_NUM_THREADS, else all cores)
   /// A cudaStream_t of the caller, in whose order all work is done; it has to outlive the context and everything made
   /// with it. Null: an own stream, which orders itself with the legacy default stream (so work queued there before a
   /// call is seen). For per-thread default streams pass cudaStreamPerThread.
@@ -60,7 +60,8 @@ struct ContextOptions {
 /// compute and restore: use one of them at a time, and not beside other work in BLAS.
 class NCOLLAPSE_EXPORT Context {
  public:
-  /// Throws DeviceError when the device does not exist or the library was built without CUDA.
+  /// Throws DeviceError when the device does not exist or the library was built without CUDA, UsageError for a number
+  /// of threads below 0 or above 4096.
   explicit Context(Device device = Device::best(), const ContextOptions& options = {});
   /// For code inside the library and its tests.
   explicit Context(std::shared_ptr<Backend> backend);

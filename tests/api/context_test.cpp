@@ -1,4 +1,5 @@
 // Devices and contexts.
+#include <limits>
 #include <optional>
 
 #include "tests/api/support.hpp"
@@ -43,6 +44,11 @@ TEST(Devices, ADeviceThatIsNotThereIsAnError) {
   if (!ncollapse::cuda_unavailable_reason().empty()) {
     EXPECT_THROW(Context(Device{DeviceType::cuda, 0}), ncollapse::DeviceError);
   }
+}
+
+TEST(Devices, NumbersOfThreadsThatNoMachineHasAreRefused) {
+  for (const int threads : {-1, 4097, std::numeric_limits<int>::max()})
+    EXPECT_THROW(Context(Device{}, {.threads = threads}), ncollapse::UsageError) << threads;
 }
 
 TEST(Devices, ThreadCountsAgree) {
