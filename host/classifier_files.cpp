@@ -36,7 +36,9 @@ void ClassifierFiles::check(Index dim, const std::string& features, Index classe
     if (file.cols() != width)
       throw DataError(file.name() + " is " + std::to_string(file.rows()) + " x " + std::to_string(file.cols()) +
                           ", but " + before + " gives " + std::to_string(width) + " values",
-                      "weights are out x in and given in the order in which features meet them, W_1 first");
+                      file.rows() == width
+                          ? "weights are out x in, one row for every output: is this one transposed?"
+                          : "weights are out x in and given in the order in which features meet them, W_1 first");
     width = file.rows();
     before = file.name();
   }

@@ -37,7 +37,7 @@ Dataset::Dataset(const FileList& features, const FileList& labels, RowRange rang
     if (!seen.insert(std::filesystem::weakly_canonical(spec, ignored).string()).second)
       throw DataError(spec + ": is given twice, its samples would count twice", "do the globs overlap?");
     const ArrayFile file = ArrayFile::open(spec, ArrayRole::features);
-    if (file.rows() == 0) throw DataError(file.name() + ": holds no samples");
+    if (file.rows() == 0) throw DataError(file.name() + ": holds no samples", "leave it out");
     if (shards_.empty()) {
       dim_ = file.cols();
       row_bytes_ = file.row_bytes();

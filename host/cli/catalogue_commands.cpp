@@ -67,7 +67,8 @@ std::string list_metrics(bool as_json) {
   std::string text = conventions();
   text +=
       "m_k class means, mu centre, c_k = m_k - mu, C and M their matrices, W classifier, b bias, v_k = tr S_k,\n"
-      "^ unit norm, E = (I - 11^T/K)/sqrt(K-1). down: lower is more collapsed.\n\n";
+      "^ unit norm, E = (I - 11^T/K)/sqrt(K-1), |.| Frobenius, |.|_* nuclear norm; std and var divide by the\n"
+      "number of terms. K counts the classes that have samples. down: lower is more collapsed.\n\n";
   for (const auto& info : metric_catalogue()) {
     text += fmt::format("{:<24} {:<5} {}\n", info.key, info.direction == "none" ? "" : info.direction, info.formula);
     text += fmt::format("{:<30} needs {}{}{}\n", "", info.needs, info.source.empty() ? "" : "; ", info.source);
@@ -76,8 +77,9 @@ std::string list_metrics(bool as_json) {
 }
 
 // A subcommand that only prints, with --json as a flag or with a file.
-void add_listing(CLI::App& app, Common& common, const char* name, const char* what, std::string (*list)(bool)) {
+void add_listing(CLI::App& app, Common& common, const std::string& name, const char* what, std::string (*list)(bool)) {
   CLI::App* command = app.add_subcommand(name, what);
+  command->footer("Examples:\n  ncollapse " + name + "\n  ncollapse " + name + " --json " + name + ".json\n");
   command->add_option("--json", common.json, "Print JSON, to standard output or to FILE")
       ->expected(0, 1)
       ->default_str("-")

@@ -53,6 +53,7 @@ struct ReportOptions {
     command
         .add_option("--lambda-w", request.lambda_w,
                     "Weight decay of the layers, one for all or one each: compare with the predicted minimiser")
+        ->delimiter(',')
         ->type_name("X");
     command.add_option("--lambda-h", lambda_h, "Weight decay of the features")->type_name("X");
   }

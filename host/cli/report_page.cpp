@@ -76,7 +76,8 @@ std::string element(std::string_view name, std::string_view text) {
   return text.empty() ? "" : fmt::format("<{0}>{1}</{0}>\n", name, escaped(text));
 }
 
-std::string number_cell(double value) { return fmt::format("<td class=\"number\">{}</td>", readable(value)); }
+std::string number_cell(std::string_view text) { return fmt::format("<td class=\"number\">{}</td>", text); }
+std::string number_cell(double value) { return number_cell(readable(value)); }
 
 // A table in a box that scrolls where the page is narrow.
 std::string table(std::string_view kind, const std::vector<std::string_view>& heads, const std::string& rows) {
@@ -102,7 +103,7 @@ std::string metric_row(std::string_view key, double value, std::string_view dire
                                  : direction == "up" ? "<abbr title=\"higher is more collapsed\">\u2191</abbr>"
                                                      : "";
   return fmt::format("<tr><td><code title=\"{}\">{}</code></td>{}<td>{}</td><td>{}</td></tr>\n", escaped(formula),
-                     escaped(key), number_cell(value), arrow, escaped(meaning));
+                     escaped(key), number_cell(readable(key, value)), arrow, escaped(meaning));
 }
 
 // What a run's steps say of the loss; a report has its loss among its metrics.

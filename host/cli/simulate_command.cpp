@@ -44,7 +44,7 @@ std::string header_line(const SimulationOptions& options, const DeviceInfo& devi
   json["optimizer"] = {{"name", std::string(to_string(options.optimizer))},
                        {"iterations", options.iterations},
                        {"seed", options.seed},
-                       {"start_scale", options.start_scale ? Json(*options.start_scale) : Json(nullptr)},
+                       {"start_scale", start_scale(options)},
                        {"tolerance", options.gradient_tolerance},
                        {"measure_every", options.measure_every}};
   json["prediction"] = {{"minimum", prediction.minimum}, {"rank", rank}};

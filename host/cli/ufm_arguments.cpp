@@ -65,6 +65,7 @@ void add_ufm_arguments(CLI::App& command, UfmArguments& arguments) {
   command
       .add_option("--lambda-w", arguments.lambda_w, "Weight decay of the layers: one for all, or one each, W_1 first")
       ->required()
+      ->delimiter(',')
       ->type_name("X");
   command.add_option("--lambda-h", arguments.lambda_h, "Weight decay of the features")->required()->type_name("X");
   command.add_flag("--no-bias", arguments.no_bias, "The last layer has no bias");

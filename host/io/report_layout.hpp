@@ -66,4 +66,10 @@ inline std::string readable(double value) {
   return text;
 }
 
+/// The value of a metric: ranks are counts and have no decimals.
+inline std::string readable(std::string_view key, double value) {
+  const bool count = key.ends_with("_rank_obs") || key.ends_with("_rank_pred");
+  return count && std::isfinite(value) ? std::to_string(std::llround(value)) : readable(value);
+}
+
 }  // namespace ncollapse

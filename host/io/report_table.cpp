@@ -116,7 +116,7 @@ std::string to_table(const Report& report, bool colour) {
       if (!info.key.starts_with(group.prefix)) continue;
       const auto value = report.find(info.key);
       if (!value) continue;
-      lines += "  " + padded(std::string(info.key), 20) + padded(readable(*value), 14, true) + "  " +
+      lines += "  " + padded(std::string(info.key), 20) + padded(readable(info.key, *value), 14, true) + "  " +
                arrow(info.direction) + "  " + faint(std::string(info.meaning)) + "\n";
     }
     if (!lines.empty())

@@ -65,10 +65,6 @@ void check_memory(const Backend& backend, const SimulationOptions& options) {
   if (!shared) require(device, backend.info().memory_bytes, "on the device");
 }
 
-double default_start_scale(std::size_t layers) {
-  return std::pow(3.0, 3.0 / static_cast<double>(std::max<std::size_t>(3, layers)));
-}
-
 Report measure_point(const UfmProblem& problem, std::span<const double> x) {
   const MatrixView features = problem.features(x);
   const LabelView labels = problem.labels();
@@ -177,12 +173,17 @@ std::string_view to_string(SimulationEnd end) {
   return "?";
 }
 
+double start_scale(const SimulationOptions& options) {
+  const auto layers = static_cast<double>(std::max<std::size_t>(3, options.model.lambda_w.size()));
+  return options.start_scale.value_or(std::pow(3.0, 3.0 / layers));
+}
+
 SimulationResult simulate(const Context& context, const SimulationOptions& options, const SimulationCallback& on_step) {
   check(options);
   check_memory(*context.backend(), options);
   UfmProblem problem(context, options.model, options.dim);
   SimulationResult result;
-  const double scale = options.start_scale.value_or(default_start_scale(options.model.lambda_w.size()));
+  const double scale = start_scale(options);
   result.parameters = problem.random_start(options.seed, scale / std::sqrt(static_cast<double>(options.dim)));
   const double smallest_decay =
       std::min(options.model.lambda_h, *std::min_element(options.model.lambda_w.begin(), options.model.lambda_w.end()));

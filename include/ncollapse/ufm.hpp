@@ -91,6 +91,9 @@ struct SimulationOptions {
   Index measure_every = 100;  ///< iterations; the first and the last point are always measured
 };
 
+/// options.start_scale, or its default for so many layers.
+NCOLLAPSE_EXPORT double start_scale(const SimulationOptions& options);
+
 /// A point the optimiser has reached. Iteration 0 is the start.
 struct SimulationStep {
   Index iteration = 0;

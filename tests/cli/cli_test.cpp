@@ -90,6 +90,9 @@ TEST_F(Command, PrintsATable) {
                            "no test set was given"})
     EXPECT_NE(run.out.find(word), std::string::npos) << word << " in\n" << run.out;
   EXPECT_EQ(run.out.find('\033'), std::string::npos);
+  const Outcome ranks =
+      run_command(analyze({"--weights", w_, "--bias", b_, "--lambda-w", "1e-3", "--lambda-h", "1e-3"}));
+  EXPECT_NE(ranks.out.find("  ufmb_rank_pred                   2  "), std::string::npos) << ranks.out;  // no decimals
   std::size_t begin = 0;
   for (std::size_t end; (end = run.out.find('\n', begin)) != std::string::npos; begin = end + 1)
     EXPECT_LE(end - begin, 110U) << run.out.substr(begin, end - begin);
@@ -230,7 +233,8 @@ TEST_F(Command, ShapesThatDoNotFit) {
     return folder_.write(name, npy("<f4", "(" + std::to_string(rows) + ", " + std::to_string(cols) + ")",
                                    bytes_of(std::vector<float>(static_cast<std::size_t>(rows * cols), 0.5F))));
   };
-  expect_error(analyze({"--weights", layer("wide.npy", 3, 5)}), kData, {"wide.npy", "3 x 5", "2"});
+  expect_error(analyze({"--weights", layer("wide.npy", 3, 5)}), kData, {"wide.npy", "3 x 5", "2", "W_1 first"});
+  expect_error(analyze({"--weights", layer("turned.npy", 2, 3)}), kData, {"turned.npy", "2 x 3", "transposed"});
   expect_error(analyze({"--weights", w_, layer("first.npy", 2, 2)}), kData, {"first.npy", "3"});  // wrong order
   expect_error(analyze({"--weights", layer("four.npy", 4, 2), "--classes", "3"}), kData, {"four.npy", "4", "3"});
   expect_error(analyze({"--weights", w_, "--bias", folder_.write("b4.npy", npy("<f4", "(4,)", Bytes(16, '\0')))}),
@@ -349,6 +353,11 @@ TEST_F(Command, HelpVersionAndListings) {
     EXPECT_EQ(run.exit_code, 0);
     EXPECT_NE(run.out.find("Examples:"), std::string::npos);
   }
+  for (const std::string listing : {"metrics", "devices"}) {
+    const Outcome run = run_command({listing, "--help"});
+    EXPECT_NE(run.out.find("ncollapse " + listing + " --json"), std::string::npos) << run.out;
+    EXPECT_EQ(run.out.find("ncollapse analyze"), std::string::npos) << run.out;
+  }
   const Outcome text = run_command({"metrics"});
   const Json json = Json::parse(run_command({"metrics", "--json"}).out, nullptr, false);
   ASSERT_TRUE(json.is_object());
@@ -391,6 +400,23 @@ TEST_F(Command, PredictsTheMinimiser) {
     labels.insert(labels.end(), static_cast<std::size_t>(count), label);
   from_labels[2] = labels_file("counted.npy", labels);
   EXPECT_EQ(Json::parse(run_command(from_labels).out, nullptr, false), json);
+}
+
+TEST_F(Command, WeightDecaysOfLayersComeApartByCommasOrBlanks) {
+  const auto predict = [&](const std::vector<std::string>& decays) {
+    std::vector<std::string> call{"predict", "--counts",   "20,12,5", "--layers",
+                                  "2",       "--lambda-h", "1e-3",    "--lambda-w"};
+    call.insert(call.end(), decays.begin(), decays.end());
+    call.insert(call.end(), {"--json", "-"});
+    return Json::parse(run_command(call).out, nullptr, false);
+  };
+  const Json json = predict({"2e-3,5e-3"});
+  ASSERT_TRUE(json.is_object());
+  EXPECT_EQ(json["model"]["lambda_w"], (Json{2e-3, 5e-3}));
+  EXPECT_EQ(predict({"2e-3", "5e-3"}), json);
+  const Outcome run = run_command(analyze({"--weights", w_, "--lambda-w", "1e-3,1e-3", "--lambda-h", "1e-3"}));
+  EXPECT_EQ(run.exit_code, kUsage);
+  EXPECT_NE(run.err.find("2 weight decays for 1 layers"), std::string::npos) << run.err;
 }
 
 TEST_F(Command, PredictsNothingFromWrongInput) {
@@ -477,6 +503,7 @@ TEST_F(Command, SimulatesInJsonLines) {
   EXPECT_EQ(header["device"]["type"], "cpu");
   EXPECT_EQ(header["model"]["counts"], (Json{20, 12, 12, 5, 3}));
   EXPECT_EQ(header["model"]["width"], 8);
+  EXPECT_EQ(header["optimizer"]["start_scale"], 3.0);  // the default
   EXPECT_EQ(header["prediction"]["rank"], 4);
   EXPECT_EQ(first["iteration"], 0);
   EXPECT_EQ(lines[2]["iteration"], 50);

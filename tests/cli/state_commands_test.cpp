@@ -448,6 +448,8 @@ TEST_F(StateCommands, SaysWhichShardIsWrong) {
   expect_error(accumulate(shards_, swapped, "x.nc"), kData, {"shard-3.npy has 64 rows", "labels-10.npy has 40 labels"});
   expect_error(accumulate({shards_[0], shards_[1]}, {y_}, "x.nc"), kData,
                {"shard-1.npy and 1 more has 54 rows", "255 labels"});
+  expect_error(accumulate({shards_[0], features_file("nothing.npy", {})}, {y_}, "x.nc"), kData,
+               {"nothing.npy: holds no samples", "leave it out"});
   const std::string narrow = features_file("narrow.npy", std::vector<float>(10), 5),
                     f64 = folder_.write("f64.npy", npy("<f8", "(1, 6)", bytes_of(std::vector<double>(6))));
   expect_error(accumulate({shards_[0], narrow}, {y_}, "x.nc"), kData,
