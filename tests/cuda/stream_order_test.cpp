@@ -142,6 +142,15 @@ TEST_F(StreamOrderTest, NeitherDoTheTwoStreamsOfSeveralChunksNorDoesACapture) {
   }
 }
 
+TEST_F(StreamOrderTest, MemoryOfAnotherDeviceIsRefused) {
+  cuda::CudaBackend other(1, {});
+  const OneBatch batch(backend_, 20, 23), elsewhere(other, 20, 23);
+  MomentState state = new_state();
+  EXPECT_THROW(backend_.add_batch(state, elsewhere.device_x, batch.device_y), UsageError);
+  EXPECT_THROW(backend_.add_batch(state, batch.device_x, elsewhere.device_y), UsageError);
+  EXPECT_FALSE(backend_.add_batch(state, batch.device_x, batch.device_y).any());
+}
+
 TEST_F(StreamOrderTest, AHostBatchWaitsOnlyForPiecesStillBeingCopied) {
   const OneBatch batch(backend_, 50, 2);
   MomentState state = new_state();

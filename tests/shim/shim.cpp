@@ -107,6 +107,7 @@ constexpr bool kWatchesReads = false;
 struct Allocation {
   std::size_t bytes, mapped;
   unsigned char* base;
+  int device;
   bool freed = false;  // by a call whose turn in its stream has not come
 };
 struct Memory {
@@ -356,7 +357,8 @@ cudaError_t cudaMallocFromPoolAsync(void** result, std::size_t bytes, cudaMemPoo
   ++counted.allocations;
   auto& state = memory();
   if (bytes > state.limit - std::min(state.used, state.limit)) return cudaErrorMemoryAllocation;
-  Allocation allocation{bytes, (bytes + 2 * kGuardBytes + (kWatchesReads ? bytes : 0) + 4095) / 4096 * 4096, nullptr};
+  Allocation allocation{bytes, (bytes + 2 * kGuardBytes + (kWatchesReads ? bytes : 0) + 4095) / 4096 * 4096, nullptr,
+                        pool->device};
   void* pages = mmap(nullptr, allocation.mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   allocation.base = pages == MAP_FAILED ? nullptr : static_cast<unsigned char*>(pages);
   if (allocation.base == nullptr) return cudaErrorMemoryAllocation;
@@ -458,10 +460,11 @@ cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, 
 }
 
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
-  *attributes = {find(pointer, 0)     ? cudaMemoryTypeDevice
+  const Allocation* allocation = find(pointer, 0);
+  *attributes = {allocation           ? cudaMemoryTypeDevice
                  : is_pinned(pointer) ? cudaMemoryTypeHost
                                       : cudaMemoryTypeUnregistered,
-                 0};
+                 allocation ? allocation->device : 0};
   return cudaSuccess;
 }
 
