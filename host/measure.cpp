@@ -125,6 +125,7 @@ class Measurement {
 
   void centre();
   void variability();
+  void nearest_simplex(std::vector<double> centred_squares);
   void pseudo_inverse();
   void collapse_index();
   void geometry(const Matrix& rows, const std::vector<double>& norms, const std::string& suffix, PairQuery query);
@@ -254,7 +255,7 @@ void Measurement::centre() {
     report_.notes.push_back(std::to_string(absent) + " of " + std::to_string(moments_.classes()) +
                             " classes have no samples and are left out");
   if (singles > 0)
-    report_.notes.push_back(std::to_string(singles) +
+    report_.notes.push_back(std::to_string(singles) + " of " + std::to_string(moments_.classes()) +
                             " classes have a single sample: their within-class variance is 0 by definition");
 
   k_ = static_cast<double>(seen_.size());
@@ -329,6 +330,26 @@ void Measurement::variability() {
   set_per_class("nc1_per_class", per_class);
 }
 
+// The nearest E P^T with P^T P = I, E the simplex of size 1: centred by the mean of its own vertices, whatever the
+// convention, and of K-1 dimensions. centred_squares: the squared singular values of C.
+void Measurement::nearest_simplex(std::vector<double> centred_squares) {
+  if (trace_between_ == 0) return undefined("nc2_nearest_etf", "all class means are equal");
+  if (report_.dim < report_.classes_seen - 1)
+    return undefined("nc2_nearest_etf", "a simplex of K classes needs K - 1 dimensions");
+  double size = norm(centred_norms_);
+  const auto [least, most] = std::minmax_element(share_.begin(), share_.end());
+  if (rules_.sample_mean && *least != *most) {
+    const std::vector<double> equal(seen_.size(), 1 / k_);
+    Matrix simplex = backend_.clone(means_);
+    backend_.centre_rows(simplex, backend_.weighted_row_sum(means_, equal));
+    size = std::sqrt(backend_.inner(simplex, simplex));
+    centred_squares = spectrum(simplex, {}, false).values;
+  }
+  double nuclear = 0;
+  for (const double square : centred_squares) nuclear += std::sqrt(square);
+  set("nc2_nearest_etf", 2 - 2 * nuclear / (std::sqrt(k_ - 1) * size));
+}
+
 void Measurement::pseudo_inverse() {
   const double scale = scatter_scale();
   const bool full = moments_.statistics() >= Statistics::full, equal = !rules_.weigh_by_count,
@@ -338,13 +359,7 @@ void Measurement::pseudo_inverse() {
   const double length = norm(dependency);
   for (double& value : dependency) value /= length;
   const Spectrum own = spectrum(centred_, dependency, whiten && equal);
-  if (const double frobenius = norm(centred_norms_); frobenius > 0) {
-    double nuclear = 0;
-    for (const double value : own.values) nuclear += std::sqrt(value);
-    set("nc2_nearest_etf", 2 - 2 * nuclear / (std::sqrt(k_ - 1) * frobenius));
-  } else {
-    undefined("nc2_nearest_etf", "all class means are equal");
-  }
+  nearest_simplex(own.values);
   const Spectrum between = equal ? own : [&] {
     Matrix weighted = backend_.matrix(centred_.rows, centred_.cols);
     std::vector<double> roots;
@@ -362,7 +377,7 @@ void Measurement::pseudo_inverse() {
   for (const auto* key : {"nc1_pinv", "nc1_pinv_sum"}) {
     if (std::isnan(scale))
       skip(key, rules_.scatter_over_classes
-                    ? "classavg needs the scatter accumulated with scatter_weights 1/n_k"
+                    ? "classavg needs the scatter accumulated with scatter_weights 1/n_k, as analyze does"
                     : "the scatter was accumulated with class weights, this convention needs weights 1");
     else if (block.rank_used == 0)
       undefined(key, "all class means are equal");

@@ -126,6 +126,20 @@ TEST_P(Measure, ConventionsOnAnImbalancedLine) {
   }
 }
 
+TEST_P(Measure, TheNearestSimplexIsOneWhateverTheConvention) {
+  Problem problem;
+  problem.train = {3, 2, {0, 0, 0, 0, 1, 0, 0, 1}, {0, 0, 1, 2}};  // centred by their mean: C^T C = [2 -1; -1 2] / 3
+  for (Convention convention : ncollapse::all_conventions()) {
+    SCOPED_TRACE(std::string(ncollapse::to_string(convention)));
+    expect_values(measure_problem(context(), problem, convention),
+                  {{"nc2_nearest_etf", 2 - (1 + std::sqrt(1 / 3.0)) * std::sqrt(1.5)}});
+  }
+  problem.train = {2, 3, {0, 1, 2, 3, 4, 5, 9, 9, 9}, {0, 0, 1}};  // any two points are a simplex
+  expect_values(measure_problem(context(), problem), {{"nc2_nearest_etf", 0}});
+  problem.train = {3, 1, {0, 1, 3}, {0, 1, 2}};
+  expect_no_number(measure_problem(context(), problem), "nc2_nearest_etf", "undefined");
+}
+
 /// K unit vectors as classes, each once, turned by an orthonormal matrix; W their centred means or the means.
 Problem frame(Index K, bool centred_head, bool turned) {
   std::vector<double> turn(at(K * K), 0.0);

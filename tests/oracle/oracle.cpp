@@ -429,13 +429,14 @@ std::map<std::string, Real> metrics(const Moments& m, const Evidence& evidence, 
   add_cdnv(out, m);
   add_geometry(out, b.centred, "_h");
   if (norm(b.means) > 0) out["nc2_of_h"] = distance_of_directions(product(b.means, transpose(b.means)), frame(b.K));
-  if (norm(b.centred) > 0) {
+  if (norm(b.centred) > 0 && b.d >= b.K - 1) {
+    const Matrix simplex = between(m, Convention::peer).centred;
     const bool wide = b.K <= b.d;
-    const Eigen e = eigen(wide ? product(b.centred, transpose(b.centred)) : product(transpose(b.centred), b.centred));
+    const Eigen e = eigen(wide ? product(simplex, transpose(simplex)) : product(transpose(simplex), simplex));
     const Real largest = *std::max_element(e.values.begin(), e.values.end());
     Real nuclear = 0;
     for (Real value : e.values) nuclear += value > 1e-17L * largest ? std::sqrt(value) : 0;
-    out["nc2_nearest_etf"] = 2 - 2 * nuclear / (std::sqrt(Real(b.K - 1)) * norm(b.centred));
+    out["nc2_nearest_etf"] = 2 - 2 * nuclear / (std::sqrt(Real(b.K - 1)) * norm(simplex));
   }
   out["nc_drift"] = norm(b.sample_mean);
   const bool has_head = evidence.head != nullptr;
