@@ -70,7 +70,8 @@ class Imbalance {
   UfmOptions model() const;
   void minimiser(const GroupedPair& contrasts);
   void singular_values(const UfmPrediction& prediction, const std::string& family);
-  void duality_without_bias(const UfmPrediction& prediction, const LabelSpectrum::Structure& s);
+  void duality_without_bias(const UfmPrediction& prediction, const LabelSpectrum::Structure& s,
+                            const std::string& undetermined);
   double loss();
 
   Backend& backend_;
@@ -258,7 +259,7 @@ void Imbalance::minimiser(const GroupedPair& contrasts) {
     report("vanished_w", distance.vanished_w);
     report("vanished_h", distance.vanished_h);
   } else {
-    duality_without_bias(prediction, spectrum.structure());
+    duality_without_bias(prediction, spectrum.structure(), distance.undefined);
   }
 }
 
@@ -316,7 +317,9 @@ void Imbalance::singular_values(const UfmPrediction& prediction, const std::stri
 }
 
 // Dang et al. 2023: w_k = (t_k + N lambda_H) m_k with t_k the predicted |w_k|^2; with one layer |w_k|^2/|m_k|^2 ~ n_k.
-void Imbalance::duality_without_bias(const UfmPrediction& prediction, const LabelSpectrum::Structure& s) {
+// The second holds whichever directions of an eigenspace survive, the first where that is determined.
+void Imbalance::duality_without_bias(const UfmPrediction& prediction, const LabelSpectrum::Structure& s,
+                                     const std::string& undetermined) {
   std::vector<double> scale(in_.counts.size());
   for (Index i = 0; i < s.groups(); ++i) {
     const double w = prediction.directions[static_cast<std::size_t>(i)].w;
@@ -325,7 +328,9 @@ void Imbalance::duality_without_bias(const UfmPrediction& prediction, const Labe
   const Matrix dual = scaled(scale, in_.means);
   const double weights_size = std::sqrt(backend_.inner(in_.weights, in_.weights)),
                dual_size = std::sqrt(backend_.inner(dual, dual));
-  if (weights_size > 0 && dual_size > 0) {
+  if (!undetermined.empty()) {
+    out_.undefined["gof_w_vs_h"] = undetermined;
+  } else if (weights_size > 0 && dual_size > 0) {
     Matrix gap = backend_.matrix(dual.rows, dual.cols);
     backend_.combine_rows(std::vector<double>(in_.counts.size(), 1 / weights_size), in_.weights,
                           std::vector<double>(in_.counts.size(), -1 / dual_size), dual, gap);
