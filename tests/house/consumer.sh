@@ -25,5 +25,12 @@ try() {  # try NAME CONFIG CMAKE_OPTION...
 "$cmake" --install "$build" --prefix "$place/prefix" >/dev/null
 "$place/prefix/bin/ncollapse" --version
 try find_package Release -DCMAKE_PREFIX_PATH="$place/prefix"
+echo '--- a component that does not exist'
+mkdir "$place/wrong"
+printf '%s\n' 'cmake_minimum_required(VERSION 3.25)' 'project(wrong LANGUAGES CXX)' \
+  'find_package(ncollapse REQUIRED COMPONENTS mpl)' >"$place/wrong/CMakeLists.txt"
+said=$("$cmake" -S "$place/wrong" -B "$place/wrong/build" -G "$generator" -DCMAKE_CXX_COMPILER="$cxx" \
+  -DCMAKE_PREFIX_PATH="$place/prefix" 2>&1) && exit 1
+grep 'it has no component mpl; there are' <<<"$said"
 # It is the packaging that is on trial: no optimisation, and no kernels compiled a second time.
 try add_subdirectory Debug -DNCOLLAPSE_SOURCE_DIR="$PWD" -DNCOLLAPSE_CUDA=OFF
