@@ -306,6 +306,7 @@ int run(int argc, char** argv) {
       return 2;
     }
   }
+  const cuda::DeviceGuard on(0);
   const cuda::CudaBackend backend(0, {});
   std::printf("%s (%s)\n\n| what | shape | setting | time | rate |\n|---|---|---|---|---|\n",
               backend.info().name.c_str(), backend.info().capability.c_str());
