@@ -902,6 +902,17 @@ TEST_F(KernelTest, DISABLED_ARaceIsReported) {
   launch(stream(), {1, 1, kBlock * static_cast<Index>(sizeof(double))}, pass_on_without_waiting, out.get());
 }
 
+/// Every block adds to what the one before it left.
+__global__ void pass_on_to_the_next_block(double* out) {
+  if (threadIdx.x == blockIdx.x) out[blockIdx.x] = blockIdx.x > 0 ? out[blockIdx.x - 1] + 1 : 1;
+}
+
+// As above.
+TEST_F(KernelTest, DISABLED_ARaceBetweenBlocksIsReported) {
+  const Buffer<double> out(queue_, std::vector<double>(3));
+  for (int i = 0; i < 2; ++i) launch(stream(), {3}, pass_on_to_the_next_block, out.get());
+}
+
 #ifdef CUDA_SHIM_READS
 TEST_F(KernelTest, AReadOfWhatNobodyWroteEndsTheProcess) {
   const Buffer<double> values(queue_, 2), sum(queue_, 1);

@@ -76,8 +76,8 @@ struct CUevent_st {
 // The block's dynamic shared memory: what cuda/device.hpp declares `extern __shared__`.
 namespace ncollapse::cuda {
 constexpr std::size_t kMaxSharedBytes = std::size_t{48} << 10;
-alignas(16) extern unsigned char block_shared_bytes[];
-alignas(16) unsigned char block_shared_bytes[kMaxSharedBytes];
+alignas(4096) extern unsigned char block_shared_bytes[];
+alignas(4096) unsigned char block_shared_bytes[kMaxSharedBytes];
 }  // namespace ncollapse::cuda
 
 namespace {
@@ -611,6 +611,11 @@ struct WarpSlots {
 WarpSlots slots[kMaxWarps];
 
 void begin_block(std::size_t shared_bytes) {
+#ifdef CUDA_SHIM_TSAN  // other memory than that of the block before, which nothing orders before this one
+  if (mmap(block_shared_bytes, kMaxSharedBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
+           0) == MAP_FAILED)
+    fail("mmap");
+#endif
   hide(block_shared_bytes, kMaxSharedBytes, false);
   std::memset(block_shared_bytes, kPoison, shared_bytes);
   std::memset(block_shared_bytes + shared_bytes, kGuard, kMaxSharedBytes - shared_bytes);
@@ -672,10 +677,11 @@ struct Scheduler {
 };
 Scheduler scheduler;
 
-// Happens-before edges, where CUDA promises them: from the launch to every thread, from every thread to the end of its
-// block (two places, or a thread that starts late would learn of one that has ended), and at barriers. Barriers of a
+// Happens-before edges, where CUDA promises them: from the launch to every thread, from every thread to the end of the
+// launch (two places, or a thread that starts late would learn of one that has ended), and at barriers. Barriers of a
 // kind take two places in turn: a thread that is already at the next one must not hand its later accesses to those that
-// only now leave this one.
+// only now leave this one. Nothing orders one block before another but that a fiber has a thread in each, which at its
+// barriers tells others of the block before: a block that needs what another one did is seen where it has no barrier.
 char begin_edge, end_edge, block_edges[2], warp_edges[kMaxWarps][2];
 void arrive([[maybe_unused]] char& edge) {
 #ifdef CUDA_SHIM_TSAN
@@ -838,9 +844,9 @@ void run_blocks(const cudaLaunchConfig_t& config, const std::function<void()>& b
     prepare_threads(config, block);
     arrive(begin_edge);
     run_block(block % 2 == 1);
-    depart(end_edge);
     end_block(config.dynamicSmemBytes);
   }
+  depart(end_edge);
 }
 
 }  // namespace
