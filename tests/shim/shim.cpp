@@ -834,8 +834,7 @@ void run_blocks(const cudaLaunchConfig_t& config, const std::function<void()>& b
   s.body = &body;
   make_fibers();
   const std::uint64_t blocks = std::uint64_t{config.gridDim.x} * config.gridDim.y;
-  // A block must not need what another one did. Some launches go backwards, without a period that a test might repeat
-  // in.
+  // No block may need what another one did: some launches go backwards, in no period that a test could repeat in.
   static unsigned launched = 0;
   const bool backwards = std::popcount(launched++) % 2 == 1;
   for (std::uint64_t turn = 0; turn < blocks; ++turn) {
