@@ -74,7 +74,7 @@ struct Status {
 
 /// Scratch for tiles and blocks, and the decisions of a batch.
 struct Space {
-  Space(Queue& queue, const Limits& limits, Index dim, Index columns, Index batch, Index block, bool with_norms)
+  Space(Queue& queue, const Limits& limits, Index dim, Index columns, Index batch, Index block)
       : batch_rows(batch), block_rows(block) {
     const Index scores = limits.row_tile * limits.candidate_tile;  // of a tile
     const auto tile = [&](Index row, Index room) {
@@ -90,7 +90,7 @@ struct Space {
       each = Buffer<float>(queue, raw_tile * width + kScoreSlack);
       check(cudaMemsetAsync(each.get(), 0, static_cast<std::size_t>(each.bytes()), queue.stream()));
     }
-    norms = Buffer<double>(queue, with_norms ? block : 0);
+    norms = Buffer<double>(queue, block);
     for (int set = 0; set < 2; ++set) {
       if (width < columns) {
         leader_scores[set] = Buffer<float>(queue, raw_tile * kLeaders);
@@ -100,9 +100,6 @@ struct Space {
       open[set] = Buffer<OpenRow>(queue, block);
       parts[set] = Buffer<Decision>(queue, kExactBlocks);
     }
-  }
-  bool fits(Index batch, Index block, bool with_norms) const {
-    return batch <= batch_rows && block <= block_rows && (!with_norms || norms.size() > 0);
   }
 
   Index batch_rows, block_rows, width, raw_tile, shifted_tile;
@@ -387,10 +384,14 @@ BatchFaults CudaBackend::decide_batch(DecisionState& state, const MatrixView& fe
   batch.load(0);  // every block lies as the first one does
   const bool raw =
       prepared.raw_pays && can_be_raw(batch.features()) && (features.dtype == Dtype::f16 || prepared.has_bf16);
-  const Index block_rows = batch.block_rows();
-  if (!prepared.space || !prepared.space->fits(features.rows, block_rows, raw)) {
-    prepared.space.reset();
-    prepared.space.emplace(*queue_, limits_, state.dim, prepared.columns, features.rows, block_rows, raw);
+  Index batch_rows = features.rows, block_rows = batch.block_rows();
+  if (auto& space = prepared.space; !space || batch_rows > space->batch_rows || block_rows > space->block_rows) {
+    if (space) {  // room for batches as before, too: they may come again
+      batch_rows = std::max(batch_rows, space->batch_rows);
+      block_rows = std::max(block_rows, space->block_rows);
+    }
+    space.reset();
+    space.emplace(*queue_, limits_, state.dim, prepared.columns, batch_rows, block_rows);
   }
   prepared.make_candidates({raw ? features.dtype : Dtype::f16, raw});
 

@@ -230,6 +230,10 @@ TEST_F(StreamOrderTest, DecisionsReadTheFeaturesOfAHostBatchOnce) {
     const auto before = cuda_shim::calls().uploaded;
     ASSERT_FALSE(backend.decide_batch(state, x.host(), y.host()).any());
     EXPECT_EQ(cuda_shim::calls().uploaded - before, static_cast<std::size_t>(rows * (d * size_of(type) + 2 * 8)));
+    const auto allocations = cuda_shim::calls().allocations;  // a smaller batch has room
+    ASSERT_FALSE(backend.decide_batch(state, x.host(0, 9), y.host(0, 9)).any());
+    ASSERT_FALSE(backend.decide_batch(state, x.host(), y.host()).any());
+    EXPECT_EQ(cuda_shim::calls().allocations, allocations);
   }
 }
 
