@@ -31,6 +31,7 @@ namespace ncollapse {
 namespace {
 
 constexpr std::array<std::string_view, 3> kStatisticsNames = {"means", "traces", "full"};
+constexpr std::size_t kDtypes = 4;
 constexpr std::array<std::string_view, 2> kPrecisionNames = {"exact", "fast"};
 
 std::string times(Index a, Index b) { return std::to_string(a) + " x " + std::to_string(b); }
@@ -231,6 +232,7 @@ Index ClassMoments::classes() const { return data_->options.classes; }
 Index ClassMoments::dim() const { return data_->options.dim; }
 Index ClassMoments::samples() const { return data_->samples; }
 Index ClassMoments::classes_seen() const { return data_->seen; }
+std::optional<Dtype> ClassMoments::dtype() const { return data_->dtype; }
 Statistics ClassMoments::statistics() const { return data_->options.statistics; }
 const std::vector<Index>& ClassMoments::counts() const { return data_->counts; }
 double ClassMoments::scatter_error() const {
@@ -258,7 +260,8 @@ struct Accumulator::Impl {
   Context context;
   AccumulatorOptions options;
   MomentState state;
-  bool reduced = false;  // holds what other ranks have seen
+  bool reduced = false;             // holds what other ranks have seen
+  std::optional<Dtype> dtype = {};  // the coarsest of the features; no type is below any
 
   Backend& backend() const { return *context.backend(); }
   Index samples() const {
@@ -289,13 +292,16 @@ void Accumulator::add(const MatrixView& features, const LabelView& labels) {
   check_batch(impl_->backend(), impl_->options.dim, features, labels);
   if (features.rows == 0) return;
   impl_->throw_if_any(impl_->backend().add_batch(impl_->state, features, labels));
+  impl_->dtype = std::max(impl_->dtype, std::optional(features.dtype));
 }
 
 void Accumulator::check() const { impl_->throw_if_any(impl_->backend().pending_faults(impl_->state)); }
 
 ClassMoments Accumulator::finish() const {
   check();
-  return ClassMoments(std::make_shared<const MomentData>(read_out(impl_->context, impl_->options, impl_->state)));
+  MomentData data = read_out(impl_->context, impl_->options, impl_->state);
+  data.dtype = impl_->dtype;
+  return ClassMoments(std::make_shared<const MomentData>(std::move(data)));
 }
 
 void Accumulator::merge(const Accumulator& other) {
@@ -369,6 +375,7 @@ void Accumulator::merge(const Accumulator& other) {
   impl_->options = std::move(options);
   impl_->state = std::move(merged);
   impl_->reduced = impl_->reduced || other.impl_->reduced;
+  impl_->dtype = std::max(impl_->dtype, other.impl_->dtype);
 }
 
 void Accumulator::reduce(const Communicator& ranks) {
@@ -399,8 +406,14 @@ void Accumulator::reduce(const Communicator& ranks) {
     own.emplace(read_out(impl_->context, options, impl_->state));
     means = backend.matrix(options.classes, options.dim);
     counts = own->counts;
+    counts.resize(classes + kDtypes, 0);  // with the ranks that have seen a type
+    if (impl_->dtype) counts[classes + static_cast<std::size_t>(*impl_->dtype)] = 1;
   });
   exchange.sum(counts);
+  std::optional<Dtype> dtype;  // the last one is the coarsest
+  for (std::size_t type = 0; type < kDtypes; ++type)
+    if (counts[classes + type] > 0) dtype = static_cast<Dtype>(type);
+  counts.resize(classes);
   exchange.together("weighting its means", [&] {
     std::vector<double> share(classes);
     for (std::size_t k = 0; k < classes; ++k)
@@ -458,6 +471,7 @@ void Accumulator::reduce(const Communicator& ranks) {
   }
   impl_->state = std::move(total);
   impl_->reduced = true;
+  impl_->dtype = dtype;
 }
 
 void Accumulator::save(const std::filesystem::path& file, const std::string& note) const {
@@ -469,6 +483,7 @@ void Accumulator::save(const std::filesystem::path& file, const std::string& not
   image.samples = impl_->samples();
   image.error_carried = state.error_carried;
   image.reduced = impl_->reduced;
+  image.dtype = impl_->dtype;
   image.note = note;
   image.counts = backend.to_host(state.counts);
   image.shifts = backend.to_host(state.shifts);
@@ -489,6 +504,7 @@ Accumulator Accumulator::load(Context context, const std::filesystem::path& file
   if (state.square_sums) backend.from_host(state.square_sums, image.square_sums);
   state.error_carried = image.error_carried;
   result.impl_->reduced = image.reduced;
+  result.impl_->dtype = image.dtype;
   if (state.scatter) backend.from_host(state.scatter, unpack_lower(image.scatter, state.dim));
   if (note != nullptr) *note = std::move(image.note);
   return result;

@@ -191,7 +191,6 @@ std::optional<Report> Analysis::run() {
   });
   if (ranks_.rank() != 0) return std::nullopt;
 
-  report.dtype = train_->dtype_name();
   const std::pair<const char*, FileList> sources[] = {{"features", request_.features},
                                                       {"labels", request_.labels},
                                                       {"weights", request_.weights},

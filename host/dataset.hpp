@@ -45,7 +45,6 @@ class Dataset {
   Index whole_rows() const { return whole_rows_; }  ///< of all parts
   Index dim() const { return dim_; }
   Index row_bytes() const { return row_bytes_; }
-  const std::string& dtype_name() const { return dtype_name_; }
   const std::string& name() const { return name_; }                ///< for messages: "a.npy", "a.npy and 4 more"
   const std::string& labels_name() const { return labels_name_; }  ///< the same for the labels
   /// One line for every feature and label file: name, shape, element type and the rows taken.

@@ -19,6 +19,7 @@
 #include <cmath>
 #include <cstdio>
 #include <limits>
+#include <numbers>
 #include <numeric>
 
 #include "host/backend.hpp"
@@ -35,6 +36,7 @@ namespace ncollapse {
 namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+constexpr const char* kFlat = "all class means are equal";
 
 struct ConventionRules {
   Convention preset;
@@ -125,6 +127,7 @@ class Measurement {
 
   void centre();
   void variability();
+  void input_rounding();
   void nearest_simplex(std::vector<double> centred_squares);
   void pseudo_inverse();
   void collapse_index();
@@ -138,6 +141,7 @@ class Measurement {
 
   /// Whether pairs of classes are taken by narrow products.
   bool fast_pairs() const { return report_.precision == Precision::fast && report_.classes_seen > kFastPairRows; }
+  double weight_within(std::size_t i) const { return rules_.scatter_over_classes ? 1 / k_ : share_[i]; }
   double scatter_scale() const;  // Sigma_W = scale * S; NaN when this scatter does not fit the convention
 
   /// Of A^T A, A [K x d].
@@ -172,6 +176,7 @@ class Measurement {
   Matrix means_, centred_;               // M, C
   std::vector<double> sample_mean_, centre_;
   std::vector<double> centred_norms_, nearest_squared_;
+  std::vector<double> mean_squares_;  // |m_k|^2
   double trace_between_ = 0;
   double means_gram_ = 0, weights_gram_ = 0, product_gram_ = 0;  // |M M^T|, |W W^T|, |W M^T|
 };
@@ -238,6 +243,7 @@ void Measurement::centre() {
   report_.counts = moments_.counts();
   report_.lambda_w = evidence_.lambda_w;
   report_.lambda_h = evidence_.lambda_h;
+  if (const auto dtype = moments_.dtype()) report_.dtype = to_string(*dtype);
   report_.device = backend_.info();
   Index singles = 0;
   for (Index k = 0; k < moments_.classes(); ++k) {
@@ -271,8 +277,9 @@ void Measurement::centre() {
   centred_ = backend_.clone(means_);
   backend_.centre_rows(centred_, centre_);
 
-  const RowProducts products = backend_.row_products(centred_, means_);
-  const auto &squares = products.left, &raw_squares = products.right;
+  RowProducts products = backend_.row_products(centred_, means_);
+  mean_squares_ = std::move(products.right);
+  const auto &squares = products.left, &raw_squares = mean_squares_;
   // Products of four such lengths must neither overflow nor vanish.
   constexpr double kSmallest = 1e-70, kLargest = 1e70;
   double largest_mean = 0, largest_centred = 0;
@@ -311,17 +318,34 @@ double Measurement::scatter_scale() const {
   return 1 / k_;
 }
 
+/// What rounding alone does to samples that lie at their class means: a number between 2^e and 2^(e+1) is off by
+/// (2^e eps)^2/12 in the mean square, which is eps^2/12 of its own square over that of its mantissa; the inverse square
+/// of mantissas whose logarithms are spread evenly is 3/(8 log 2) in the mean.
+void Measurement::input_rounding() {
+  const auto dtype = moments_.dtype();
+  if (!dtype) return;
+  if (!(trace_between_ > 0)) return undefined("nc1_input_floor", kFlat);
+  const double eps = epsilon_of(*dtype);
+  double square = 0;
+  for (std::size_t i = 0; i < mean_squares_.size(); ++i) square += mean_squares_[i] * weight_within(i);
+  const double floor = eps * eps / (32 * std::numbers::ln2) * square / trace_between_;
+  set("nc1_input_floor", floor);
+  constexpr double kNear = 10;
+  if (const auto ratio = values_.find("nc1_trace_ratio"); ratio != values_.end() && ratio->second < kNear * floor)
+    report_.notes.push_back("rounding of features to " + report_.dtype + " alone gives nc1_trace_ratio some " +
+                            text_of(floor) + ", it is " + text_of(ratio->second) +
+                            ": NC1 describes that type as much as the network");
+}
+
 void Measurement::variability() {
   if (variances_.empty()) return;
   double within = 0;
-  for (std::size_t i = 0; i < variances_.size(); ++i)
-    within += variances_[i] * (rules_.scatter_over_classes ? 1 / k_ : share_[i]);
-  const std::string flat = "all class means are equal";
+  for (std::size_t i = 0; i < variances_.size(); ++i) within += variances_[i] * weight_within(i);
   if (trace_between_ > 0) {
     set("nc1_trace_ratio", within / trace_between_);
     set("nc1_within_frac", within / (within + trace_between_));
   } else {
-    undefined("nc1_trace_ratio", flat);
+    undefined("nc1_trace_ratio", kFlat);
     within > 0 ? set("nc1_within_frac", 1.0) : undefined("nc1_within_frac", "all samples are equal");
   }
   std::vector<double> per_class;
@@ -499,7 +523,7 @@ void Measurement::geometry(const Matrix& rows, const std::vector<double>& norms,
     else
       undefined("nc1_cdnv", std::to_string(sums.coincident_means) + " pairs of class means coincide");
   }
-  if (flat) return every(of_means ? "all class means are equal" : "the classifier is 0");
+  if (flat) return every(of_means ? kFlat : "the classifier is 0");
 
   set("nc2_etf" + suffix, std::sqrt(sums.etf_residual));
   set("nc2_equinorm" + suffix, std::sqrt(variance(norms)) / mean(norms));
@@ -737,6 +761,7 @@ void Measurement::explain_missing() {
       {"lambda", !evidence_.lambda_w.empty(), "no weight decays were given"},
       {"train", evidence_.train != nullptr, "decisions on the training set were not counted"},
       {"test", evidence_.test != nullptr, "no test set was given"},
+      {"dtype", moments_.dtype().has_value(), "the features' type is not known"},
       {"ood", evidence_.ood_mean != nullptr, "no out-of-distribution features were given"},
   };
   for (const auto& info : metric_catalogue()) {
@@ -756,6 +781,7 @@ Report Measurement::run() {
   const auto start = std::chrono::steady_clock::now();
   centre();
   variability();
+  input_rounding();
   pseudo_inverse();
   collapse_index();
 

@@ -34,6 +34,7 @@ struct MomentData {
   Matrix scatter;                 ///< [d x d] symmetric, sum_k a_k sum_i (h - m_k)(h - m_k)^T; null below full
   double scatter_trace = 0;       ///< tr S; 0 below full
   double scatter_error = 0;       ///< bound on |E|_F; 0 for Precision::exact
+  std::optional<Dtype> dtype = {};
 };
 
 /// Zeroed state for these options.

@@ -12,9 +12,10 @@ namespace ncollapse {
 struct StateImage {
   AccumulatorOptions options;
   Index samples = 0;
-  double error_carried = 0;  ///< of MomentState; kept for Precision::fast only
-  bool reduced = false;      ///< holds what other ranks have seen
-  std::string note;          ///< the writer's own text
+  double error_carried = 0;         ///< of MomentState; kept for Precision::fast only
+  bool reduced = false;             ///< holds what other ranks have seen
+  std::optional<Dtype> dtype = {};  ///< the coarsest of the features
+  std::string note;                 ///< the writer's own text
   std::vector<Index> counts;
   std::vector<double> shifts, sums, square_sums, scatter;  ///< scatter: rows of the lower triangle, packed
 };

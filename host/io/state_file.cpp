@@ -1,6 +1,7 @@
 // State files. Layout, little-endian, every array contiguous:
 //   "NCOLSTAT" | u32 version | u32 statistics | i64 K | i64 d | i64 samples | u64 flags | i64 note_bytes
-//   flags: 1 weights, 2 fast precision, 4 reduced over ranks
+//   flags: 1 weights, 2 fast precision, 4 reduced over ranks; times 8: the coarsest type of the features, 0 unknown,
+//   1 f64, 2 f32, 3 f16, 4 bf16
 //   note | counts i64[K] | weights f64[K] (if any) | error_carried f64 (fast) | shifts f64[K d] | sums f64[K d]
 //   square_sums f64[K] (traces and full) | scatter f64[d(d+1)/2], rows of the lower triangle (full)
 //   u32 crc32 of everything before it
@@ -31,7 +32,7 @@ static_assert(std::endian::native == std::endian::little, "state files are writt
 
 constexpr std::array<char, 8> kMagic = {'N', 'C', 'O', 'L', 'S', 'T', 'A', 'T'};
 constexpr std::uint32_t kVersion = 2;
-constexpr std::uint64_t kHasWeights = 1, kFast = 2, kReduced = 4;
+constexpr std::uint64_t kHasWeights = 1, kFast = 2, kReduced = 4, kType = 8, kTypes = 4;
 
 struct Header {
   std::array<char, 8> magic = kMagic;
@@ -154,7 +155,8 @@ void write_state(const std::filesystem::path& path, const StateImage& image) {
     header.dim = image.options.dim;
     header.samples = image.samples;
     header.flags = (image.options.scatter_weights.empty() ? 0 : kHasWeights) |
-                   (image.options.precision == Precision::fast ? kFast : 0) | (image.reduced ? kReduced : 0);
+                   (image.options.precision == Precision::fast ? kFast : 0) | (image.reduced ? kReduced : 0) |
+                   (image.dtype ? kType * (static_cast<std::uint64_t>(*image.dtype) + 1) : 0);
     header.note_bytes = static_cast<Index>(image.note.size());
     stream.write(&header, sizeof header);
     stream.write(image.note.data(), image.note.size());
@@ -242,8 +244,8 @@ StateImage read_state(const std::filesystem::path& file) {
                     std::to_string(kVersion));
   const auto size = static_cast<Index>(std::filesystem::file_size(file, status));
   if (header.classes < 1 || header.dim < 1 || header.classes > kMaxSide || header.dim > kMaxSide ||
-      header.samples < 0 || header.statistics > 2 || header.flags > (kHasWeights | kFast | kReduced) ||
-      header.note_bytes < 0 || header.note_bytes > kMaxNote)
+      header.samples < 0 || header.statistics > 2 || header.flags / kType > kTypes || header.note_bytes < 0 ||
+      header.note_bytes > kMaxNote)
     throw DataError(name + ": the header of the state file is damaged");
   const Index promised = promised_bytes(header);
   if (status || promised != size)
@@ -258,6 +260,7 @@ StateImage read_state(const std::filesystem::path& file) {
   image.options.precision = (header.flags & kFast) != 0 ? Precision::fast : Precision::exact;
   image.samples = header.samples;
   image.reduced = (header.flags & kReduced) != 0;
+  if (const auto type = header.flags / kType; type > 0) image.dtype = static_cast<Dtype>(type - 1);
   image.note.resize(static_cast<std::size_t>(header.note_bytes));
   stream.read(image.note.data(), image.note.size());
   stream.read(image.counts, header.classes);

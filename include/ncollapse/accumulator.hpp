@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -64,6 +65,8 @@ class NCOLLAPSE_EXPORT ClassMoments {
   Index samples() const;       ///< N
   Index classes_seen() const;  ///< number of classes with n_k > 0
   Statistics statistics() const;
+  /// The coarsest element type of the features; none where nothing was added, or a state file does not say.
+  std::optional<Dtype> dtype() const;
   const std::vector<Index>& counts() const;  ///< n_k, [K]
   /// v_k = tr S_k, the within-class variance of class k with denominator n_k, [K]; 0 for an absent class.
   /// Throws UsageError when only means were accumulated.

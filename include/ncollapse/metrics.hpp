@@ -79,7 +79,7 @@ struct ConventionBlock {
 
 struct Report {
   Index samples = 0, classes = 0, classes_seen = 0, dim = 0;
-  std::string dtype;  ///< of the features; empty when unknown
+  std::string dtype;  ///< ClassMoments::dtype; empty when unknown
   DeviceInfo device;
   ConventionBlock convention;
   Precision precision = Precision::exact;  ///< of the within-class scatter, and of pairs of many classes

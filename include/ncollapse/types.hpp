@@ -10,7 +10,7 @@ namespace ncollapse {
 using Index = std::int64_t;
 
 /// Element type of features and classifier weights.
-enum class Dtype { f64, f32, f16, bf16 };
+enum class Dtype { f64, f32, f16, bf16 };  // from the finest to the coarsest
 
 /// Element type of labels.
 enum class LabelType { i64, i32, u8 };
@@ -66,6 +66,10 @@ inline LabelView view(const std::uint8_t* labels, Index size) {
 }
 
 /// Bytes of one element.
+/// The spacing of numbers in [1, 2).
+constexpr double epsilon_of(Dtype dtype) {
+  return dtype == Dtype::f64 ? 0x1p-52 : dtype == Dtype::f32 ? 0x1p-23 : dtype == Dtype::f16 ? 0x1p-10 : 0x1p-7;
+}
 constexpr Index size_of(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }
 constexpr Index size_of(LabelType type) { return type == LabelType::i64 ? 8 : type == LabelType::i32 ? 4 : 1; }
 

@@ -126,6 +126,25 @@ TEST_P(Measure, ConventionsOnAnImbalancedLine) {
   }
 }
 
+TEST_P(Measure, RoundingOfTheInput) {
+  const Samples samples{2, 1, {3, 0, 4, 5}, {1, 0, 1, 1}};  // means 0 and 4
+  const std::map<Convention, double> want = {{Convention::zhu, 12.0 / 5},
+                                             {Convention::papyan, 12.0 / 4},
+                                             {Convention::peer, 12.0 / 4},
+                                             {Convention::anova, 12.0 / 3},
+                                             {Convention::classavg, 8.0 / 5}};
+  for (const auto& [convention, value] : want)
+    for (const auto& [dtype, eps] :
+         {std::pair{Dtype::bf16, 0x1p-7}, {Dtype::f16, 0x1p-10}, {Dtype::f32, 0x1p-23}, {Dtype::f64, 0x1p-52}}) {
+      const Report report = ncollapse::measure(accumulate(context(), samples, 0, dtype).finish(), {}, convention);
+      EXPECT_EQ(report.dtype, ncollapse::to_string(dtype));
+      expect_values(report, {{"nc1_input_floor", eps * eps / (32 * std::log(2.0)) * value}});
+      EXPECT_EQ(report.notes.size(), 1u);  // of class 0 there is one sample; rounding is far away
+    }
+  const ClassMoments equal = accumulate(context(), {2, 1, {3, 3}, {0, 1}}).finish();
+  expect_no_number(ncollapse::measure(equal), "nc1_input_floor", "undefined");
+}
+
 TEST_P(Measure, TheNearestSimplexIsOneWhateverTheConvention) {
   Problem problem;
   problem.train = {3, 2, {0, 0, 0, 0, 1, 0, 0, 1}, {0, 0, 1, 2}};  // centred by their mean: C^T C = [2 -1; -1 2] / 3

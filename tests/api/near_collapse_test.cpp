@@ -50,6 +50,27 @@ Report measure_typed(const Context& context, const Problem& problem, Dtype dtype
   return ncollapse::measure(accumulate(context, problem.train, batch_rows, dtype).finish());
 }
 
+// Noise of a few units in the last place: the rest of the variance is what rounding to the type adds.
+TEST_P(NearCollapse, TheInputFloorIsWhatRoundingAdds) {
+  for (const auto& [dtype, deviation] : {std::pair{Dtype::bf16, 0.01}, {Dtype::f16, 0.00125}}) {
+    SCOPED_TRACE(ncollapse::to_string(dtype));
+    const auto report_of = [&](double noise, Dtype type) {
+      const Samples samples = make_samples({kCounts, 256, {noise}, 1.0, 0, 31});
+      return ncollapse::measure(accumulate(context(), samples, 0, type).finish());
+    };
+    const Report rounded = report_of(deviation, dtype), exact = report_of(deviation, Dtype::f64);
+    const double floor = rounded.find("nc1_input_floor").value();
+    const double added = rounded.find("nc1_trace_ratio").value() - exact.find("nc1_trace_ratio").value();
+    EXPECT_GT(added, 0.8 * floor);
+    EXPECT_LT(added, 1.25 * floor);
+    EXPECT_TRUE(rounded.notes.empty());  // 36 times the floor
+    EXPECT_TRUE(report_of(deviation / 3, Dtype::f64).notes.empty());
+    const Report near = report_of(deviation / 3, dtype);
+    ASSERT_EQ(near.notes.size(), 1u);
+    EXPECT_NE(near.notes.front().find(near.dtype), std::string::npos) << near.notes.front();
+  }
+}
+
 TEST_P(NearCollapse, SinglePrecisionAtRatio1em8) {
   const Problem problem = collapsed(1e-4, Dtype::f32);
   expect_variability(measure_typed(context(), problem, Dtype::f32), problem, 1e-10);

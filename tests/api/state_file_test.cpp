@@ -68,6 +68,26 @@ TEST_P(StateFile, LoadingGivesTheSameBits) {
     }
 }
 
+TEST_P(StateFile, TheCoarsestTypeOfTheFeaturesTravelsAndMerges) {
+  const Samples all = samples();
+  Accumulator empty(context(), options_for(all));
+  EXPECT_FALSE(empty.finish().dtype());
+  empty.save(file());
+  EXPECT_FALSE(Accumulator::load(context(), file()).finish().dtype());
+  for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16}) {
+    const Accumulator saved = accumulate(context(), all, 0, dtype);
+    EXPECT_EQ(saved.finish().dtype(), dtype);
+    saved.save(file());
+    Accumulator loaded = Accumulator::load(context(), file());
+    EXPECT_EQ(loaded.finish().dtype(), dtype);
+    add_samples(loaded, all);  // as f64
+    EXPECT_EQ(loaded.finish().dtype(), dtype);
+    Accumulator merged = accumulate(context(), all, 0, Dtype::f32);
+    merged.merge(loaded);
+    EXPECT_EQ(merged.finish().dtype(), std::max(dtype, Dtype::f32));
+  }
+}
+
 TEST_P(StateFile, ANoteTravelsWithTheState) {
   const Accumulator saved = accumulate(context(), samples());
   for (const std::string& note : {std::string(), std::string("rows 1\nof 2"), std::string("a\0b", 3)}) {

@@ -131,8 +131,22 @@ TEST_P(Reduce, RanksWithoutSamplesAndDisjointClasses) {
   ThreadRanks empty(3);
   for (const ClassMoments& moments : reduced({nothing, nothing, nothing}, options_for(samples), empty)) {
     EXPECT_EQ(moments.samples(), 0);
+    EXPECT_EQ(moments.dtype(), std::nullopt);
     EXPECT_EQ(moments.within_scatter(), std::vector<double>(25, 0.0));
   }
+}
+
+TEST_P(Reduce, AllRanksKnowTheCoarsestType) {
+  const Samples samples = make_samples({{4, 5}, 3, {0.5}, 1.0, 0.0, 9});
+  const std::vector<std::optional<Dtype>> types = {Dtype::f32, std::nullopt, Dtype::f16, Dtype::f64};
+  ThreadRanks ranks(4);
+  const auto errors = ranks.run([&](const Communicator& rank) {
+    Accumulator accumulator(context(), options_for(samples));
+    if (const auto& type = types[at(rank.rank())]) add_samples(accumulator, samples, 0, *type);
+    accumulator.reduce(rank);
+    EXPECT_EQ(accumulator.finish().dtype(), Dtype::f16);
+  });
+  for (const auto& error : errors) EXPECT_EQ(message_of(error), "");
 }
 
 TEST_P(Reduce, SingleSamplesHaveNoVarianceAtAll) {
