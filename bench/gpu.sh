@@ -4,7 +4,7 @@
 # what they need for a machine that has a driver and the CUDA libraries but no compiler, packages or network. Uses say, die, configure, build and jobs of ./dev.
 # shellcheck disable=SC2154,SC2016,SC2100
 
-programs=(ncollapse demo_test api_tests theory_tests cuda_gpu_tests theory end_to_end limits)
+programs=(ncollapse demo_test api_tests theory_tests ranks_tests cuda_gpu_tests theory end_to_end limits)
 cuda_filter='*cuda*:*Cuda*:*CUDA*'  # of the tests that run on every backend, those on this one
 small_filter='*/tiny'                # of the backend's tests, those in small chunks: the sanitizers slow everything down
 # Of these, the quickest that launch every kernel of ours (house.kernel_coverage): racecheck and initcheck are the slowest.
@@ -20,8 +20,8 @@ total_seconds=${GPU_SECONDS:-450}    # for all steps together
 
 # The steps and the seconds each may take, the most telling first. They add up to 450. What a step leaves goes to the
 # next ones: all may run until the later ones' own seconds begin.
-plan=(demo 15 demo_test 15 cuda_gpu_tests 60 nccl_gpu_tests 15 api_tests 50 theory_tests 30 bench 110
-      memcheck 35 racecheck 45 synccheck 20 initcheck 30 theory 25)
+plan=(demo 15 demo_test 15 cuda_gpu_tests 60 nccl_gpu_tests 15 api_tests 50 theory_tests 30 ranks_tests 10 bench 110
+      memcheck 30 racecheck 45 synccheck 20 initcheck 30 theory 20)
 
 program() {  # where a program lies: bin/ in a bundle, somewhere in the build folder otherwise
   if [[ -f BUNDLE ]]; then find bin -name "$1"; else find "$build" -type f -executable -name "$1" -print -quit; fi
@@ -119,6 +119,7 @@ gpu() {
   [[ -z $(program nccl_gpu_tests) ]] || step nccl_gpu_tests "$(program nccl_gpu_tests)"  # where there is NCCL
   step api_tests "$(program api_tests)" --gtest_filter="$cuda_filter"
   step theory_tests "$(program theory_tests)" --gtest_filter="$cuda_filter"
+  step ranks_tests "$(program ranks_tests)" --gtest_filter="$cuda_filter"
   rm -f out/gpu/bench.json out/gpu/theory.json
   # No row is begun that might not be done: the slowest takes 20 seconds, with making its samples and checking it.
   budget=$(seconds_for bench)

@@ -29,7 +29,7 @@ done
 printf "$STUB_REPORT"
 exit "$code"
 EOF
-for name in demo_test cuda_gpu_tests api_tests theory_tests theory; do
+for name in demo_test cuda_gpu_tests api_tests theory_tests ranks_tests theory; do
   script "bin/$name" <<'EOF'
 #!/usr/bin/env bash
 [[ ${0##*/} != "${STUB_FAILS-}" ]] || exit 1
@@ -63,7 +63,7 @@ expect() {
   grep -q "^# NVIDIA Some GPU 80GB, commit abc1234, .*: $1$" "$page.md" || { complain "not $1"; cat "$page.md"; }
   grep -q "\"verdict\": \"$1\"" "$page.json" || complain "no JSON page with the verdict $1"
   [[ -z ${3-} ]] || grep -qF "$3" "$page.md" || { complain "no line '$3'"; cat "$page.md"; }
-  [[ $(grep -c '^| [a-z_]* | ' "$page.md") -ge 12 ]] || complain 'steps are missing'
+  [[ $(grep -c '^| [a-z_]* | ' "$page.md") -ge 13 ]] || complain 'steps are missing'
 }
 report() { export STUB_TOOL=$1 STUB_REPORT=$2; }
 read_of() { printf '========= Uninitialized __global__ memory read of size 8 bytes\\n=========     at %s+0x70\\n' "$1"; }
