@@ -21,6 +21,7 @@
 #include <numeric>
 #include <optional>
 
+#include "host/element_types.hpp"
 #include "host/exchange.hpp"
 #include "host/moments.hpp"
 #include "host/state_file.hpp"
@@ -138,6 +139,8 @@ void check_batch(const Backend& backend, Index dim, const MatrixView& features, 
                      std::to_string(dim));
   if (features.rows > 0 && (features.data == nullptr || labels.data == nullptr))
     throw UsageError("a batch of " + std::to_string(features.rows) + " rows with a null pointer");
+  check_type(features.dtype, "features are");
+  check_type(labels.type, "labels are");
   check_memory(backend, features.space, "features");
   check_memory(backend, labels.space, "labels");
 }

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "host/element_types.hpp"
 #include "ncollapse/error.hpp"
 
 namespace ncollapse {
@@ -26,6 +27,7 @@ void check_view(const MatrixView& layer, const std::string& name) {
   if (layer.row_stride() < layer.cols)
     throw UsageError(name + " has a row stride of " + std::to_string(layer.stride) + ", below its " +
                      std::to_string(layer.cols) + " columns");
+  check_type(layer.dtype, name + " is");
 }
 
 }  // namespace
@@ -36,6 +38,13 @@ Matrix checked_matrix(Backend& backend, const MatrixView& view, const std::strin
   for (const double squared : backend.row_dots(matrix, matrix))
     if (!std::isfinite(squared)) throw DataError(name + " holds " + first_nonfinite(backend, matrix));
   return matrix;
+}
+
+bool has_layers(const Classifier* classifier) {
+  if (classifier == nullptr) return false;
+  if (classifier->layers.empty() && classifier->bias.rows != 0)
+    throw UsageError("a bias needs the layers that it belongs to");
+  return !classifier->layers.empty();
 }
 
 Matrix classifier_product(Backend& backend, const Classifier& classifier, Index dim, Index classes) {
@@ -68,6 +77,7 @@ Matrix classifier_product(Backend& backend, const Classifier& classifier, Index 
 std::vector<double> classifier_bias(Backend& backend, const Classifier& classifier, Index classes) {
   const MatrixView& bias = classifier.bias;
   if (bias.rows == 0) return {};
+  check_view(bias, "the bias");
   const Index size = bias.rows * bias.cols;
   if (size != classes || (bias.rows != 1 && bias.cols != 1))
     throw UsageError("the bias is " + shape(bias.rows, bias.cols) + " for " + std::to_string(classes) + " classes",

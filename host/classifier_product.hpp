@@ -6,9 +6,12 @@
 
 namespace ncollapse {
 
-/// The view as a matrix, which may share the caller's memory and must not be written to. Throws UsageError for an empty
-/// view, DataError where a value is not finite; both call it `name`.
+/// The view as a matrix, which may share the caller's memory and must not be written to. Throws UsageError for a view
+/// that is empty or of no known type, DataError where a value is not finite; both call it `name`.
 Matrix checked_matrix(Backend& backend, const MatrixView& view, const std::string& name);
+
+/// Whether a classifier is given. Throws UsageError for a bias alone.
+bool has_layers(const Classifier* classifier);
 
 /// W [classes x dim] in the backend's memory. Throws UsageError when the layers do not chain from `dim` to `classes`,
 /// DataError when W is not finite. May share the memory of a single layer: not to be written to.

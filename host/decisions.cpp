@@ -30,7 +30,7 @@ DecisionCounter::DecisionCounter(const ClassMoments& centres, const Classifier* 
   backend.from_host(state.centre_class, seen);
   state.counters = backend.index_array(4, state.classes);
 
-  if (classifier == nullptr || classifier->layers.empty()) return;
+  if (!has_layers(classifier)) return;
   state.weights = classifier_product(backend, *classifier, state.dim, state.classes);
   auto bias = classifier_bias(backend, *classifier, state.classes);
   bias.resize(static_cast<std::size_t>(state.classes), 0.0);

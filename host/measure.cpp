@@ -580,7 +580,7 @@ void Measurement::blocks(const Matrix& rows, const std::vector<double>& norms, c
 }
 
 void Measurement::duality() {
-  if (evidence_.classifier == nullptr || evidence_.classifier->layers.empty()) return;
+  if (!has_layers(evidence_.classifier)) return;
   Matrix weights = classifier_product(backend_, *evidence_.classifier, moments_.dim(), moments_.classes());
   if (report_.classes_seen < report_.classes) weights = backend_.select_rows(weights, seen_);
   const auto all_biases = classifier_bias(backend_, *evidence_.classifier, moments_.classes());
@@ -746,7 +746,7 @@ void Measurement::out_of_distribution() {
 }
 
 void Measurement::explain_missing() {
-  const bool classifier = evidence_.classifier != nullptr && !evidence_.classifier->layers.empty();
+  const bool classifier = has_layers(evidence_.classifier);
   struct Input {
     std::string_view word;
     bool given;
@@ -848,8 +848,7 @@ std::optional<double> Report::find(std::string_view key) const {
 }
 
 Report measure(const ClassMoments& moments, const Evidence& evidence, Convention convention) {
-  check_decays(evidence.lambda_w, evidence.lambda_h,
-               evidence.classifier != nullptr && !evidence.classifier->layers.empty());
+  check_decays(evidence.lambda_w, evidence.lambda_h, has_layers(evidence.classifier));
   return Measurement(moments, evidence, convention).run();
 }
 

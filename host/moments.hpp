@@ -43,7 +43,8 @@ MomentState make_state(Backend& backend, const AccumulatorOptions& options);
 /// The moments of a state; the state stays as it is.
 MomentData read_out(const Context& context, const AccumulatorOptions& options, const MomentState& state);
 
-/// Throws UsageError unless a batch fits: d columns, as many labels as rows, a stride >= d, memory the backend can see.
+/// Throws UsageError unless a batch fits: d columns, as many labels as rows, a stride >= d, known element types, memory
+/// the backend can see.
 void check_batch(const Backend& backend, Index dim, const MatrixView& features, const LabelView& labels);
 
 /// Throws the DataError that describes the faults; `first_row` of the stream is the first of their batch.

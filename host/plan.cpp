@@ -13,6 +13,7 @@
 #include "host/backend.hpp"
 #include "host/cpu/batch_shape.hpp"
 #include "host/dataset.hpp"
+#include "host/element_types.hpp"
 #include "host/moments.hpp"
 #include "host/state_file.hpp"
 #include "ncollapse/error.hpp"
@@ -298,6 +299,7 @@ void check_request(const PlanRequest& request) {
     if (value < 1 || value > kMaxSide)
       throw UsageError(std::string(name) + " is " + std::to_string(value) + ", must be 1 to " +
                        std::to_string(kMaxSide));
+  check_type(request.dtype, "features are");
   if (request.samples < 0 || request.batch_rows < 0 || request.memory_bytes < 0 || request.threads < 0)
     throw UsageError("samples, batch rows, memory and threads must not be negative");
   Index ignored = 0;

@@ -107,13 +107,13 @@ class NCOLLAPSE_EXPORT Accumulator {
   /// only queued on the context's stream: device views may be reused once work queued there afterwards has run, host
   /// views at return. The call does not wait for that work and, after the first batch of a size, allocates nothing;
   /// with device views it may be captured in a CUDA graph (add one batch of the size before; the graph is good until
-  /// merge, reduce or the end of the accumulator). Throws UsageError when the shapes do not fit, DataError when a label
-  /// is outside 0 .. K-1 or a feature is NaN or infinite (the message counts them and names the first row, counted over
-  /// the whole stream). A batch with such a fault is not added, not even in part. On the CPU the call itself throws. On
-  /// CUDA the fault shows when the device comes to that batch: it and all batches after it are left out, and the next
-  /// of add, check, finish, save, merge, reduce that learns of it throws, naming the batch and the row; an add that
-  /// throws has not added its own batch either. The state then is that of all batches before the bad one (`samples`
-  /// tells how far), and more may be added.
+  /// merge, reduce or the end of the accumulator). Throws UsageError when the shapes do not fit or an element type is
+  /// unknown, DataError when a label is outside 0 .. K-1 or a feature is NaN or infinite (the message counts them and
+  /// names the first row, counted over the whole stream). A batch with such a fault is not added, not even in part. On
+  /// the CPU the call itself throws. On CUDA the fault shows when the device comes to that batch: it and all batches
+  /// after it are left out, and the next of add, check, finish, save, merge, reduce that learns of it throws, naming
+  /// the batch and the row; an add that throws has not added its own batch either. The state then is that of all
+  /// batches before the bad one (`samples` tells how far), and more may be added.
   void add(const MatrixView& features, const LabelView& labels);
 
   /// Waits until every batch was looked at, and throws the DataError that add on a GPU has not thrown yet, if there is

@@ -26,7 +26,8 @@ struct DecisionCounts {
 class NCOLLAPSE_EXPORT DecisionCounter {
  public:
   /// `classifier` null or without layers: only the nearest centre is decided. Throws UsageError when the layers do not
-  /// chain from d to K or the bias has not K entries; DataError when a weight is NaN, infinite or above 1e150.
+  /// chain from d to K, the bias has not K entries or no layers, or an element type is unknown; DataError when a weight
+  /// is NaN, infinite or above 1e150.
   DecisionCounter(const ClassMoments& centres, const Classifier* classifier);
   ~DecisionCounter();
   DecisionCounter(DecisionCounter&&) noexcept;

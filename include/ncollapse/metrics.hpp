@@ -122,8 +122,8 @@ struct Evidence {
 /// All metrics that the evidence allows; what it does not allow is in Report::status with a reason.
 /// Formulas: metric_catalogue(). Absent classes are left out. Uses memory of a few d^2 and K d doubles on the device
 /// and no K x K array. Deterministic. Waits for the device.
-/// Throws UsageError when shapes do not fit, for weight decays that are not positive or not given together, DataError
-/// when fewer than two classes have samples.
+/// Throws UsageError when shapes do not fit, for a bias without layers, an unknown element type, weight decays that are
+/// not positive or not given together, DataError when fewer than two classes have samples.
 NCOLLAPSE_EXPORT Report measure(const ClassMoments& moments, const Evidence& evidence = {},
                                 Convention convention = Convention::zhu);
 

@@ -151,6 +151,9 @@ TEST_P(BadInput, FiniteValuesWhoseSquaresAreNotAreTaken) {
   EXPECT_NEAR(accumulator.finish().means()[at(k * 6)] / (sum / count), 1.0, 1e-12);
 }
 
+constexpr auto kNoDtype = static_cast<Dtype>(9);
+constexpr auto kNoLabelType = static_cast<ncollapse::LabelType>(9);
+
 /// The two classes that take batches answer alike.
 template <class Taker>
 void expect_shapes_checked(Taker& taker, const Samples& samples) {
@@ -165,6 +168,12 @@ void expect_shapes_checked(Taker& taker, const Samples& samples) {
   EXPECT_THROW(taker.add(ncollapse::view(samples.values.data(), n, samples.dim, samples.dim - 1), labels), UsageError);
   EXPECT_THROW(taker.add(ncollapse::view(samples.values.data(), -1, samples.dim), label_view(samples.labels, 0, -1)),
                UsageError);
+  MatrixView unknown_features = features;
+  unknown_features.dtype = kNoDtype;
+  EXPECT_THROW(taker.add(unknown_features, labels), UsageError);
+  LabelView unknown_labels = labels;
+  unknown_labels.type = kNoLabelType;
+  EXPECT_THROW(taker.add(features, unknown_labels), UsageError);
 }
 
 TEST_P(BadInput, ShapesThatDoNotFit) {
@@ -217,6 +226,13 @@ TEST_P(BadInput, ClassifiersThatDoNotFit) {
   refused({{layer(5, 6), layer(3, 5)}, {}});  //
   refused({{layer(4, 6)}, layer(1, 3)});      // bias of another length
   refused({{layer(4, 6)}, layer(1, 5)});      //
+  refused({{}, layer(1, 4)});                 // bias without layers
+  MatrixView unknown_layer = layer(4, 6), unknown_bias = layer(1, 4), null_bias = layer(1, 4);
+  unknown_layer.dtype = unknown_bias.dtype = kNoDtype;
+  null_bias.data = nullptr;
+  refused({{unknown_layer}, {}});
+  refused({{layer(4, 6)}, unknown_bias});
+  refused({{layer(4, 6)}, null_bias});
   const ncollapse::Classifier chained{{layer(5, 6), layer(4, 5)}, layer(1, 4)};
   EXPECT_NO_THROW(DecisionCounter(moments, &chained));
 }

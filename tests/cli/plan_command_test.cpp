@@ -127,6 +127,7 @@ TEST(Plan, CountsWhatIsKnown) {
   EXPECT_GT(gpu.device_peak_bytes, gpu.state_bytes + gpu.add_bytes);
   EXPECT_GE(gpu.host_peak_bytes, gpu.batch_bytes + gpu.state_file_bytes);
   EXPECT_EQ(plan({.classes = 1000, .dim = 2048}).device_peak_bytes, 0);
+  EXPECT_THROW(plan({.classes = 10, .dim = 512, .dtype = static_cast<Dtype>(9)}), UsageError);
 }
 
 TEST(Plan, TakesABatchThatFits) {
