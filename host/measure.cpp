@@ -133,7 +133,7 @@ class Measurement {
   void collapse_index();
   void geometry(const Matrix& rows, const std::vector<double>& norms, const std::string& suffix, PairQuery query);
   void blocks(const Matrix& rows, const std::vector<double>& norms, const PairSums& sums, const std::string& suffix);
-  void duality();
+  void duality(const Matrix& weights, const std::vector<double>& bias);
   void imbalance(const Matrix& weights, const std::vector<double>& bias);
   void decisions(const DecisionCounts* counts, const std::string& split);
   void out_of_distribution();
@@ -579,13 +579,7 @@ void Measurement::blocks(const Matrix& rows, const std::vector<double>& norms, c
   }
 }
 
-void Measurement::duality() {
-  if (!has_layers(evidence_.classifier)) return;
-  Matrix weights = classifier_product(backend_, *evidence_.classifier, moments_.dim(), moments_.classes());
-  if (report_.classes_seen < report_.classes) weights = backend_.select_rows(weights, seen_);
-  const auto all_biases = classifier_bias(backend_, *evidence_.classifier, moments_.classes());
-  const auto bias = all_biases.empty() ? std::vector<double>{} : pick(all_biases, seen_);
-
+void Measurement::duality(const Matrix& weights, const std::vector<double>& bias) {
   std::vector<double> norms = backend_.row_dots(weights, weights);
   for (auto& value : norms) value = std::sqrt(value);
   geometry(weights, norms, "_w", {});
@@ -643,11 +637,10 @@ void Measurement::duality() {
   if (weights_norm > 0 && centred_norm > 0)
     query.product_norm > 0 ? set("nc3_wh_etf", std::sqrt(sums.etf_residual)) : undefined("nc3_wh_etf", orthogonal);
   query.frame_norm > 0 ? set("nc3_wh_of", std::sqrt(sums.frame_residual)) : undefined("nc3_wh_of", orthogonal);
-  imbalance(weights, bias);
 }
 
+// weights: null without a classifier, and then there are no weight decays.
 void Measurement::imbalance(const Matrix& weights, const std::vector<double>& bias) {
-  const auto& layers = evidence_.classifier->layers;
   ImbalanceInput input;
   input.counts.reserve(seen_.size());
   for (const Index k : seen_) input.counts.push_back(moments_.counts()[k]);
@@ -661,11 +654,12 @@ void Measurement::imbalance(const Matrix& weights, const std::vector<double>& bi
   input.weights_norm = weights_gram_;
   input.product_norm = product_gram_;
   input.precision = report_.precision;
-  input.smallest_width = moments_.dim();
-  for (std::size_t l = 0; l + 1 < layers.size(); ++l)
-    input.smallest_width = std::min(input.smallest_width, layers[l].rows);
   const bool decays = !evidence_.lambda_w.empty();
   if (decays && report_.classes_seen == report_.classes) {
+    const auto& layers = evidence_.classifier->layers;
+    input.smallest_width = moments_.dim();
+    for (std::size_t l = 0; l + 1 < layers.size(); ++l)
+      input.smallest_width = std::min(input.smallest_width, layers[l].rows);
     for (const auto& layer : layers) {
       const Matrix entries = backend_.import(layer);
       input.layer_squares.push_back(backend_.inner(entries, entries));
@@ -803,7 +797,16 @@ Report Measurement::run() {
       nearest.push_back(nearest_squared_[i] > 0 ? variances_[i] / nearest_squared_[i] : kNaN);
     set_per_class("nc1_per_class_nearest", nearest);
   }
-  duality();
+  Matrix weights;
+  std::vector<double> bias;
+  if (has_layers(evidence_.classifier)) {
+    weights = classifier_product(backend_, *evidence_.classifier, moments_.dim(), moments_.classes());
+    if (report_.classes_seen < report_.classes) weights = backend_.select_rows(weights, seen_);
+    bias = classifier_bias(backend_, *evidence_.classifier, moments_.classes());
+    if (!bias.empty()) bias = pick(bias, seen_);
+    duality(weights, bias);
+  }
+  imbalance(weights, bias);
   if (report_.cosine_error > 0)
     report_.notes.push_back(
         "statistics of pairs are by fast products: no cosine is off by more than " + text_of(report_.cosine_error) +

@@ -35,12 +35,10 @@ class Imbalance {
     minorities();
     // Groups and contrasts depend on the class sizes alone: one sorting pass serves SELI and the minimiser.
     const LabelSpectrum groups(in_.counts, LabelModel::seli);
-    const GroupedPair contrasts = group_pair(backend_, groups.structure(), in_.weights, in_.means);
-    if (in_.weights_norm == 0) {
-      for (const auto* key : {"seli_w", "seli_h", "seli_z"}) out_.undefined[key] = "the classifier is 0";
-    } else {
-      seli(groups, contrasts);
-    }
+    // Without a classifier the means stand in on its side, which nobody reads.
+    const GroupedPair contrasts =
+        group_pair(backend_, groups.structure(), in_.weights ? in_.weights : in_.means, in_.means);
+    seli(groups, contrasts);
     if (!in_.lambda_w.empty()) minimiser(contrasts);
     return std::move(out_);
   }
@@ -86,8 +84,9 @@ class Imbalance {
 void Imbalance::norms_against_counts() {
   Matrix centred = backend_.clone(in_.means);
   backend_.centre_rows(centred, in_.sample_mean);
-  for (const auto& [suffix, lengths] :
-       {std::pair{std::string("_h"), norms(centred)}, {std::string("_w"), norms(in_.weights)}}) {
+  std::vector<std::pair<std::string, std::vector<double>>> sides{{"_h", norms(centred)}};
+  if (in_.weights) sides.emplace_back("_w", norms(in_.weights));
+  for (const auto& [suffix, lengths] : sides) {
     const std::string key = "norm_count_slope" + suffix, fit = "norm_count_r2" + suffix;
     const auto [least, most] = std::minmax_element(in_.counts.begin(), in_.counts.end());
     std::string why;
@@ -126,33 +125,40 @@ void Imbalance::minorities() {
   for (std::size_t k = 0; k < in_.counts.size(); ++k)
     (static_cast<double>(in_.counts[k]) * static_cast<double>(in_.counts[k]) < product ? minority : majority)
         .push_back(static_cast<Index>(k));
-  const auto undefined = [&](std::initializer_list<const char*> keys, const std::string& why) {
-    for (const auto* key : keys) out_.undefined[key] = why;
-  };
-  if (minority.empty())
-    return undefined({"mc_cos_w", "mc_cos_std_w", "mc_cos_h", "mc_norm_ratio_w"}, "all classes have the same size");
-
-  const auto mean_norm = [&](const std::vector<Index>& rows) {
-    return sum(norms(backend_.select_rows(in_.weights, rows))) / static_cast<double>(rows.size());
-  };
-  set("mc_norm_ratio_w", mean_norm(minority) / mean_norm(majority));
-  if (minority.size() < 2) return undefined({"mc_cos_w", "mc_cos_std_w", "mc_cos_h"}, "only one class is a minority");
-  const auto cosines = [&](const Matrix& A, const std::string& mean_key, const std::string& std_key) {
+  const std::string why = minority.empty()      ? "all classes have the same size"
+                          : minority.size() < 2 ? "only one class is a minority"
+                                                : "";
+  const auto cosines = [&](const Matrix& A, const std::string& side) {
+    const std::string mean_key = "mc_cos_" + side, std_key = "mc_cos_std_" + side;
+    const auto undefined = [&](const std::string& reason) {
+      out_.undefined[mean_key] = reason;
+      if (side == "w") out_.undefined[std_key] = reason;
+    };
+    if (!why.empty()) return undefined(why);
+    const Matrix rows = backend_.select_rows(A, minority);
     PairQuery query;
-    query.norms = norms(A);
-    query.fast = in_.precision == Precision::fast && A.rows > kFastPairRows;
+    query.norms = norms(rows);
+    query.fast = in_.precision == Precision::fast && rows.rows > kFastPairRows;
     query.gram_norm = query.frame_norm = 1;  // the residuals are not wanted
-    const PairSums sums = backend_.pair_sums(A, query);
-    const double pairs = static_cast<double>(A.rows) * static_cast<double>(A.rows - 1) / 2;
-    if (static_cast<double>(sums.angles) < pairs) return undefined({mean_key.c_str()}, "a vector of the minority is 0");
+    const PairSums sums = backend_.pair_sums(rows, query);
+    const double pairs = static_cast<double>(rows.rows) * static_cast<double>(rows.rows - 1) / 2;
+    if (static_cast<double>(sums.angles) < pairs) return undefined("a vector of the minority is 0");
     const double deviation = sums.cos_sum / pairs;  // from the simplex value
-    set(mean_key, deviation - 1 / static_cast<double>(A.rows - 1));
-    if (!std_key.empty()) set(std_key, std::sqrt(std::max(0.0, sums.cos_square_sum / pairs - deviation * deviation)));
+    set(mean_key, deviation - 1 / static_cast<double>(rows.rows - 1));
+    if (side == "w") set(std_key, std::sqrt(std::max(0.0, sums.cos_square_sum / pairs - deviation * deviation)));
   };
   Matrix centred = backend_.clone(in_.means);
   backend_.centre_rows(centred, in_.sample_mean);
-  cosines(backend_.select_rows(centred, minority), "mc_cos_h", "");
-  cosines(backend_.select_rows(in_.weights, minority), "mc_cos_w", "mc_cos_std_w");
+  cosines(centred, "h");
+  if (!in_.weights) return;
+  cosines(in_.weights, "w");
+  const auto mean_norm = [&](const std::vector<Index>& rows) {
+    return sum(norms(backend_.select_rows(in_.weights, rows))) / static_cast<double>(rows.size());
+  };
+  if (minority.empty())
+    out_.undefined["mc_norm_ratio_w"] = why;
+  else
+    set("mc_norm_ratio_w", mean_norm(minority) / mean_norm(majority));
 }
 
 // (I - 11^T/K) D = P S Q^T. Targets: W W^T ~ P S P^T, M M^T ~ D^-1 Q S Q^T D^-1, W M^T ~ I - 11^T/K. Since Q = D P S^-1
@@ -169,11 +175,16 @@ void Imbalance::seli(const LabelSpectrum& spectrum, const GroupedPair& pair) {
     inverse.push_back(spaces[i].sigma > 0 ? 1 / spaces[i].sigma : 0.0);
     means_energies.push_back(spaces[i].sigma * spaces[i].sigma * energies.right[i]);
   }
-  set("seli_w", distance_to_diagonal(energies.left, in_.weights_norm, sigma, spaces));
   if (in_.means_norm > 0)
     set("seli_h", distance_to_diagonal(means_energies, in_.means_norm, inverse, spaces));
   else
     out_.undefined["seli_h"] = "all class means are 0";
+  if (!in_.weights) return;
+  if (in_.weights_norm == 0) {
+    out_.undefined["seli_w"] = out_.undefined["seli_z"] = "the classifier is 0";
+    return;
+  }
+  set("seli_w", distance_to_diagonal(energies.left, in_.weights_norm, sigma, spaces));
   if (!(in_.product_norm > 0)) {
     out_.undefined["seli_z"] = "the product of classifier and means is 0";
     return;

@@ -20,7 +20,7 @@ struct ImbalanceInput {
   std::vector<double> sample_mean;                            ///< [d]
   std::vector<double> variances;                              ///< v_k [K]; empty: not accumulated
   Matrix scatter;                                             ///< [d x d], weights 1; null: not accumulated
-  Matrix weights;                                             ///< W [K x d]
+  Matrix weights;                                             ///< W [K x d]; null: features alone
   double means_norm = 0, weights_norm = 0, product_norm = 0;  ///< |M M^T|, |W W^T|, |W M^T|
   std::vector<double> layer_squares;                          ///< |W_l|^2, [L]
   Index smallest_width = 0;                                   ///< of d and the inner layers
@@ -41,8 +41,8 @@ struct ImbalanceMeasures {
 /// decays without weights.
 void check_decays(const std::vector<double>& lambda_w, double lambda_h, bool weights_given);
 
-/// grams: of the input's matrices, among others. Throws UsageError for weight decays that are not positive or do not
-/// fit the layers.
+/// Without weights there are no weight decays, and only what class means and sizes tell is measured. grams: of the
+/// input's matrices, among others. Throws UsageError for weight decays that are not positive or do not fit the layers.
 ImbalanceMeasures measure_imbalance(Backend& backend, Grams& grams, const ImbalanceInput& input);
 
 }  // namespace ncollapse

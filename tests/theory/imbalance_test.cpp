@@ -25,8 +25,7 @@ class Imbalance : public testing::TestWithParam<const char*> {
   }
 
   /// Every sample of class k is column k of `features` [d x K], so nothing varies within classes.
-  Report measured(const std::vector<Index>& counts, const Dense& features, const std::vector<Dense>& layers,
-                  const Vector& bias, double lambda_w, double lambda_h) const {
+  ClassMoments moments_of(const std::vector<Index>& counts, const Dense& features) const {
     const Dense rows = transposed(features);
     Accumulator moments(*context_, {.classes = rows.rows, .dim = rows.cols});
     for (Index k = 0; k < rows.rows; ++k) {
@@ -37,10 +36,14 @@ class Imbalance : public testing::TestWithParam<const char*> {
       moments.add(view(block.data(), counts[static_cast<std::size_t>(k)], rows.cols),
                   view(labels.data(), counts[static_cast<std::size_t>(k)]));
     }
+    return moments.finish();
+  }
+  Report measured(const std::vector<Index>& counts, const Dense& features, const std::vector<Dense>& layers,
+                  const Vector& bias, double lambda_w, double lambda_h) const {
     Classifier head;
     for (const Dense& layer : layers) head.layers.push_back(view(layer.values.data(), layer.rows, layer.cols));
     if (!bias.empty()) head.bias = view(bias.data(), 1, static_cast<Index>(bias.size()));
-    return measure(moments.finish(), {.classifier = &head, .lambda_w = {lambda_w}, .lambda_h = lambda_h});
+    return measure(moments_of(counts, features), {.classifier = &head, .lambda_w = {lambda_w}, .lambda_h = lambda_h});
   }
 
   std::optional<Context> context_;
@@ -433,6 +436,45 @@ TEST_P(Imbalance, MinoritiesAndNorms) {
   const Report balanced = measured({5, 5, 5, 5}, transposed(weights), {weights}, {}, 1e-4, 1e-4);
   EXPECT_EQ(balanced.status.at("mc_cos_w").code, "undefined");
   EXPECT_EQ(balanced.status.at("norm_count_slope_w").code, "undefined");
+}
+
+TEST_P(Imbalance, MeansAloneTellWhatNeedsNoClassifier) {
+  // Balanced about 0: two large classes, and three small ones, two of which have one direction.
+  Dense means(5, 2);
+  means.values = {3, 0, -3, 0, 0, -1, 0, 3, 0, -2};
+  const std::vector<Index> counts{90, 90, 10, 10, 10};
+  const ClassMoments moments = moments_of(counts, transposed(means));
+  const Report alone = measure(moments);
+  EXPECT_NEAR(alone.find("mc_cos_h").value(), (-1.0 + 1 - 1) / 3, 1e-12);
+  // log norms on log sizes: the line goes through the means of both groups.
+  const double small = std::log(6.0) / 3, large = std::log(3.0);
+  EXPECT_NEAR(alone.find("norm_count_slope_h").value(), (large - small) / std::log(9.0), 1e-12);
+  const double between = 1.2 * (large - small) * (large - small),  // 2 * 3 / 5
+      within = std::log(2.0) * std::log(2.0) + large * large - 3 * small * small;
+  EXPECT_NEAR(alone.find("norm_count_r2_h").value(), between / (between + within), 1e-12);
+
+  Dense weights(5, 2);
+  weights.values = {1, 2, 0, 1, -1, 3, 2, 2, -2, 0};
+  const Report both = measured(counts, transposed(means), {weights}, {}, 1e-4, 1e-4);
+  const Dense zero(5, 2);
+  const Report none = measured(counts, transposed(means), {zero}, {}, 1e-4, 1e-4);
+  for (const auto* key : {"seli_h", "mc_cos_h", "norm_count_slope_h", "norm_count_r2_h"})
+    for (const Report* with_classifier : {&both, &none})
+      EXPECT_EQ(alone.find(key).value(), with_classifier->find(key).value()) << key;
+  for (const auto& [key, status] : none.status) EXPECT_NE(status.why, "its inputs were not given") << key;
+  for (const auto& info : metric_catalogue()) {
+    const bool needs_classifier = (" " + std::string(info.needs) + " ").find(" classifier ") != std::string::npos;
+    const auto status = alone.status.find(std::string(info.key));
+    const bool skipped = status != alone.status.end() && status->second.code == "skipped";
+    if (needs_classifier || info.needs == "means") {
+      EXPECT_EQ(skipped, needs_classifier) << info.key;
+    }
+  }
+  const Report balanced = measure(moments_of({5, 5, 5, 5, 5}, transposed(means)));
+  for (const auto* key : {"mc_cos_h", "norm_count_slope_h", "norm_count_r2_h"})
+    EXPECT_EQ(balanced.status.at(key).why, "all classes have the same size") << key;
+  EXPECT_TRUE(balanced.find("seli_h").has_value());
+  EXPECT_EQ(measure(moments_of(counts, transposed(zero))).status.at("seli_h").why, "all class means are 0");
 }
 
 TEST_P(Imbalance, SingularValuesAreThoseOfTheProducts) {
