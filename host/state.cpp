@@ -5,6 +5,10 @@
 //   features shard-1.npy, 20000 x 512 f32, rows 0:20000
 //   labels labels-1.npy, 20000 x 1 i64
 // A run may be resumed when every line but the first is the same; else the first line that differs says why not.
+// That of a merged one keeps the parts' lines of features:
+//   merged
+//   part part1.nc, 20000 samples
+//   features shard-1.npy, 20000 x 512 f32, rows 0:20000
 #include "ncollapse/state.hpp"
 
 #include <algorithm>
@@ -12,6 +16,7 @@
 #include <chrono>
 #include <exception>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <set>
 
@@ -27,7 +32,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::string_view kRowsDone = "rows_done ";
+constexpr std::string_view kRowsDone = "rows_done ", kFeatures = "features ";
 
 bool exists(const std::string& path) {
   std::error_code ignored;
@@ -180,6 +185,46 @@ void check_same(const Accumulator& first, const std::string& first_file, const A
                   "all parts are accumulated with the same K, d, statistics and weights");
 }
 
+/// Which rows of which files the parts of a merge hold.
+class Overlaps {
+ public:
+  /// A line "features NAME, ROWS x d DTYPE, rows FIRST:END" of the part's note; others say nothing here.
+  void add(const std::string& part, const std::string& line) {
+    constexpr std::string_view kRows = ", rows ";
+    const auto at = line.rfind(kRows);
+    if (!line.starts_with(kFeatures) || at == line.npos) return;
+    Rows rows{part, 0, 0};
+    const char *const begin = line.data() + at + kRows.size(), *const end = line.data() + line.size();
+    const auto first = std::from_chars(begin, end, rows.first);
+    if (first.ec != std::errc{} || first.ptr == end || *first.ptr != ':') return;
+    if (std::from_chars(first.ptr + 1, end, rows.end).ec != std::errc{}) return;
+    files_[line.substr(kFeatures.size(), at - kFeatures.size())].push_back(std::move(rows));
+  }
+
+  /// Every part that begins inside another is named once, however many it shares rows with.
+  std::vector<std::string> sentences() {
+    std::vector<std::string> found;
+    for (auto& [file, parts] : files_) {
+      std::stable_sort(parts.begin(), parts.end(), [](const Rows& a, const Rows& b) { return a.first < b.first; });
+      const Rows* furthest = &parts.front();
+      for (const Rows& rows : parts) {
+        if (rows.first < furthest->end && rows.part != furthest->part)
+          found.push_back(furthest->part + " and " + rows.part + " both hold rows " + std::to_string(rows.first) + ":" +
+                          std::to_string(std::min(rows.end, furthest->end)) + " of " + file);
+        if (rows.end > furthest->end) furthest = &rows;
+      }
+    }
+    return found;
+  }
+
+ private:
+  struct Rows {
+    std::string part;
+    Index first, end;
+  };
+  std::map<std::string, std::vector<Rows>> files_;  // by name and shape
+};
+
 }  // namespace
 
 Accumulator accumulate_files(const Context& context, const AccumulationRequest& request) {
@@ -195,7 +240,8 @@ Accumulator accumulate_files(const Context& context, const AccumulationRequest& 
   return Accumulation(context, request).run(lock);
 }
 
-Accumulator merge_states(const Context& context, const FileList& states, const std::string& output) {
+Accumulator merge_states(const Context& context, const FileList& states, const std::string& output,
+                         std::vector<std::string>* overlaps) {
   const auto files = expand(states);
   if (files.empty()) throw UsageError("no state files were given");
   std::optional<StateLock> lock;
@@ -204,6 +250,7 @@ Accumulator merge_states(const Context& context, const FileList& states, const s
   std::set<std::filesystem::path> seen;
   std::optional<Accumulator> sum;
   std::string note = "merged\n";
+  Overlaps rows_of_files;
   for (const auto& file : files) {
     std::error_code ignored;
     if (!seen.insert(std::filesystem::weakly_canonical(file, ignored)).second)
@@ -215,6 +262,10 @@ Accumulator merge_states(const Context& context, const FileList& states, const s
                           std::to_string(rows->total) + " rows",
                       "complete it first: ncollapse accumulate --resume");
     note += "part " + file + ", " + std::to_string(part.samples()) + " samples\n";
+    for (const auto& line : lines_of(part_note)) {
+      if (line.starts_with(kFeatures)) note += line + "\n";
+      rows_of_files.add(file, line);
+    }
     if (!sum) {
       sum.emplace(std::move(part));
     } else {
@@ -223,6 +274,7 @@ Accumulator merge_states(const Context& context, const FileList& states, const s
     }
   }
   if (!output.empty()) sum->save(output, note);
+  if (overlaps != nullptr) *overlaps = rows_of_files.sentences();
   return std::move(*sum);
 }
 

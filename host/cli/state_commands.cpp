@@ -2,6 +2,7 @@
 #include <fmt/core.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 
@@ -75,7 +76,17 @@ struct MergeOptions {
 
 void run(const MergeOptions& options, const Common& common) {
   check_output(options.output);
-  const Accumulator sum = merge_states(options.device.open(), options.states, options.output);
+  std::vector<std::string> overlaps;
+  const Accumulator sum = merge_states(options.device.open(), options.states, options.output, &overlaps);
+  constexpr std::size_t kMostWarnings = 20;
+  for (std::size_t i = 0; i < std::min(overlaps.size(), kMostWarnings); ++i)
+    fmt::print(stderr, "ncollapse: warning: {}\n", overlaps[i]);
+  if (overlaps.size() > kMostWarnings)
+    fmt::print(stderr, "ncollapse: warning: ... and {} more\n", overlaps.size() - kMostWarnings);
+  if (!overlaps.empty())
+    fmt::print(stderr,
+               "  hint: if that is the same file, its samples now count twice in {}: merge parts without common rows\n",
+               options.output);
   if (!common.quiet)
     write_output("-", fmt::format("{} samples, K = {}, d = {}, statistics {}: saved in {}\n", sum.samples(),
                                   sum.options().classes, sum.options().dim, to_string(sum.options().statistics),
@@ -158,9 +169,12 @@ void add_merge(CLI::App& app, Common& common) {
       ->required()
       ->type_name("FILE");
   options->device.add_to(*command);
-  command->add_flag("--quiet", common.quiet, "No last line");
+  command->add_flag("--quiet", common.quiet, "No last line; warnings stay");
   command->footer(
-      "All parts have the same K, d and statistics and are complete. The order matters to rounding only.\n\n"
+      "All parts have the same K, d and statistics and are complete. The order matters to rounding only.\n"
+      "Samples in two parts count twice. Where the states say that two parts hold the same rows of a file of the same\n"
+      "name and shape, a warning names them; they are merged all the same, for on another machine that may be another\n"
+      "file. States keep names as accumulate was given them: the same file under two names is not noticed.\n\n"
       "Example:\n"
       "  ncollapse merge part*.nc --state all.nc\n");
   command->callback([options, &common] { run(*options, common); });

@@ -40,8 +40,11 @@ NCOLLAPSE_EXPORT Accumulator accumulate_files(const Context& context, const Accu
 /// The sum of state files, in the order given; globs are expanded. With `output`, saved there: never over an existing
 /// file. Throws DataError naming the file: unreadable, given twice, incomplete (accumulated to the middle only), of
 /// another K, d, statistics or weights than the first.
+/// `overlaps` takes a sentence for every part that shares rows of a file with another one, by what their notes say:
+/// name, shape and rows of each file of features. On other machines that name may stand for another file, so it is no
+/// error; of states that accumulate_files did not make nothing is known.
 NCOLLAPSE_EXPORT Accumulator merge_states(const Context& context, const FileList& states,
-                                          const std::string& output = {});
+                                          const std::string& output = {}, std::vector<std::string>* overlaps = nullptr);
 
 struct StateMeasurement {
   std::string state = {};

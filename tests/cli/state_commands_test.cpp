@@ -182,6 +182,53 @@ TEST_F(StateCommands, PartsInAnyOrderMeasureAsTheWhole) {
   expect_same_metrics(report(Arguments{"finalize", folder_.path("all0.nc"), "--device", "cpu"} + head), whole);
 }
 
+TEST_F(StateCommands, PartsThatShareRowsAreMergedWithAWarning) {
+  const auto part = [&](const std::string& state, const std::string& rows) {
+    expect_done(accumulate({x_}, {y_}, state, {"--rows", rows}));
+    return folder_.path(state);
+  };
+  const auto merge = [&](const Arguments& parts, const std::string& state, const Arguments& more = {}) {
+    const Outcome run =
+        run_command(Arguments{"merge", "--device", "cpu"} + parts + Arguments{"--state", folder_.path(state)} + more);
+    EXPECT_EQ(run.exit_code, 0) << run.err;
+    return run.err;
+  };
+  const auto both = [&](const std::string& first, const std::string& second, const std::string& rows) {
+    return "ncollapse: warning: " + first + " and " + second + " both hold rows " + rows + " of " + x_ + ", ";
+  };
+  const std::string a = part("a.nc", "0:100"), b = part("b.nc", "100:200"), c = part("c.nc", "150:255"),
+                    inside = part("inside.nc", "20:30"), shard = folder_.path("shard.nc"),
+                    copy = folder_.path("copy.nc");
+  expect_done(accumulate({shards_[0]}, {shard_labels_[0]}, "shard.nc"));
+  std::filesystem::copy_file(a, copy);
+  EXPECT_EQ(merge({a, b, shard}, "apart.nc"), "");  // rows that touch, and another file's
+
+  const std::string overlap = merge({c, a, b, inside}, "overlap.nc", {"--quiet"});
+  EXPECT_EQ(overlap.find(both(a, inside, "20:30")), 0U) << overlap;
+  EXPECT_NE(overlap.find("\n" + both(b, c, "150:200")), std::string::npos) << overlap;
+  EXPECT_NE(overlap.find("count twice in " + folder_.path("overlap.nc")), std::string::npos) << overlap;
+  EXPECT_EQ(std::count(overlap.begin(), overlap.end(), '\n'), 3) << overlap;
+  EXPECT_EQ(merge({a, copy}, "copied.nc").find(both(a, copy, "0:100")), 0U);
+  // A merged state still knows what is in it.
+  EXPECT_EQ(merge({inside, folder_.path("apart.nc")}, "again.nc").find(both(folder_.path("apart.nc"), inside, "20:30")),
+            0U);
+
+  const Context context{Device{}};
+  std::vector<std::string> overlaps{"old"};
+  EXPECT_EQ(merge_states(context, {a, inside}, {}, &overlaps).samples(), 110);
+  ASSERT_EQ(overlaps.size(), 1U);
+  EXPECT_EQ(overlaps[0], a + " and " + inside + " both hold rows 20:30 of " + x_ + ", 255 x 6 f32");
+  merge_states(context, {a, b}, {}, &overlaps);
+  EXPECT_TRUE(overlaps.empty());
+  // Files of one name but another shape are different files; notes of others may hold anything.
+  for (const auto* line : {", 254 x 6 f32, rows 20:30", ", 255 x 6 f32, rows 20", ", 255 x 6 f32, rows x:y",
+                           ", 255 x 6 f32, rows", ", 255 x 6 f32, rows :", ", 255 x 6 f32, rows 20:"}) {
+    Accumulator::load(context, inside).save(folder_.path("other.nc"), "features " + x_ + line + "\n");
+    merge_states(context, {a, folder_.path("other.nc")}, {}, &overlaps);
+    EXPECT_TRUE(overlaps.empty()) << line;
+  }
+}
+
 TEST_F(StateCommands, AnalyzeReadsManyFilesAsOne) {
   const Arguments more{"--weights", w_, "--bias", b_};
   const Json whole = report(Arguments{"analyze", "--device", "cpu", "--features", x_, "--labels", y_, "--test-features",
