@@ -257,6 +257,7 @@ void read_header(const Json& header, const Place& place, Recording& recording) {
   }
   append(recording.data, sizes_text(recording.report.counts));
   recording.decays = decays_text(model, place);
+  recording.rank = number(part(header, "prediction", Json::value_t::object, place), "rank", place);
   for (const auto& [name, value] : header.items()) {
     if (name == "schema" || name == "model") continue;  // the headings say it
     add_fact(recording, name, name == "device" && value.is_object() ? device_text(value) : plain_text(value));
@@ -277,7 +278,10 @@ class RunReader {
     if (type == line.end() || !type->is_string()) fail(place, "has no \"type\"");
     if (*type == "end") {
       read_parts(line, place, recording_.report);
-      if (line.contains("reason")) add_fact(recording_, "ended", plain_text(line["reason"]));
+      std::string end = line.contains("reason") ? plain_text(line["reason"]) : "";
+      if (const double rank = number(line, "rank", place); std::isfinite(rank) && std::isfinite(recording_.rank))
+        append(end, fmt::format("rank {} of {} predicted", rank, recording_.rank));
+      add_fact(recording_, "ended", end);
     }
     if (*type != "step") return;  // what later versions may tell
     const std::string x_name = line.contains("epoch") ? "epoch" : "iteration";

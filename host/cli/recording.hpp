@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <limits>
 #include <optional>
 #include <string>
 #include <utility>
@@ -29,7 +30,8 @@ struct Recording {
   std::vector<double> x;  ///< of every step
   /// Loss, minimum and gap, then the metrics in catalogue order; those that have a value in some step.
   std::vector<RecordedCurve> curves;
-  double spectrum_at = 0;  ///< x of the step that gave the spectrum
+  double spectrum_at = 0;                                  ///< x of the step that gave the spectrum
+  double rank = std::numeric_limits<double>::quiet_NaN();  ///< of the predicted minimiser; NaN: the run does not tell
 
   /// The report, or what the last step of a run says; spectrum, cosines and per-class values of the last line that has
   /// them. NaN where undefined. Only metrics, status, counts, per_class, spectrum, block_cos_h, block_cos_w and notes

@@ -207,6 +207,22 @@ TEST_F(ReportPage, ShowsARunAtItsEnd) {
   EXPECT_EQ(words_in(page.alternatives[0], {"3 measured steps", "nc1_pinv 1.25e-07", "acc_top1_train 1"}), "");
 }
 
+TEST_F(ReportPage, ShowsTheRankARunEndsAt) {
+  NEEDS_GNUPLOT();
+  const auto text_of = [&](const Json& prediction, const Json& end) {
+    Json first = header("ncollapse.simulation/1");
+    first["prediction"] = prediction;
+    make({folder_.write("run.jsonl", lines({first, step("iteration", 1, {{"nc1_pinv", 0.1}}), end}))});
+    return Page(page_).text;
+  };
+  const Json end = {{"type", "end"}, {"reason", "converged"}, {"rank", 3}};
+  EXPECT_EQ(words_in(text_of({{"minimum", 0.125}, {"rank", 4}}, end), {"ended", "converged, rank 3 of 4 predicted"}),
+            "");
+  for (const auto& text :
+       {text_of({{"minimum", 0.125}}, end), text_of({{"rank", 4}}, {{"type", "end"}, {"reason", "converged"}})})
+    EXPECT_EQ(text.find("of 4 predicted"), std::string::npos) << text;
+}
+
 TEST_F(ReportPage, SeveralFilesShareAPage) {
   NEEDS_GNUPLOT();
   make({folder_.write("1.jsonl", a_run("ncollapse.run/1", "epoch", 1)),
