@@ -1,7 +1,11 @@
 // The command `ncollapse`. Exit codes: 0 ok, 1 internal, 2 usage, 3 bad input, 4 device or memory, 130 interrupted.
+#include <algorithm>
 #include <iostream>
+#include <numeric>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "host/cli/commands.hpp"
 #include "host/cli/output.hpp"
@@ -22,6 +26,42 @@ bool json_wanted(int argc, char** argv) {
 std::string chosen_command(const CLI::App& app) {
   const auto chosen = app.get_subcommands();
   return chosen.empty() ? "" : chosen.front()->get_name() + " ";
+}
+
+// How many characters have to be changed, added or left out (Levenshtein).
+std::size_t edits_between(const std::string& a, const std::string& b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), 0);
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    std::size_t diagonal = std::exchange(row[0], i + 1);
+    for (std::size_t j = 0; j < b.size(); ++j) {
+      const std::size_t changed = diagonal + (a[i] == b[j] ? 0 : 1);
+      diagonal = std::exchange(row[j + 1], std::min({row[j] + 1, row[j + 1] + 1, changed}));
+    }
+  }
+  return row.back();
+}
+
+// CLI11 lists all that it could not place, last to first; what matters is the first option it does not know.
+ncollapse::UsageError unknown_argument(const CLI::App& app, const std::string& see) {
+  const auto extras = app.remaining(true);
+  const auto option =
+      std::find_if(extras.begin(), extras.end(), [](const std::string& extra) { return extra.starts_with("-"); });
+  if (option == extras.end()) return ncollapse::UsageError("unexpected argument '" + extras.front() + "'", see);
+  const std::string name = option->substr(0, option->find('='));
+  auto options = app.get_options();
+  for (const CLI::App* command : app.get_subcommands())
+    for (const CLI::Option* known : command->get_options()) options.push_back(known);
+  std::string near;
+  std::size_t fewest = 3;  // more edits than a slip of the finger
+  for (const CLI::Option* known : options)
+    for (const std::string& long_name : known->get_lnames())
+      if (const std::size_t edits = edits_between(name, "--" + long_name); edits < fewest) {
+        fewest = edits;
+        near = "--" + long_name;
+      }
+  return ncollapse::UsageError("unknown option '" + name + "'",
+                               (near.empty() ? "" : "did you mean " + near + "? ") + see);
 }
 
 }  // namespace
@@ -84,8 +124,10 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) return speaks ? app.exit(e) : 0;  // --help, --version
+    const std::string see = "see: ncollapse " + chosen_command(app) + "--help";
+    const bool unknown = dynamic_cast<const CLI::ExtrasError*>(&e) != nullptr;
     return ranks->fail(
-        std::make_exception_ptr(ncollapse::UsageError(e.what(), "see: ncollapse " + chosen_command(app) + "--help")),
+        std::make_exception_ptr(unknown ? unknown_argument(app, see) : ncollapse::UsageError(e.what(), see)),
         json_wanted(argc, argv));
   } catch (...) {
     return ranks->fail(std::current_exception(), json_wanted(argc, argv));

@@ -309,6 +309,21 @@ TEST_F(Command, WrongCalls) {
   expect_error(analyze({"--threads", "many"}), kUsage, {"--threads"});
   expect_error(analyze({"--frobnicate"}), kUsage, {"--frobnicate"});
   expect_error(analyze({"--lambda-w", "-1"}), kUsage, {"--lambda-w"});
+  const auto said = [](const std::vector<std::string>& arguments) {
+    const Outcome run = run_command(arguments);
+    EXPECT_EQ(run.exit_code, kUsage);
+    return run.err;
+  };
+  EXPECT_EQ(said({"predict", "--counts", "3,2", "--lambda-w", "1e-3", "--lambda-h", "1e-3", "--width", "2", "--more"}),
+            "ncollapse: error: unknown option '--width'\n  hint: see: ncollapse predict --help\n");
+  EXPECT_EQ(said({"predict", "--lamda_w=1e-3", "--counts", "3,2", "--lambda-w", "1e-3", "--lambda-h", "1e-3"}),
+            "ncollapse: error: unknown option '--lamda_w'\n"
+            "  hint: did you mean --lambda-w? see: ncollapse predict --help\n");
+  EXPECT_EQ(said({"metrics", "all", "of", "them"}),
+            "ncollapse: error: unexpected argument 'all'\n  hint: see: ncollapse metrics --help\n");
+  EXPECT_EQ(said({"--verison", "devices"}),
+            "ncollapse: error: unknown option '--verison'\n  hint: did you mean --version? see: ncollapse devices "
+            "--help\n");
   const Outcome mistyped = run_command({"analyse"});
   EXPECT_EQ(mistyped.exit_code, kUsage);
   EXPECT_NE(mistyped.err.find("ncollapse --help"), std::string::npos) << mistyped.err;
