@@ -130,7 +130,7 @@ void Analysis::survey() {
     classes_ = *std::max_element(largest.begin(), largest.end()) + 1;
   }
   exchange_.together("checking the labels", [&] {
-    head_->check(train_->dim(), train_->name(), classes_);
+    head_->check(*context_.backend(), train_->dim(), train_->name(), classes_);
     labels.check(classes_);
     test_labels.check(classes_);
     counts_ = std::move(labels.counts);

@@ -1,5 +1,6 @@
 #include "host/classifier_files.hpp"
 
+#include "host/classifier_product.hpp"
 #include "ncollapse/error.hpp"
 
 namespace ncollapse {
@@ -27,7 +28,7 @@ ClassifierFiles::ClassifierFiles(const std::vector<std::string>& weights, const 
   }
 }
 
-void ClassifierFiles::check(Index dim, const std::string& features, Index classes) const {
+void ClassifierFiles::check(Backend& backend, Index dim, const std::string& features, Index classes) const {
   Index width = dim;
   std::string before = features;
   const auto layers = classifier_.layers.size();
@@ -51,6 +52,12 @@ void ClassifierFiles::check(Index dim, const std::string& features, Index classe
       throw DataError(bias.name() + " has " + std::to_string(bias.rows() * bias.cols()) + " values for " +
                           std::to_string(classes) + " classes",
                       "one value for every class");
+  }
+  for (std::size_t l = 0; l < layers; ++l) checked_matrix(backend, classifier_.layers[l], files_[l].name());
+  try {
+    classifier_bias(backend, classifier_, classes);
+  } catch (const DataError& error) {
+    throw DataError(files_.back().name() + ": " + error.what(), error.hint());
   }
 }
 

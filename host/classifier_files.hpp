@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "host/backend.hpp"
 #include "ncollapse/array_file.hpp"
 #include "ncollapse/classifier.hpp"
 
@@ -17,9 +18,9 @@ class ClassifierFiles {
 
   /// Null without weights.
   const Classifier* classifier() const { return classifier_.layers.empty() ? nullptr : &classifier_; }
-  /// Throws DataError naming the file unless the layers lead from `dim` values, given by `features`, to K classes.
-  /// The library checks this as well, but knows no names.
-  void check(Index dim, const std::string& features, Index classes) const;
+  /// Throws DataError naming the file unless the layers lead from `dim` values, given by `features`, to K classes, and
+  /// all values are finite. The library checks this as well, but knows no names.
+  void check(Backend& backend, Index dim, const std::string& features, Index classes) const;
 
  private:
   std::vector<ArrayFile> files_;

@@ -284,7 +284,7 @@ Report measure_state(const Context& context, const StateMeasurement& request) {
   const ClassifierFiles head(request.weights, request.bias);
   std::string note;
   const ClassMoments moments = Accumulator::load(context, request.state, &note).finish();
-  head.check(moments.dim(), request.state, moments.classes());
+  head.check(*context.backend(), moments.dim(), request.state, moments.classes());
   Evidence evidence;
   evidence.classifier = head.classifier();
   evidence.lambda_w = request.lambda_w;

@@ -262,7 +262,12 @@ TEST_F(Command, FeaturesThatAreNotFinite) {
   expect_error(analyze_files(bad, y_, {"--batch-rows", "3"}), kData, {"nan.npy", "row 4"});
   const std::string weights =
       folder_.write("wnan.npy", npy("<f4", "(3, 2)", bytes_of(std::vector<float>{1, 2, features[9], 0, 0, 0})));
-  expect_error(analyze({"--weights", weights}), kData, {"W_1", "row 1"});
+  expect_error(analyze({"--weights", weights}), kData, {"wnan.npy holds a NaN", "row 1, column 0"});
+  const std::string inner = folder_.write("inner.npy", npy("<f4", "(2, 2)", bytes_of(std::vector<float>(4, 1))));
+  expect_error(analyze({"--weights", inner, weights}), kData, {"wnan.npy holds a NaN"});
+  const std::string bias =
+      folder_.write("bnan.npy", npy("<f4", "(3,)", bytes_of(std::vector<float>{1, 2, features[9]})));
+  expect_error(analyze({"--weights", w_, "--bias", bias}), kData, {"bnan.npy: the bias of class 2"});
 }
 
 // ------------------------------------------------------------------------------------- allowed, and reported

@@ -482,6 +482,15 @@ TEST_F(StateCommands, ResumesOnlyWhatItBegan) {
 
 // ------------------------------------------------------------------------------------------------ bad input
 
+TEST_F(StateCommands, FinalizeSaysWhichFileHoldsNaN) {
+  expect_done(glob("state.nc"));
+  std::vector<float> weights(kClasses * kDim, 1);
+  weights[8] = std::nanf("");
+  const std::string bad = folder_.write("bad.npy", npy("<f4", "(4, 6)", bytes_of(weights)));
+  expect_error({"finalize", folder_.path("state.nc"), "--device", "cpu", "--weights", bad}, kData,
+               {"error: " + bad + " holds a NaN or infinite value at row 1, column 2"});
+}
+
 TEST_F(StateCommands, SaysWhichShardIsWrong) {
   expect_error(accumulate({folder_.path("none-*.npy")}, {y_}, "x.nc"), kData, {"none-*.npy", "no file matches"});
   expect_error({"analyze", "--device", "cpu", "--features", x_, "--labels", folder_.path("none-?.npy")}, kData,
