@@ -69,6 +69,7 @@ void add_options(CLI::App& app, Options& options, std::string& counts) {
       ->type_name("X");
   app.add_option("--lambda-w", options.lambda_w,
                  "Weight decay of the linear layers: one for all, or one each, W_1 first; default 1e-5")
+      ->delimiter(',')
       ->check(positive)
       ->type_name("X");
   app.add_option("--lambda-h", options.lambda_h, "Weight decay of the features")

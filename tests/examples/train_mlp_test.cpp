@@ -122,7 +122,7 @@ Json analyse(const std::string& printed) {
 
 TEST(TrainMlp, TheDumpGivesTheLastLineAgain) {
   const std::vector<Arguments> variants = {
-      {"--layers", "1"}, {"--layers", "3", "--lambda-w", "1e-3", "2e-3", "5e-4"}, {"--no-bias"}};
+      {"--layers", "1"}, {"--layers", "3", "--lambda-w", "1e-3,2e-3", "5e-4"}, {"--no-bias"}};
   for (const Arguments& variant : variants) {
     const TemporaryDirectory folder;
     const Outcome run = train(Arguments{"--dataset", "gaussian", "--counts", "40,20,10", "--width", "16",
