@@ -56,7 +56,14 @@ std::shared_ptr<Backend> open(Device device, const ContextOptions& options) {
   if (options.threads < 0 || options.threads > kMostThreads)
     throw UsageError("threads is " + std::to_string(options.threads) + ", must be 0 to " + std::to_string(kMostThreads),
                      "the default is all cores");
-  if (device.type == DeviceType::cpu) return open_cpu_backend(options);
+  if (device.type == DeviceType::cpu) {
+    const int threads = cpu_device(options.threads).threads;
+    if (threads > kMostThreads)
+      throw UsageError(
+          "OpenMP is set to " + std::to_string(threads) + " threads, must be at most " + std::to_string(kMostThreads),
+          "set OMP_NUM_THREADS to the number of cores, or unset it");
+    return open_cpu_backend(options);
+  }
   std::string reason;
   const auto gpus = cuda_devices(&reason);
   if (gpus.empty()) throw DeviceError("no CUDA device can be used: " + reason, "use the device cpu or auto");

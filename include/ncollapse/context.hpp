@@ -61,7 +61,7 @@ struct ContextOptions {
 class NCOLLAPSE_EXPORT Context {
  public:
   /// Throws DeviceError when the device does not exist or the library was built without CUDA, UsageError for a number
-  /// of threads below 0 or above 4096.
+  /// of threads below 0 or above 4096, be it OpenMP's own.
   explicit Context(Device device = Device::best(), const ContextOptions& options = {});
   /// For code inside the library and its tests.
   explicit Context(std::shared_ptr<Backend> backend);

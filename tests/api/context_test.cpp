@@ -6,6 +6,8 @@
 
 extern "C" void openblas_set_num_threads(int threads);
 extern "C" int openblas_get_num_threads();
+extern "C" int omp_get_max_threads();
+extern "C" void omp_set_num_threads(int threads);
 
 namespace ncollapse_test {
 namespace {
@@ -49,6 +51,12 @@ TEST(Devices, ADeviceThatIsNotThereIsAnError) {
 TEST(Devices, NumbersOfThreadsThatNoMachineHasAreRefused) {
   for (const int threads : {-1, 4097, std::numeric_limits<int>::max()})
     EXPECT_THROW(Context(Device{}, {.threads = threads}), ncollapse::UsageError) << threads;
+  const int before = omp_get_max_threads();
+  omp_set_num_threads(4097);  // as OMP_NUM_THREADS does
+  EXPECT_THROW(Context{Device{}}, ncollapse::UsageError);
+  EXPECT_NO_THROW(Context(Device{}, {.threads = 1}));
+  omp_set_num_threads(before);
+  EXPECT_NO_THROW(Context{Device{}});
 }
 
 TEST(Devices, ThreadCountsAgree) {

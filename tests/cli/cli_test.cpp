@@ -337,6 +337,16 @@ TEST_F(Command, WrongCalls) {
   EXPECT_NE(nothing.out.find("analyze"), std::string::npos) << nothing.out;
 }
 
+TEST_F(Command, MoreThreadsThanAnyMachineHasAreRefused) {
+  expect_error(analyze({"--threads", "100000"}), kUsage, {"threads is 100000", "4096"});
+  std::vector<std::string> arguments = analyze();
+  arguments.insert(arguments.begin(), {"OMP_NUM_THREADS=100000", NCOLLAPSE_COMMAND});
+  const Outcome run = RunningCommand(arguments, 0, "/usr/bin/env").wait();
+  EXPECT_EQ(run.exit_code, kUsage);
+  EXPECT_NE(run.err.find("OpenMP is set to 100000 threads"), std::string::npos) << run.err;
+  EXPECT_NE(run.err.find("OMP_NUM_THREADS"), std::string::npos) << run.err;
+}
+
 TEST_F(Command, DevicesThatAreNotThere) {
   auto arguments = analyze();
   arguments[2] = "cuda:99";
