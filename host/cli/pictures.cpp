@@ -214,11 +214,11 @@ struct Panel {
   double least_height = 170;
 };
 
-// Members of a pair share their colour; the line's dashes tell which one it is.
+constexpr int kSolid = 1, kDashed = 2;
+
+// Members of a pair share their colour; dashes and open marks tell which one it is.
 std::pair<std::string_view, int> stem_and_dash(std::string_view key) {
-  constexpr int kSolid = 1, kDashed = 2, kDashDotted = 4;
-  for (const auto& [suffix, dash] :
-       {std::pair{"_h", kSolid}, {"_w", kDashed}, {"_train", kSolid}, {"_test", kDashed}, {"_wh", kDashDotted}})
+  for (const auto& [suffix, dash] : {std::pair{"_h", kSolid}, {"_w", kDashed}, {"_train", kSolid}, {"_test", kDashed}})
     if (key.ends_with(suffix))  // the stem keeps the _: ufmb_sv is none of the pair ufmb_sv_w, ufmb_sv_h
       return {key.substr(0, key.size() - std::string_view(suffix).size() + 1), dash};
   return {key, kSolid};
@@ -359,12 +359,14 @@ TextFile curves_data(const Recording& run, const std::string& name) {
 
 // How it looks, in the panel and in the legend.
 std::string style_of(const Curve& curve, std::size_t steps) {
-  constexpr std::size_t kFewSteps = 25;  // so few that each one gets its mark
-  constexpr std::array<int, 8> kMarkers{7, 5, 9, 11, 13, 6, 4, 8};
-  const std::string marks = !curve.marker
-                                ? "lines"
-                                : fmt::format("linespoints pt {} ps 0.45{}", kMarkers[*curve.marker % kMarkers.size()],
-                                              steps > kFewSteps ? " pn 9" : "");
+  constexpr std::size_t kFewSteps = 25;                    // so few that each one gets its mark
+  constexpr std::array<int, 5> kMarkers{7, 5, 9, 11, 13};  // filled ones, the open ones come before them
+  std::string marks = "lines";
+  if (curve.marker) {
+    const bool open = curve.dash == kDashed;
+    marks = fmt::format("linespoints pt {} ps {}{}", kMarkers[*curve.marker % kMarkers.size()] - (open ? 1 : 0),
+                        open ? 0.6 : 0.45, steps > kFewSteps ? " pn 9" : "");
+  }
   return fmt::format("with {} lc '{}' dt {} lw 1.4 title {}", marks, curve.colour, curve.dash,
                      quoted(legend_of(curve)));
 }

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
@@ -212,16 +213,26 @@ TEST_F(Plot, WhatAnalyzeAndSimulateWriteCanBeDrawn) {
                                                     "'lambda_W = 0.002, lambda_H = 0.001, run.jsonl, iteration "}),
             "");
 
-  // No two curves of a panel look the same, and none of what should be drawn went missing.
+  // No two curves of a panel look the same, even where dashes cannot be seen (few pixels, curves on each other), and
+  // none of what should be drawn went missing.
   std::set<std::string> looks, keys;
+  std::map<std::string, std::string> colours;
+  const auto word_after = [](const std::string& line, const std::string& name) {
+    const auto at = line.find(name);
+    return at == std::string::npos ? "" : line.substr(at, line.find(' ', at + name.size()) - at);
+  };
   std::istringstream script(read_file(out("curves.gp")));
   for (std::string line; std::getline(script, line);) {
     if (line.starts_with("plot")) looks.clear();
     const auto style = line.find(" with line"), title = line.find(" title '");
     if (style == std::string::npos || title == std::string::npos) continue;
-    EXPECT_TRUE(looks.insert(line.substr(style, title - style)).second) << line;
-    keys.insert(line.substr(title + 8, line.find(' ', title + 8) - title - 8));
+    const std::string colour = word_after(line, " lc "), key = word_after(line.substr(title + 8), "");
+    EXPECT_TRUE(looks.insert(colour + word_after(line, " pt ")).second) << line;
+    keys.insert(key);
+    colours[key] = colour;
   }
+  EXPECT_EQ(colours["ufmb_w"], colours["ufmb_h"]);
+  EXPECT_NE(colours["ufmb_w"], colours["ufmb_wh"]);
   for (const auto* key : {"nc1_pinv", "nc2_equinorm_h", "nc2_etf_w", "nc3_dual", "nc3_cos_min", "ufmb_w", "ufmb_sv",
                           "ufmb_sv_h", "ufmb_align_min", "acc_top1_train", "loss", "minimum", "gap"})
     EXPECT_TRUE(keys.contains(key)) << key;
