@@ -70,14 +70,16 @@ GroupedPair group_pair(Backend& backend, const LabelSpectrum::Structure& s, cons
   const bool contrasts = s.model != LabelModel::without_bias;  // else a group is one eigenspace: U = V = I
   GroupedPair pair;
   pair.left_sums = backend.matrix(m, A.cols);
-  pair.right_sums = backend.matrix(m, B.cols);
+  const bool same = A.data() == B.data();  // a matrix beside itself: everything once
+  pair.right_sums = same ? pair.left_sums : backend.matrix(m, B.cols);
   for (Index first = 0, last = 0; first < m; first = last) {
     last = next_chunk(s, first, A.cols);
     const Matrix a = deviations(backend, s, A, first, last, contrasts, pair.left_sums);
-    const Matrix b = deviations(backend, s, B, first, last, contrasts, pair.right_sums);
+    const Matrix b = same ? a : deviations(backend, s, B, first, last, contrasts, pair.right_sums);
     const RowProducts products = backend.row_products(a, b);
     const auto begins = local_begins(s, first, last);
-    const auto left_gram = backend.group_gram_squares(a, begins), right_gram = backend.group_gram_squares(b, begins);
+    const auto left_gram = backend.group_gram_squares(a, begins);
+    const auto right_gram = same ? left_gram : backend.group_gram_squares(b, begins);
     pair.left_gram.insert(pair.left_gram.end(), left_gram.begin(), left_gram.end());
     pair.right_gram.insert(pair.right_gram.end(), right_gram.begin(), right_gram.end());
     for (Index i = first; i < last; ++i) {

@@ -17,7 +17,8 @@ struct GroupedPair {
   std::vector<double> left, right, cross, left_gram, right_gram;
 };
 
-/// One pass over A and B. Uses memory of some m d doubles beside a few MiB.
+/// One pass over A and B, which may be one matrix: then the pair's sides share memory. Uses memory of some m d doubles
+/// beside a few MiB.
 GroupedPair group_pair(Backend& backend, const LabelSpectrum::Structure& structure, const Matrix& A, const Matrix& B);
 /// The pair (A, diag(scale) (B - 1 centre^T)); scale one number a group, [m]; centre [d], or empty (as it must be
 /// without bias).

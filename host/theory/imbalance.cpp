@@ -84,14 +84,17 @@ class Imbalance {
 void Imbalance::norms_against_counts() {
   Matrix centred = backend_.clone(in_.means);
   backend_.centre_rows(centred, in_.sample_mean);
-  std::vector<std::pair<std::string, std::vector<double>>> sides{{"_h", norms(centred)}};
-  if (in_.weights) sides.emplace_back("_w", norms(in_.weights));
-  for (const auto& [suffix, lengths] : sides) {
+  const auto [least, most] = std::minmax_element(in_.counts.begin(), in_.counts.end());
+  std::vector<std::pair<std::string, const Matrix*>> sides{{"_h", &centred}};
+  if (in_.weights) sides.emplace_back("_w", &in_.weights);
+  for (const auto& [suffix, rows] : sides) {
     const std::string key = "norm_count_slope" + suffix, fit = "norm_count_r2" + suffix;
-    const auto [least, most] = std::minmax_element(in_.counts.begin(), in_.counts.end());
     std::string why;
-    if (*least == *most) why = "all classes have the same size";
-    if (*std::min_element(lengths.begin(), lengths.end()) == 0) why = "a norm is 0";
+    std::vector<double> lengths;
+    if (*least == *most)
+      why = "all classes have the same size";
+    else if (lengths = norms(*rows); *std::min_element(lengths.begin(), lengths.end()) == 0)
+      why = "a norm is 0";
     if (!why.empty()) {
       out_.undefined[key] = out_.undefined[fit] = why;
       continue;

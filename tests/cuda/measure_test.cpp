@@ -41,7 +41,7 @@ TEST(MeasureOnCuda, WaitsSeldomWhereClassesAreFew) {
     EXPECT_LE(used.waits, waits) << what;
     EXPECT_EQ(used.pageable_copies, 0) << what;
   };
-  expect_few({10, 512, {}}, 16);
+  expect_few({10, 512, {}}, 18);
   expect_few({10, 512, random_head(10, 512, 2)}, 40);
   expect_few({300, 40, random_head(300, 40, 2)}, 40);
 }
