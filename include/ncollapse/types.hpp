@@ -65,11 +65,11 @@ inline LabelView view(const std::uint8_t* labels, Index size) {
   return {labels, LabelType::u8, size, MemorySpace::host};
 }
 
-/// Bytes of one element.
 /// The spacing of numbers in [1, 2).
 constexpr double epsilon_of(Dtype dtype) {
   return dtype == Dtype::f64 ? 0x1p-52 : dtype == Dtype::f32 ? 0x1p-23 : dtype == Dtype::f16 ? 0x1p-10 : 0x1p-7;
 }
+/// Bytes of one element.
 constexpr Index size_of(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }
 constexpr Index size_of(LabelType type) { return type == LabelType::i64 ? 8 : type == LabelType::i32 ? 4 : 1; }
 
