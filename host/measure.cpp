@@ -318,9 +318,10 @@ double Measurement::scatter_scale() const {
   return 1 / k_;
 }
 
-/// What rounding alone does to samples that lie at their class means: a number between 2^e and 2^(e+1) is off by
-/// (2^e eps)^2/12 in the mean square, which is eps^2/12 of its own square over that of its mantissa; the inverse square
-/// of mantissas whose logarithms are spread evenly is 3/(8 log 2) in the mean.
+/// What rounding adds where the samples of a class spread over a few spacings of their type (closer ones are rounded
+/// alike, which adds less): a number between 2^e and 2^(e+1) is off by (2^e eps)^2/12 in the mean square, which is
+/// eps^2/12 of its own square over that of its mantissa; the inverse square of mantissas whose logarithms are spread
+/// evenly is 3/(8 log 2) in the mean.
 void Measurement::input_rounding() {
   const auto dtype = moments_.dtype();
   if (!dtype) return;
@@ -332,8 +333,8 @@ void Measurement::input_rounding() {
   set("nc1_input_floor", floor);
   constexpr double kNear = 10;
   if (const auto ratio = values_.find("nc1_trace_ratio"); ratio != values_.end() && ratio->second < kNear * floor)
-    report_.notes.push_back("rounding of features to " + report_.dtype + " alone gives nc1_trace_ratio some " +
-                            text_of(floor) + ", it is " + text_of(ratio->second) +
+    report_.notes.push_back("nc1_trace_ratio is " + text_of(ratio->second) + ", rounding of features to " +
+                            report_.dtype + " adds up to some " + text_of(floor) +
                             ": NC1 describes that type as much as the network");
 }
 

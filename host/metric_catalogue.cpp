@@ -21,7 +21,7 @@ const std::vector<MetricInfo>& metric_catalogue() {
        "Galanti et al. 2022", "down", "scalar"},
       {"nc1_vci", "variability collapse index", "1 - tr(Sigma_T^+ Sigma_B) / min(d, K-1), anova matrices", "scatter",
        "Xu & Liu 2023", "down", "scalar"},
-      {"nc1_input_floor", "nc1_trace_ratio of rounding alone",
+      {"nc1_input_floor", "what rounding adds to nc1_trace_ratio",
        "(eps^2 / (32 log 2)) tr(mean of m_k m_k^T) / tr Sigma_B, the mean weighted as in Sigma_W, eps of the features' "
        "type: 2^-7 bf16, 2^-10 f16, 2^-23 f32, 2^-52 f64",
        "means dtype", "Bennett 1948, of mantissas spread evenly", "none", "scalar"},
