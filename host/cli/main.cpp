@@ -60,8 +60,10 @@ ncollapse::UsageError unknown_argument(const CLI::App& app, const std::string& s
         fewest = edits;
         near = "--" + long_name;
       }
-  return ncollapse::UsageError("unknown option '" + name + "'",
-                               (near.empty() ? "" : "did you mean " + near + "? ") + see);
+  const std::string guess = near.empty()   ? ""
+                            : near == name ? "it stands on the other side of the command; "
+                                           : "did you mean " + near + "? ";
+  return ncollapse::UsageError("unknown option '" + name + "'", guess + see);
 }
 
 }  // namespace
@@ -125,7 +127,9 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) return speaks ? app.exit(e) : 0;  // --help, --version
     const std::string see = "see: ncollapse " + chosen_command(app) + "--help";
-    const bool unknown = dynamic_cast<const CLI::ExtrasError*>(&e) != nullptr;
+    // What is missing may be there under a name that is not known.
+    const bool unknown = dynamic_cast<const CLI::ExtrasError*>(&e) != nullptr ||
+                         (dynamic_cast<const CLI::RequiredError*>(&e) != nullptr && !app.remaining(true).empty());
     return ranks->fail(
         std::make_exception_ptr(unknown ? unknown_argument(app, see) : ncollapse::UsageError(e.what(), see)),
         json_wanted(argc, argv));

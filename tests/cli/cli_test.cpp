@@ -324,6 +324,14 @@ TEST_F(Command, WrongCalls) {
   EXPECT_EQ(said({"predict", "--lamda_w=1e-3", "--counts", "3,2", "--lambda-w", "1e-3", "--lambda-h", "1e-3"}),
             "ncollapse: error: unknown option '--lamda_w'\n"
             "  hint: did you mean --lambda-w? see: ncollapse predict --help\n");
+  EXPECT_EQ(said({"analyze", "--feature", x_, "--labels", y_}),  // one that is required
+            "ncollapse: error: unknown option '--feature'\n"
+            "  hint: did you mean --features? see: ncollapse analyze --help\n");
+  EXPECT_EQ(said({"analyze", "--labels", y_}),
+            "ncollapse: error: --features is required\n  hint: see: ncollapse analyze --help\n");
+  EXPECT_EQ(said({"--quiet", "analyze"}),
+            "ncollapse: error: unknown option '--json'\n"
+            "  hint: it stands on the other side of the command; see: ncollapse analyze --help\n");
   EXPECT_EQ(said({"metrics", "all", "of", "them"}),
             "ncollapse: error: unexpected argument 'all'\n  hint: see: ncollapse metrics --help\n");
   EXPECT_EQ(said({"--verison", "devices"}),
