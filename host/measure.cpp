@@ -358,7 +358,7 @@ void Measurement::variability() {
 // The nearest E P^T with P^T P = I, E the simplex of size 1: centred by the mean of its own vertices, whatever the
 // convention, and of K-1 dimensions. centred_squares: the squared singular values of C.
 void Measurement::nearest_simplex(std::vector<double> centred_squares) {
-  if (trace_between_ == 0) return undefined("nc2_nearest_etf", "all class means are equal");
+  if (trace_between_ == 0) return undefined("nc2_nearest_etf", kFlat);
   if (report_.dim < report_.classes_seen - 1)
     return undefined("nc2_nearest_etf", "a simplex of K classes needs K - 1 dimensions");
   double size = norm(centred_norms_);
@@ -405,7 +405,7 @@ void Measurement::pseudo_inverse() {
                     ? "classavg needs the scatter accumulated with scatter_weights 1/n_k, as analyze does"
                     : "the scatter was accumulated with class weights, this convention needs weights 1");
     else if (block.rank_used == 0)
-      undefined(key, "all class means are equal");
+      undefined(key, kFlat);
   }
   if (std::isnan(scale) || block.rank_used == 0) return;
   const Matrix spread = backend_.product(between.whitening, Transpose::no, moments_.data().scatter, Transpose::no);
@@ -454,7 +454,7 @@ void Measurement::collapse_index() {
   // The index inverts Sigma_W, an error of which counts d cond(Sigma_W)-fold.
   if (moments_.data().scatter_error > 0)
     return skip("nc1_vci", "precision fast does not resolve the small eigenvalues that the index depends on");
-  if (trace_between_ == 0) return undefined("nc1_vci", "all class means are equal");
+  if (trace_between_ == 0) return undefined("nc1_vci", kFlat);
   const auto weighted_means = [&] {
     Matrix result = backend_.clone(means_);
     backend_.centre_rows(result, sample_mean_);
@@ -602,7 +602,7 @@ void Measurement::duality(const Matrix& weights, const std::vector<double>& bias
   }
 
   const double weights_norm = norm(norms), centred_norm = norm(centred_norms_);
-  const std::string why = weights_norm == 0 ? "the classifier is 0" : "all class means are equal";
+  const std::string why = weights_norm == 0 ? "the classifier is 0" : kFlat;
   const auto dots = backend_.row_dots(weights, centred_);
   set("nc3_uni_dot_var", variance(dots, 1));
   if (weights_norm == 0 || centred_norm == 0) {
