@@ -34,7 +34,8 @@ class NCOLLAPSE_EXPORT DecisionCounter {
   DecisionCounter& operator=(DecisionCounter&&) noexcept;
 
   /// As Accumulator::add, errors included, but for a GPU: there it waits for the device, so a batch is counted or
-  /// refused at return, and it cannot be captured in a CUDA graph (UsageError).
+  /// refused at return, and it cannot be captured in a CUDA graph (UsageError). Takes 8 bytes there for every row of
+  /// the batch, besides bounded scratch.
   void add(const MatrixView& features, const LabelView& labels);
 
   /// Adds what the other ranks have counted; collective, exact, at the end: call finish() next. Throws as
