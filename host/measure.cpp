@@ -333,9 +333,9 @@ void Measurement::input_rounding() {
   set("nc1_input_floor", floor);
   constexpr double kNear = 10;
   if (const auto ratio = values_.find("nc1_trace_ratio"); ratio != values_.end() && ratio->second < kNear * floor)
-    report_.notes.push_back("nc1_trace_ratio is " + text_of(ratio->second) + ", rounding of features to " +
-                            report_.dtype + " adds up to some " + text_of(floor) +
-                            ": NC1 describes that type as much as the network");
+    report_.notes.push_back("rounding of the features to " + report_.dtype + " adds up to some " + text_of(floor) +
+                            " to nc1_trace_ratio, which is " + text_of(ratio->second) +
+                            ": some of NC1 is that type's, not the network's");
 }
 
 void Measurement::variability() {

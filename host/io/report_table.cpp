@@ -1,6 +1,7 @@
 // The report as a person reads it: one line a metric, grouped by property, within 100 columns.
 #include <algorithm>
 #include <map>
+#include <sstream>
 
 #include "host/io/report_layout.hpp"
 #include "ncollapse/metrics.hpp"
@@ -19,18 +20,16 @@ std::string padded(std::string text, std::size_t width, bool right = false) {
   return right ? blanks + text : text + blanks;
 }
 
-// Words of a comma-separated list, folded under a hanging indent.
-std::string folded(const std::string& head, const std::vector<std::string>& words) {
-  std::string out = head, line;
+// The head and the words of the text, with a blank before each, folded under a hanging indent.
+std::string folded(const std::string& head, const std::string& text, std::size_t indent) {
+  std::string out = head, word;
   std::size_t column = head.size();
-  for (std::size_t i = 0; i < words.size(); ++i) {
-    const std::string word = words[i] + (i + 1 < words.size() ? "," : "");
+  for (std::istringstream words(text); words >> word; column += 1 + word.size()) {
     if (column + 1 + word.size() > kWidth) {
-      out += "\n     ";
-      column = 5;
+      out += "\n" + std::string(indent, ' ');
+      column = indent;
     }
     out += " " + word;
-    column += 1 + word.size();
   }
   return out + "\n";
 }
@@ -108,7 +107,7 @@ std::string to_table(const Report& report, bool colour) {
     else if (!(report.scatter_error > 0))
       out += "there was nothing to take fast, everything is exact\n";
   }
-  for (const auto& note : report.notes) out += "note        " + note + "\n";
+  for (const auto& note : report.notes) out += folded("note       ", note, 11);
 
   for (const auto& group : kMetricGroups) {
     std::string lines;
@@ -126,10 +125,13 @@ std::string to_table(const Report& report, bool colour) {
   if (!report.spectrum.empty()) out += "\n" + bold("Spectrum of the label matrix") + "\n" + spectrum_table(report);
   out += "\n" + bold("Per class") + "\n" + class_table(report);
 
-  std::map<std::string, std::vector<std::string>> by_reason;
-  for (const auto& [key, status] : report.status) by_reason[status.code + ", " + status.why + ":"].push_back(key);
+  std::map<std::string, std::string> by_reason;
+  for (const auto& [key, status] : report.status) {
+    std::string& keys = by_reason[status.code + ", " + status.why + ":"];
+    keys += (keys.empty() ? "" : ", ") + key;
+  }
   if (!by_reason.empty()) out += "\n" + bold("Not computed") + "\n";
-  for (const auto& [reason, keys] : by_reason) out += folded("  " + reason, keys);
+  for (const auto& [reason, keys] : by_reason) out += folded("  " + reason, keys, 5);
   return out;
 }
 

@@ -250,7 +250,9 @@ TEST_P(Writers, CsvHasOneRowPerNumber) {
 }
 
 TEST_P(Writers, TheTableFitsAndNamesEveryNumber) {
-  for (const Report& report : {full(), bare(), degenerate()}) {
+  Report noted = full();
+  noted.notes = {"short", "w" + std::string(84, 'o') + "rd after word after word", "x " + std::string(87, 'y') + " z"};
+  for (const Report& report : {full(), bare(), degenerate(), noted}) {
     const std::string table = ncollapse::to_table(report);
     for (const auto& metric : report.metrics) EXPECT_NE(table.find(metric.key), std::string::npos) << metric.key;
     EXPECT_EQ(table.find('\x1b'), std::string::npos) << "colours were not asked for";
@@ -262,6 +264,8 @@ TEST_P(Writers, TheTableFitsAndNamesEveryNumber) {
     }
     EXPECT_NE(ncollapse::to_table(report, true).find('\x1b'), std::string::npos) << "colours were asked for";
   }
+  EXPECT_NE(ncollapse::to_table(noted).find("\nnote        short\n"), std::string::npos);
+  EXPECT_NE(ncollapse::to_table(noted).find("\nnote        x\n            yyy"), std::string::npos);
 }
 
 }  // namespace

@@ -330,7 +330,7 @@ TEST_F(Command, WrongCalls) {
   EXPECT_EQ(said({"analyze", "--labels", y_}),
             "ncollapse: error: --features is required\n  hint: see: ncollapse analyze --help\n");
   EXPECT_EQ(said({"--quiet", "analyze"}),
-            "ncollapse: error: unknown option '--json'\n"
+            "ncollapse: error: unknown option '--quiet'\n"
             "  hint: it stands on the other side of the command; see: ncollapse analyze --help\n");
   EXPECT_EQ(said({"metrics", "all", "of", "them"}),
             "ncollapse: error: unexpected argument 'all'\n  hint: see: ncollapse metrics --help\n");
