@@ -141,7 +141,7 @@ struct CudaBackend::Prepared {
 
   void round_candidates(int which, Dtype type, Exponents exponents) const;
   void make_candidates(Way wanted);
-  void score(const FeatureBlock& x, Index first_row);
+  void score(const FeatureBlock& x, Index first_row, const Verdicts (&verdicts)[2]);
   void decide(const DecisionState& state, const FeatureBlock& features, Index first_row, bool more);
   void count(DecisionState& state, const LabelBlock& labels, Index first_row);
   BatchRecord* record() const { return &status.get()->record; }
@@ -170,7 +170,6 @@ struct CudaBackend::Prepared {
   Stream side;                 ///< takes the leaders out of the scores
   Event made[2], taken[2];     ///< of each tile of scores
   int turn = 0;                ///< the one that comes next
-  Verdicts verdicts[2];        ///< of the block that is being decided
 };
 
 CudaBackend::Prepared& CudaBackend::prepared(DecisionState& state) {
@@ -292,7 +291,7 @@ void CudaBackend::Prepared::make_candidates(Way wanted) {
 }
 
 /// Scores a row tile, from row first_row of the block on, and certifies or opens its rows.
-void CudaBackend::Prepared::score(const FeatureBlock& x, Index first_row) {
+void CudaBackend::Prepared::score(const FeatureBlock& x, Index first_row, const Verdicts (&verdicts)[2]) {
   const cudaStream_t stream = queue->stream();
   NarrowRows z;
   if (way->raw) {
@@ -334,6 +333,7 @@ void CudaBackend::Prepared::decide(const DecisionState& state, const FeatureBloc
   const cudaStream_t stream = queue->stream();
   const WaitOnException guard(side.get());
   check(cudaMemsetAsync(status.get()->open, 0, sizeof(Status::open), stream));
+  Verdicts verdicts[2];
   for (const int which : {kCentres, kWeights})
     verdicts[which] = {space->decisions[which].get() + first_row, space->open[which].get(), status.get()->open[which],
                        space->block_rows};
@@ -342,7 +342,7 @@ void CudaBackend::Prepared::decide(const DecisionState& state, const FeatureBloc
     FeatureBlock x = features;
     x.data = static_cast<const char*>(features.data) + first * features.stride * size_of(features.dtype);
     x.rows = std::min(way->raw ? space->raw_tile : space->shifted_tile, features.rows - first);
-    score(x, first);
+    score(x, first, verdicts);
     first += x.rows;
     if (!way->raw) continue;
     raw_rows += x.rows;

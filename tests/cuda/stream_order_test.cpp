@@ -32,6 +32,16 @@ class StreamOrderTest : public testing::Test {
     state.scatter = backend.matrix(kDim, kDim);
     return state;
   }
+  /// The centres are 0.
+  static DecisionState new_decisions(Backend& backend, Index centres, Index dim) {
+    DecisionState state;
+    state.classes = kClasses;
+    state.dim = dim;
+    state.centres = backend.matrix(centres, dim);
+    state.centre_class = backend.index_array(centres, 1);
+    state.counters = backend.index_array(4, kClasses);
+    return state;
+  }
   std::vector<double> image(const MomentState& state) { return image(backend_, state); }
   static std::vector<double> image(Backend& backend, const MomentState& state) {  // the one in whose stream it is made
     std::vector<double> all;
@@ -197,12 +207,7 @@ TEST_F(StreamOrderTest, ABatchOfAKnownShapeCanBeCaptured) {
 
 TEST_F(StreamOrderTest, DecisionsCannotBeCaptured) {
   const OneBatch batch(backend_, 20, 12);
-  DecisionState state;
-  state.classes = kClasses;
-  state.dim = kDim;
-  state.centres = backend_.matrix(kClasses, kDim);
-  state.centre_class = backend_.index_array(kClasses, 1);
-  state.counters = backend_.index_array(4, kClasses);
+  DecisionState state = new_decisions(backend_, kClasses, kDim);
   cuda_shim::set_capturing(true);
   EXPECT_THROW(backend_.decide_batch(state, batch.device_x, batch.device_y), UsageError);
   cuda_shim::set_capturing(false);
@@ -219,12 +224,7 @@ TEST_F(StreamOrderTest, DecisionsReadTheFeaturesOfAHostBatchOnce) {
     Samples x(type, rows, d);
     const auto labels = make_labels(Classes::uniform, rows, kClasses, 14);
     fill(x, labels, 0.1, 14);
-    DecisionState state;
-    state.classes = kClasses;
-    state.dim = d;
-    state.centres = backend.matrix(kClasses, d);
-    state.centre_class = backend.index_array(kClasses, 1);
-    state.counters = backend.index_array(4, kClasses);
+    DecisionState state = new_decisions(backend, kClasses, d);
     const Labels y(LabelType::i64, labels);
     ASSERT_FALSE(backend.decide_batch(state, x.host(), y.host()).any());
     const auto before = cuda_shim::calls().uploaded;
@@ -242,12 +242,7 @@ TEST_F(StreamOrderTest, WithoutCentresSamplesAreCounted) {
   Samples x(Dtype::bf16, 30, 8);
   const auto labels = make_labels(Classes::uniform, 30, kClasses, 13);
   fill(x, labels, 0.1, 13);
-  DecisionState state;
-  state.classes = kClasses;
-  state.dim = 8;
-  state.centres = backend_.matrix(0, 8);
-  state.centre_class = backend_.index_array(0, 1);
-  state.counters = backend_.index_array(4, kClasses);
+  DecisionState state = new_decisions(backend_, 0, 8);
   ASSERT_FALSE(backend_.decide_batch(state, x.host(), Labels(LabelType::i32, labels).host()).any());
   const auto counters = backend_.to_host(state.counters);
   for (Index k = 0; k < kClasses; ++k) EXPECT_EQ(counters[k], std::count(labels.begin(), labels.end(), k));
