@@ -9,6 +9,10 @@
 // rounding of the constants and of the double formulas added; every other row
 // (and any row whose scores overflow: a NaN certifies nothing) is evaluated in double by the formulas themselves, each
 // class by the same sequence of operations, so that equal centres tie exactly and the lowest class wins.
+//
+// Rows within the safe radius of their class need no scores (host/safe_radius.hpp), only their distance from its mean.
+// Late in training these are nearly all rows. The radii cost as much as scores of one row a class, so they are made
+// once that is little beside what has been decided.
 #include <cblas.h>
 #include <omp.h>
 
@@ -20,12 +24,15 @@
 #include "host/cpu/cpu_backend.hpp"
 #include "host/cpu/elements.hpp"
 #include "host/cpu/parallel_blas.hpp"
+#include "host/safe_radius.hpp"
 
 namespace ncollapse::cpu {
 
 namespace {
 
 constexpr Index kRowTile = 256, kClassTile = 512;  // a tile's rows and scores stay in a core's own cache
+constexpr Index kRowsPerRadius = 4;                // rows decided before a class's radius is worth its scores
+constexpr Index kDistanceBlock = 256;              // columns between two looks at whether a row is out of reach
 constexpr double kUnitRoundoff = 0x1p-24;
 constexpr Index kUndecided = -1;
 // Outside this range floats overflow, or lose digits as subnormals; then nothing is certified.
@@ -36,10 +43,13 @@ struct Scorer {
   Index count = 0;
   std::vector<float> rows;       // [count x d]
   std::vector<float> constants;  // [count]
+  std::vector<double> norms;     // [count], of exact rows
   double largest_norm = 0, largest_constant = 0;
   // Rounding in double, of the constant and of the direct formula, at a row of norm |z|:  offset + slope |z| + curve
   // |z|^2.
   double offset = 0, slope = 0, curve = 0;
+
+  double rounding(double z) const { return offset + (slope + curve * z) * z; }
 };
 
 // Best and second-best score of a row over the class tiles seen so far.
@@ -61,10 +71,19 @@ struct Workspace {
   std::vector<Leader> leaders;
 };
 
+// Rows of the class that lie in it are decided for the class.
+struct Ball {
+  const double* centre = nullptr;
+  double radius_squared = 0;
+};
+
 struct Prepared {
   std::vector<double> origin;  // [d]
   Scorer centres, classifier;
   std::vector<Workspace> workspaces;  // one a thread, kept from batch to batch
+  Index rows = 0;                     // of all batches
+  std::vector<Ball> balls;            // [classes]; empty until they pay
+  std::vector<Index> open;            // rows of a batch that need scores
 };
 
 // Squares and products of such lengths are floats.
@@ -79,7 +98,8 @@ double norm(const double* row, Index dim) {
 void finish(Scorer& scorer, Index k, const double* row, double constant, Index dim) {
   for (Index j = 0; j < dim; ++j) scorer.rows[k * dim + j] = static_cast<float>(row[j]);
   scorer.constants[k] = static_cast<float>(constant);
-  scorer.largest_norm = std::max(scorer.largest_norm, norm(row, dim));
+  scorer.norms[k] = norm(row, dim);
+  scorer.largest_norm = std::max(scorer.largest_norm, scorer.norms[k]);
   scorer.largest_constant = std::max(scorer.largest_constant, std::abs(constant));
 }
 
@@ -88,6 +108,7 @@ Scorer make_scorer(Index count, Index dim) {
   scorer.count = count;
   scorer.rows.resize(static_cast<std::size_t>(count * dim));
   scorer.constants.resize(static_cast<std::size_t>(count));
+  scorer.norms.resize(static_cast<std::size_t>(count));
   return scorer;
 }
 
@@ -183,8 +204,8 @@ void scan(float* scores, const float* constants, Index first, Index count, Leade
   leader.index = first + at;
 }
 
-// Float decisions of a tile of rows; kUndecided where they are not certain.
-void decide_tile(const Scorer& scorer, Workspace& work, Index rows, Index dim, Index* decisions) {
+// Leaders of a tile of rows.
+void score_tile(const Scorer& scorer, Workspace& work, Index rows, Index dim) {
   std::fill_n(work.leaders.begin(), rows, Leader{});
   for (Index first = 0; first < scorer.count; first += kClassTile) {
     const Index count = std::min(kClassTile, scorer.count - first);
@@ -194,20 +215,29 @@ void decide_tile(const Scorer& scorer, Workspace& work, Index rows, Index dim, I
     for (Index i = 0; i < rows; ++i)
       scan(work.scores.data() + i * count, scorer.constants.data() + first, first, count, work.leaders[i]);
   }
+}
+
+// By how much the best score of a row of norm z leads for certain, in exact numbers and in those of the direct formula;
+// 0 where that is nothing.
+double certain_lead(const Scorer& scorer, const Leader& leader, double z, Index dim) {
+  if (!(safe(z) && safe(scorer.largest_norm) && scorer.largest_constant < kLargest)) return 0;
+  if (!leader.clean || !std::isfinite(leader.best)) return 0;
   const double n = static_cast<double>(dim) + 3,
                factor = n * kUnitRoundoff / (1 - n * kUnitRoundoff) + 2 * kUnitRoundoff;
-  for (Index i = 0; i < rows; ++i) {
-    const Leader& leader = work.leaders[i];
-    const double z = work.norms[i];
-    // The last term covers products and operands that underflow.
-    const double bound = factor * z * scorer.largest_norm + 2 * kUnitRoundoff * scorer.largest_constant +
-                         scorer.offset + (scorer.slope + scorer.curve * z) * z +
-                         static_cast<double>(dim + 2) * 0x1p-126 * (2 + z + scorer.largest_norm);
-    const double lead = static_cast<double>(leader.best) - static_cast<double>(leader.second);
-    const bool certain = factor > 0 && safe(z) && safe(scorer.largest_norm) && scorer.largest_constant < kLargest &&
-                         leader.clean && std::isfinite(leader.best) && (scorer.count == 1 || lead > 2.0001 * bound);
-    decisions[i] = certain ? leader.index : kUndecided;
-  }
+  if (!(factor > 0)) return 0;
+  if (scorer.count == 1) return std::numeric_limits<double>::infinity();
+  // The last term covers products and operands that underflow.
+  const double bound = factor * z * scorer.largest_norm + 2 * kUnitRoundoff * scorer.largest_constant +
+                       scorer.rounding(z) + static_cast<double>(dim + 2) * 0x1p-126 * (2 + z + scorer.largest_norm);
+  const double lead = static_cast<double>(leader.best) - static_cast<double>(leader.second) - 2.0001 * bound;
+  return lead > 0 ? lead : 0;  // not NaN
+}
+
+// Float decisions of a tile of rows; kUndecided where they are not certain.
+void decide_tile(const Scorer& scorer, Workspace& work, Index rows, Index dim) {
+  score_tile(scorer, work, rows, dim);
+  for (Index i = 0; i < rows; ++i)
+    if (certain_lead(scorer, work.leaders[i], work.norms[i], dim) == 0) work.leaders[i].index = kUndecided;
 }
 
 template <class T>
@@ -219,6 +249,14 @@ NCOLLAPSE_VECTORISED double squared_distance(const T* x, const double* centre, I
     sum += gap * gap;
   }
   return sum;
+}
+
+template <class T>
+bool holds(const Ball& ball, const T* x, Index dim) {
+  double squared = 0;
+  for (Index j = 0; j < dim && squared < ball.radius_squared; j += kDistanceBlock)
+    squared += squared_distance(x + j, ball.centre + j, std::min(kDistanceBlock, dim - j));
+  return squared < ball.radius_squared;  // not NaN
 }
 
 template <class T>
@@ -257,42 +295,95 @@ Index best_class(const T* x, const Matrix& weights, const Matrix& bias, Index di
   return best;
 }
 
+// body(workspace, first, count) for tiles of kRowTile rows. Each thread takes whole tiles, products included: one
+// parallel region, no barrier inside it.
+template <class Body>
+void for_each_tile(Prepared& prepared, Index rows, int threads, Body body) {
+  const Index tiles = (rows + kRowTile - 1) / kRowTile;
+  const BlasThreads guard(1);
+#pragma omp parallel num_threads(static_cast <int>(std::clamp <Index>(tiles, 1, threads)))
+  {
+    Workspace& work = prepared.workspaces[static_cast<std::size_t>(omp_get_thread_num())];
+#pragma omp for schedule(dynamic)
+    for (Index tile = 0; tile < tiles; ++tile) body(work, tile * kRowTile, std::min(kRowTile, rows - tile * kRowTile));
+  }
+}
+
+void make_balls(Prepared& prepared, const DecisionState& state, int threads) {
+  const Index dim = state.dim;
+  const Scorer &centres = prepared.centres, &classifier = prepared.classifier;
+  prepared.balls.assign(static_cast<std::size_t>(state.classes), Ball{});
+  for_each_tile(prepared, centres.count, threads, [&](Workspace& work, Index first, Index count) {
+    // The means as rows: z is c_k.
+    std::copy_n(centres.rows.data() + first * dim, count * dim, work.z.data());
+    std::copy_n(centres.norms.data() + first, count, work.norms.data());
+    const auto lead_of = [&](const Scorer& scorer, Index i, Index candidate) {
+      const Leader& leader = work.leaders[i];
+      return leader.index == candidate ? certain_lead(scorer, leader, work.norms[i], dim) : 0;
+    };
+    double radii[kRowTile];
+    score_tile(centres, work, count, dim);
+    for (Index i = 0; i < count; ++i)
+      radii[i] = safe_centre_radius(lead_of(centres, i, first + i), work.norms[i],
+                                    [&](double size) { return centres.rounding(size); });
+    if (state.weights) score_tile(classifier, work, count, dim);
+    for (Index i = 0; i < count; ++i) {
+      const Index label = state.centre_class.data()[first + i];
+      if (state.weights)
+        radii[i] =
+            std::min(radii[i], safe_classifier_radius(lead_of(classifier, i, label),
+                                                      classifier.norms[label] + classifier.largest_norm, work.norms[i],
+                                                      [&](double size) { return classifier.rounding(size); }));
+      prepared.balls[label] = {state.centres.data() + (first + i) * dim, radii[i] * radii[i]};
+    }
+  });
+}
+
 }  // namespace
 
 template <class T>
 void CpuBackend::decide_rows(DecisionState& state, const T* data, Index stride, Index rows) {
   if (!state.prepared) state.prepared = prepare(state, threads_);
   auto& prepared = *static_cast<Prepared*>(state.prepared.get());
-  const Index dim = state.dim, classes = state.classes;
+  const Index dim = state.dim, classes = state.classes, centres = state.centres.rows;
   const bool has_classifier = static_cast<bool>(state.weights);
   const Index* labels = labels_.reserve(rows);
   Index* centre_decisions = decisions_.reserve(2 * rows);
   Index* classifier_decisions = centre_decisions + rows;
-  const Index tiles = (rows + kRowTile - 1) / kRowTile;
 
-  // Each thread takes whole tiles, products included: one parallel region, no barrier inside it.
-  const int team = static_cast<int>(std::min<Index>(threads_for(rows * dim * classes), tiles));
-  const BlasThreads guard(1);
-#pragma omp parallel num_threads(team)
-  {
-    Workspace& work = prepared.workspaces[static_cast<std::size_t>(omp_get_thread_num())];
-#pragma omp for schedule(dynamic)
-    for (Index tile = 0; tile < tiles; ++tile) {
-      const Index begin = tile * kRowTile, count = std::min(kRowTile, rows - begin);
-      const T* first = data + begin * stride;
-      for (Index i = 0; i < count; ++i)
-        work.norms[i] = narrow(first + i * stride, prepared.origin.data(), work.z.data() + i * dim, dim);
-      decide_tile(prepared.centres, work, count, dim, centre_decisions + begin);
-      if (has_classifier) decide_tile(prepared.classifier, work, count, dim, classifier_decisions + begin);
-      for (Index i = 0; i < count; ++i) {
-        Index& centre = centre_decisions[begin + i];
-        if (centre == kUndecided) centre = nearest_centre(first + i * stride, state.centres, dim);
-        centre = state.centre_class.data()[centre];
-        if (has_classifier && classifier_decisions[begin + i] == kUndecided)
-          classifier_decisions[begin + i] = best_class(first + i * stride, state.weights, state.bias, dim);
-      }
-    }
+  prepared.rows += rows;
+  if (prepared.balls.empty() && prepared.rows / kRowsPerRadius >= centres)
+    make_balls(prepared, state, threads_for(centres * dim * classes));
+  std::fill_n(centre_decisions, rows, kUndecided);
+  if (!prepared.balls.empty()) {
+#pragma omp parallel for num_threads(threads_for(rows* dim))
+    for (Index i = 0; i < rows; ++i)
+      if (holds(prepared.balls[labels[i]], data + i * stride, dim))
+        centre_decisions[i] = classifier_decisions[i] = labels[i];
   }
+  prepared.open.clear();
+  for (Index i = 0; i < rows; ++i)
+    if (centre_decisions[i] == kUndecided) prepared.open.push_back(i);
+
+  const auto open = static_cast<Index>(prepared.open.size());
+  for_each_tile(prepared, open, threads_for(open * dim * classes), [&](Workspace& work, Index first, Index count) {
+    const Index* tile = prepared.open.data() + first;
+    for (Index i = 0; i < count; ++i)
+      work.norms[i] = narrow(data + tile[i] * stride, prepared.origin.data(), work.z.data() + i * dim, dim);
+    decide_tile(prepared.centres, work, count, dim);
+    for (Index i = 0; i < count; ++i) {
+      Index centre = work.leaders[i].index;
+      if (centre == kUndecided) centre = nearest_centre(data + tile[i] * stride, state.centres, dim);
+      centre_decisions[tile[i]] = state.centre_class.data()[centre];
+    }
+    if (!has_classifier) return;
+    decide_tile(prepared.classifier, work, count, dim);
+    for (Index i = 0; i < count; ++i) {
+      const Index best = work.leaders[i].index;
+      classifier_decisions[tile[i]] =
+          best == kUndecided ? best_class(data + tile[i] * stride, state.weights, state.bias, dim) : best;
+    }
+  });
 
   Index* counters = state.counters.data();
   for (Index i = 0; i < rows; ++i) {

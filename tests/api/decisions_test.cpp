@@ -20,6 +20,13 @@ Samples centres(Index dim, const std::vector<std::vector<double>>& rows) {
   return samples;
 }
 
+Samples random_centres(Index classes, Index dim, unsigned seed) {
+  const Samples samples = make_samples({std::vector<Index>(at(classes), 1), dim, {0.0}, 1.0, 0.0, seed});
+  std::vector<Index> by_class(at(classes));
+  for (Index i = 0; i < classes; ++i) by_class[at(samples.labels[at(i)])] = i;
+  return reordered(samples, by_class);
+}
+
 /// Trains on `train`, decides `test` in `dtype` and compares every count with the oracle, whose margin must leave no
 /// doubt: 1e-11 is above d eps for every d here.
 void expect_oracle_counts(const Context& context, const Samples& train, const Head& head, const Samples& test,
@@ -122,6 +129,90 @@ TEST_P(Decisions, CentresCloserThanSinglePrecisionCanTell) {
   EXPECT_EQ(counts.correct_classifier, want.correct_classifier);
 }
 
+/// Right at the means; of two classes the rows of W are opposite. Decides by distances, somewhat displaced.
+Head displaced_nearest_centre(const Samples& centres) {
+  const Index K = centres.classes, d = centres.dim;
+  Head head{K, d, centres.values, std::vector<double>(at(K))};
+  for (Index j = 0; j < d; ++j) {
+    double mean = 0;
+    for (Index k = 0; k < K; ++k) mean += centres.values[at(k * d + j)] / static_cast<double>(K);
+    for (Index k = 0; k < K; ++k) head.weights[at(k * d + j)] -= mean;
+    for (Index k = 0; k < K; ++k)
+      head.bias[at(k)] -= head.weights[at(k * d + j)] * (centres.values[at(k * d + j)] + mean) / 2;
+  }
+  for (Index k = 0; k < K; ++k) head.bias[at(k)] += 1e-2 * std::sin(static_cast<double>(k));
+  return head;
+}
+
+TEST_P(Decisions, OnTheWayToAnotherClass) {
+  // From every mean straight to every other one, and where the classifier turns: no row is nearer to its own class than
+  // it may be without scores. Four rows a class and more, so that means get their radii.
+  for (const auto& [K, d] : {std::pair<Index, Index>{2, 1}, {2, 7}, {6, 5}, {6, 300}}) {
+    SCOPED_TRACE("K = " + std::to_string(K) + ", d = " + std::to_string(d));
+    const Samples train = random_centres(K, d, 103);
+    const Head head = displaced_nearest_centre(train);
+    Samples test{K, d, {}, {}};
+    const auto mean = [&](Index k) { return train.values.data() + k * d; };
+    for (Index k = 0; k < K; ++k)
+      for (Index other = 0; other < K; ++other) {
+        if (other == k) continue;
+        for (const double part : {0.0, 0.3, 0.49, 0.49999, 0.499999999, 0.500000001, 0.50001, 0.51, 0.9}) {
+          std::vector<double> row(mean(k), mean(k) + d);
+          for (Index j = 0; j < d; ++j) row[at(j)] += part * (mean(other)[j] - mean(k)[j]);
+          test.add(k, row);
+        }
+        double lead = head.bias[at(k)] - head.bias[at(other)], slope = 0;
+        for (Index j = 0; j < d; ++j) {
+          const double turn = head.weights[at(k * d + j)] - head.weights[at(other * d + j)];
+          lead += turn * mean(k)[j];
+          slope += turn * turn;
+        }
+        for (const double part : {0.7, 0.99999, 0.999999999, 1.000000001, 1.00001, 1.3}) {
+          std::vector<double> row(mean(k), mean(k) + d);
+          for (Index j = 0; j < d; ++j)
+            row[at(j)] -= part * lead / slope * (head.weights[at(k * d + j)] - head.weights[at(other * d + j)]);
+          test.add(k, row);
+        }
+      }
+    expect_oracle_counts(context(), train, head, test);
+  }
+}
+
+TEST_P(Decisions, AClassifierThatIsWrongAtTheMeans) {
+  // Class 1's mean goes to class 0, by weights; class 2's to class 0, by a hair; all rows lie at the means.
+  const Samples train = centres(2, {{1, 0}, {0, 1}, {-1, 0}});
+  const Head head{3, 2, {1, 1, 0.5, 0.5, -2, 0}, {0, 0, -3.0000001}};
+  Samples test{3, 2, {}, {}};
+  for (int repeat = 0; repeat < 20; ++repeat)
+    for (std::int64_t k = 0; k < 3; ++k) test.add(k, {train.values.begin() + 2 * k, train.values.begin() + 2 * k + 2});
+  for (const Dtype dtype : {Dtype::f64, Dtype::bf16}) {
+    const DecisionCounts counts = count_decisions(moments_of(context(), train), head, test, 0, dtype);
+    EXPECT_EQ(counts.correct_centre, (std::vector<Index>{20, 20, 20}));
+    EXPECT_EQ(counts.correct_classifier, (std::vector<Index>{20, 0, 0}));
+    EXPECT_EQ(counts.agree, (std::vector<Index>{20, 0, 0}));
+  }
+}
+
+TEST_P(Decisions, CollapsedFeaturesAndAFewThatStray) {
+  // Nearly all rows lie close to their means; of every class one lies at the mean of the next and one far from all.
+  const Index K = 40, d = 33;
+  for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16}) {
+    SCOPED_TRACE(std::string(ncollapse::to_string(dtype)));
+    const Samples train = rounded(random_centres(K, d, 105), dtype);
+    Samples test{K, d, {}, {}};
+    for (Index i = 0; i < 30 * K; ++i) {
+      const Index k = i % K, source = i / K == 7 ? (k + 1) % K : k;
+      std::vector<double> row(train.values.begin() + source * d, train.values.begin() + (source + 1) * d);
+      for (Index j = 0; j < d; ++j)
+        row[at(j)] += (i / K == 11 ? 50.0 : 1e-2) * std::sin(static_cast<double>(i * d + j));
+      test.add(k, row);
+    }
+    expect_oracle_counts(context(), train, random_head(K, d, 107), rounded(test, dtype), dtype);
+    Head own{K, d, train.values, std::vector<double>(at(K), 0.0)};  // what collapse makes of W
+    expect_oracle_counts(context(), train, own, rounded(test, dtype), dtype);
+  }
+}
+
 TEST_P(Decisions, TiesGoToTheLowestClass) {
   // Small integers: every way to compute these scores is exact.
   const Samples train = centres(2, {{9, 9}, {1, 0}, {-1, 0}, {1, 0}, {9, 9}});
@@ -138,10 +229,7 @@ TEST_P(Decisions, TiesGoToTheLowestClass) {
 TEST_P(Decisions, DuplicatesTieWhateverTheirDigits) {
   // Classes k and k + 150 have the same centre and the same weights: the first one wins, wherever the two rows stand.
   const Index K = 300, d = 7;
-  Samples train = make_samples({std::vector<Index>(150, 1), d, {0.0}, 1.0, 0.0, 90});
-  std::vector<Index> sorted(150);
-  for (Index i = 0; i < 150; ++i) sorted[at(train.labels[at(i)])] = i;
-  train = reordered(train, sorted);
+  Samples train = random_centres(150, d, 90);
   train.classes = K;
   for (Index k = 0; k < 150; ++k)
     train.add(150 + k, {train.values.begin() + k * d, train.values.begin() + (k + 1) * d});
