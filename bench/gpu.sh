@@ -9,13 +9,13 @@ cuda_filter='*cuda*:*Cuda*:*CUDA*'  # of the tests that run on every backend, th
 small_filter='*/tiny'                # of the backend's tests, those in small chunks: the sanitizers slow everything down
 # Of these, the quickest that launch every kernel of ours (house.kernel_coverage): racecheck and initcheck are the slowest.
 quick_filter=$(printf '*.%s/tiny:' FastScatterKeepsItsBoundWhereErrorsConspire FaultsAreFoundAndChangeNothing \
-  RowsAreCertifiedByTheirOwnSize OpenRowsOfManyCandidatesAreDecidedByTheFormulas ImportsEveryElementType RowVerbs \
+  RowsAreCertifiedByTheirOwnSize RowsNearTheirMeansAreDecidedByTheFormulas OpenRowsOfManyCandidatesAreDecidedByTheFormulas ImportsEveryElementType RowVerbs \
   ProductAndGram EigenvaluesAlone CholeskyAndItsSolves PairSumsOfDegenerateRows FastPairSumsInPieces ProductSums)
 # initcheck does not see every store of a vendor's kernels (those by bulk copies on Hopper, for one) and takes what they
 # write for what nobody wrote. Of ours, these read such products from memory that was not zeroed before; copies to the host
 # and the vendors' own reads are counted, but not held against us either. That none of ours reads what nobody wrote, if the
 # vendors write what they say, is what cuda_shim_tests_reads finds on any machine.
-product_readers='reduce_pairs|reduce_product|merge_leaders|promote'
+product_readers='reduce_pairs|reduce_product|merge_leaders|find_leads|promote'
 total_seconds=${GPU_SECONDS:-450}    # for all steps together
 
 # The steps and the seconds each may take, the most telling first. They add up to 450. What a step leaves goes to the

@@ -12,6 +12,11 @@
 // shifting them does, rows are shifted from then on, which finds the faults as well. Decisions are exact either way, so
 // nothing depends on it but time.
 //
+// Rows within the safe radius of their class need no scores: the look for faults measures how far they are from its
+// mean, too, and late in training that is all that happens to nearly all rows. The host then waits for how many are
+// left, which are gathered for scores. The radii come from scores of the means themselves, once that is little beside
+// what has been decided.
+//
 // All that is needed is allocated before the first block is counted: scratch for the larger of the two ways, and
 // candidates in place, which are rounded anew in the same memory for the other way.
 #include <algorithm>
@@ -24,12 +29,14 @@
 #include "cuda/decide.hpp"
 #include "cuda/dense.hpp"
 #include "cuda/scatter.hpp"
+#include "host/safe_radius.hpp"
 #include "ncollapse/error.hpp"
 
 namespace ncollapse::cuda {
 namespace {
 
 constexpr int kCentres = 0, kWeights = 1;
+constexpr Index kRowsPerRadius = 4;  // rows decided before a class's radius is worth its scores
 
 Index rounded_up(Index value, Index to) { return (value + to - 1) / to * to; }
 Index padded_columns(Index dim) { return rounded_up(dim, kHalfPadding); }
@@ -48,9 +55,10 @@ struct NarrowBuffers {
         lost(queue, count) {}
   /// Rows `first` on.
   void round(cudaStream_t stream, const FeatureBlock& x, const float* origin, Dtype type, Index first,
-             Exponents exponents, BatchRecord* record = nullptr) const {
+             Exponents exponents, BatchRecord* record = nullptr, const std::int32_t* list = nullptr,
+             Index count = 0) const {
     launch_narrow_rows(stream, x, origin, padded, type, rows.get() + first * padded, scales.get() + first,
-                       norms.get() + first, lost.get() + first, exponents, record);
+                       norms.get() + first, lost.get() + first, exponents, record, list, count);
   }
 
   Index padded;
@@ -69,6 +77,7 @@ struct Way {
 struct Status {
   BatchRecord record;
   unsigned long long open[2][2] = {};
+  unsigned long long far = 0;          ///< rows of the block that are not near their mean
   unsigned long long evaluations = 0;  ///< that raw rows left
 };
 
@@ -91,6 +100,8 @@ struct Space {
       check(cudaMemsetAsync(each.get(), 0, static_cast<std::size_t>(each.bytes()), queue.stream()));
     }
     norms = Buffer<double>(queue, block);
+    labels = Buffer<std::uint32_t>(queue, block);
+    far = Buffer<std::int32_t>(queue, block);
     for (int set = 0; set < 2; ++set) {
       if (width < columns) {
         leader_scores[set] = Buffer<float>(queue, raw_tile * kLeaders);
@@ -106,10 +117,18 @@ struct Space {
   std::optional<NarrowBuffers> z;  ///< of a shifted tile
   Buffer<float> products[2];       ///< [tile x width], and kScoreSlack
   Buffer<double> norms;            ///< of a block's raw rows
+  Buffer<std::uint32_t> labels;    ///< of a block
+  Buffer<std::int32_t> far;        ///< its rows that are not near their mean
   Buffer<float> leader_scores[2];
   Buffer<std::int32_t> leader_candidates[2], decisions[2];
   Buffer<OpenRow> open[2];
   Buffer<Decision> parts[2];
+};
+
+/// Rows of a block that are scored together: from `first` on, of the list or as they lie.
+struct RowRange {
+  Index first = 0, count = 0;
+  const std::int32_t* list = nullptr;
 };
 
 /// The centres, or the rows of the classifier.
@@ -117,6 +136,7 @@ struct CandidateSet {
   Index count = 0, column = 0;  ///< the first one among the columns of all
   const double* exact = nullptr;
   std::vector<double> norms;  ///< |c_k| or |w_k|
+  std::vector<double> lost;   ///< what rounding took from each
   std::vector<double> along;  ///< o.c_k or o.w_k
   std::vector<double> bias;
   Candidates scored;
@@ -141,7 +161,11 @@ struct CudaBackend::Prepared {
 
   void round_candidates(int which, Dtype type, Exponents exponents) const;
   void make_candidates(Way wanted);
-  void score(const FeatureBlock& x, Index first_row, const Verdicts (&verdicts)[2]);
+  void score(const FeatureBlock& features, const RowRange& range, const Verdicts (&verdicts)[2]);
+  void make_radii(const DecisionState& state);
+  std::vector<double> leads(const DecisionState& state, int which);
+  void place_balls();
+  Index find_far(const FeatureBlock& features, const Verdicts (&verdicts)[2]);
   void decide(const DecisionState& state, const FeatureBlock& features, Index first_row, bool more);
   void count(DecisionState& state, const LabelBlock& labels, Index first_row);
   BatchRecord* record() const { return &status.get()->record; }
@@ -162,9 +186,14 @@ struct CudaBackend::Prepared {
   int least_exponent = -1000;  ///< of shifted rows: far below the centres nothing needs its digits
   std::optional<NarrowBuffers> candidates;
   Buffer<float> constants;  ///< [columns + kScoreSlack]
-  std::optional<Way> way;   ///< for which these are made
+  std::optional<Way> way;   ///< for which these and the balls are made
   bool has_bf16 = false, raw_pays = true;
   Index raw_rows = 0, raw_tiles = 0;  ///< that were tried
+  Index rows_seen = 0;                ///< of all batches
+  std::vector<double> radii;          ///< [S] of the centres; empty until they pay
+  std::vector<Index> centre_class;    ///< [S]
+  Buffer<Ball> balls;                 ///< [K] for the way
+  Buffer<double> own_leads;           ///< [S]
   Buffer<Status> fresh, status;
   std::optional<Space> space;  ///< kept from batch to batch
   Stream side;                 ///< takes the leaders out of the scores
@@ -218,6 +247,9 @@ CudaBackend::Prepared& CudaBackend::prepared(DecisionState& state) {
                           queue_->stream()));
     made->constants = Buffer<float>(*queue_, made->columns + kScoreSlack);
   }
+  made->centre_class = to_host(state.centre_class);
+  made->balls = Buffer<Ball>(*queue_, state.classes);
+  made->own_leads = Buffer<double>(*queue_, count);
   for (const int which : {kCentres, kWeights}) {
     CandidateSet& set = made->sets[which];
     if (set.count == 0) continue;
@@ -253,7 +285,8 @@ void CudaBackend::Prepared::make_candidates(Way wanted) {
     const int exponent =
         size > 0 && std::isfinite(size) ? std::clamp(std::ilogb(size * (1 + 1e-9)) - 6, -1000, 1000) : 0;
     round_candidates(which, wanted.type, {exponent, exponent});
-    const double lost = largest(set.values_of(*queue, candidates->lost));
+    set.lost = set.values_of(*queue, candidates->lost);
+    const double lost = largest(set.lost);
 
     std::vector<double> exact;
     double most = 0;
@@ -286,26 +319,124 @@ void CudaBackend::Prepared::make_candidates(Way wanted) {
       narrow[static_cast<std::size_t>(set.column) + k] = held ? static_cast<float>(std::ldexp(exact[k], -unit)) : 0.0f;
   }
   queue->upload(constants.get(), narrow.data(), constants.bytes());
+  if (!radii.empty()) place_balls();
   queue->wait();
   way = wanted;
 }
 
-/// Scores a row tile, from row first_row of the block on, and certifies or opens its rows.
-void CudaBackend::Prepared::score(const FeatureBlock& x, Index first_row, const Verdicts (&verdicts)[2]) {
+/// By how much the score of each mean's own class leads at the mean.
+std::vector<double> CudaBackend::Prepared::leads(const DecisionState& state, int which) {
+  const CandidateSet& set = sets[which];
+  const NarrowBuffers& z = *space->z;
+  float* products = space->products[0].get();
+  for (Index first = 0; first < state.centres.rows; first += space->shifted_tile) {
+    const Index rows = std::min(space->shifted_tile, state.centres.rows - first);
+    const FeatureBlock means{state.centres.data() + first * dim, Dtype::f64, rows, dim, dim};
+    z.round(queue->stream(), means, origin.get(), Dtype::f16, 0, {least_exponent, 1000});
+    for (Index column = set.column; column < set.end(); column += space->width) {
+      const Index width = std::min(space->width, set.end() - column);
+      multiply_narrow(*queue, Dtype::f16, z.rows.get(), z.padded, rows, candidates->rows.get() + column * z.padded,
+                      z.padded, width, z.padded, products, width);
+      launch_find_leads(queue->stream(), {products, rows, width, first},
+                        {Dtype::f16, z.rows.get(), z.padded, z.scales.get(), z.norms.get(), z.lost.get()},
+                        {set.scored,
+                         0,
+                         width,
+                         column - set.column,
+                         column + width == set.end(),
+                         {space->leader_scores[which].get(), nullptr},
+                         {}},
+                        which == kCentres ? nullptr : state.centre_class.data(), own_leads.get());
+    }
+  }
+  std::vector<double> values(static_cast<std::size_t>(state.centres.rows));
+  queue->download(values.data(), own_leads.get(), own_leads.bytes());
+  return values;
+}
+
+void CudaBackend::Prepared::make_radii(const DecisionState& state) {
+  make_candidates({Dtype::f16, false});
+  const auto rounding_of = [&](int which) {
+    const ScoreBound& bound = sets[which].scored.bound;
+    return [&bound](double size) { return bound.constant + size * (bound.linear + size * bound.quadratic); };
+  };
+  const CandidateSet &centres = sets[kCentres], &weights = sets[kWeights];
+  std::vector<double> found = leads(state, kCentres);
+  for (std::size_t s = 0; s < found.size(); ++s)
+    found[s] = safe_centre_radius(found[s], centres.norms[s], rounding_of(kCentres));
+  if (weights.count > 0) {
+    const std::vector<double> classifier = leads(state, kWeights);
+    for (std::size_t s = 0; s < found.size(); ++s) {
+      const double slope = weights.norms[static_cast<std::size_t>(centre_class[s])] + largest(weights.norms);
+      found[s] =
+          std::min(found[s], safe_classifier_radius(classifier[s], slope, centres.norms[s], rounding_of(kWeights)));
+    }
+  }
+  radii = std::move(found);
+  place_balls();
+  queue->wait();
+}
+
+/// As the candidates are rounded now.
+void CudaBackend::Prepared::place_balls() {
+  const CandidateSet& set = sets[kCentres];
+  std::vector<Ball> of_class(static_cast<std::size_t>(balls.size()));
+  const double unit = 1 / set.scored.inverse;
+  const bool held = static_cast<double>(static_cast<float>(unit)) == unit && std::isnormal(static_cast<float>(unit));
+  for (std::size_t s = 0; s < radii.size() && held; ++s) {
+    const double near = near_radius(radii[s], set.norms[s], set.lost[s], dim);
+    of_class[static_cast<std::size_t>(centre_class[s])] = {near * near, static_cast<std::int32_t>(s)};
+  }
+  queue->upload(balls.get(), of_class.data(), balls.bytes());
+}
+
+/// Looks for faults in a block, takes the norms of raw rows, decides what is near its mean, and returns how many rows
+/// are left, in space->far. Waits.
+Index CudaBackend::Prepared::find_far(const FeatureBlock& features, const Verdicts (&verdicts)[2]) {
+  const CandidateSet& set = sets[kCentres];
+  const NearRows near{space->labels.get(),
+                      balls.get(),
+                      way->type,
+                      candidates->rows.get() + set.column * candidates->padded,
+                      candidates->padded,
+                      static_cast<float>(1 / set.scored.inverse),
+                      origin.get(),
+                      verdicts[kCentres].decisions,
+                      sets[kWeights].count > 0 ? verdicts[kWeights].decisions : nullptr,
+                      space->far.get(),
+                      &status.get()->far};
+  launch_check_rows(queue->stream(), features, space->norms.get(), record(), &near);
+  unsigned long long far = 0;
+  queue->download(&far, near.count, sizeof far);
+  return static_cast<Index>(far);
+}
+
+/// Scores a row tile of a block, and certifies or opens its rows.
+void CudaBackend::Prepared::score(const FeatureBlock& features, const RowRange& range, const Verdicts (&verdicts)[2]) {
   const cudaStream_t stream = queue->stream();
+  const NarrowBuffers& copied = *space->z;
+  const std::int32_t* list = range.list ? range.list + range.first : nullptr;
+  FeatureBlock x = features;
+  if (!list) {
+    x.data = static_cast<const char*>(x.data) + range.first * x.stride * size_of(x.dtype);
+    x.rows = range.count;
+  }
   NarrowRows z;
-  if (way->raw) {
-    z = {x.dtype, x.data, x.stride, nullptr, space->norms.get() + first_row, nullptr};
+  if (!way->raw) {
+    copied.round(stream, x, origin.get(), Dtype::f16, 0, {least_exponent, 1000}, record(), list, range.count);
+    z = {Dtype::f16, copied.rows.get(), copied.padded, copied.scales.get(), copied.norms.get(), copied.lost.get()};
+  } else if (list) {
+    launch_gather_rows(stream, x, list, range.count, space->norms.get(), copied.padded, copied.rows.get(),
+                       copied.norms.get());
+    z = {x.dtype, copied.rows.get(), copied.padded, nullptr, copied.norms.get(), nullptr};
   } else {
-    const NarrowBuffers& shifted = *space->z;
-    shifted.round(stream, x, origin.get(), Dtype::f16, 0, {least_exponent, 1000}, record());
-    z = {Dtype::f16, shifted.rows.get(), shifted.padded, shifted.scales.get(), shifted.norms.get(), shifted.lost.get()};
+    z = {x.dtype, x.data, x.stride, nullptr, space->norms.get() + range.first, nullptr};
   }
   for (Index column = 0; column < columns; column += space->width) {
     const Index width = std::min(space->width, columns - column);
     float* products = space->products[turn].get();
     taken[turn].hold(stream);
-    multiply_narrow(*queue, z.type, z.rows, z.stride, x.rows, candidates->rows.get() + column * candidates->padded,
+    multiply_narrow(*queue, z.type, z.rows, z.stride, range.count, candidates->rows.get() + column * candidates->padded,
                     candidates->padded, width, way->raw ? x.cols : candidates->padded, products, width);
     made[turn].record(stream);
     made[turn].hold(side.get());
@@ -319,12 +450,12 @@ void CudaBackend::Prepared::score(const FeatureBlock& x, Index first_row, const 
                       end == set.end(), {space->leader_scores[which].get(), space->leader_candidates[which].get()},
                       verdicts[which]};
     }
-    launch_merge_leaders(side.get(), {products, x.rows, width, first_row}, z, parts,
+    launch_merge_leaders(side.get(), {products, range.count, width, range.first, list}, z, parts,
                          way->raw ? &status.get()->evaluations : nullptr);
     taken[turn].record(side.get());
     turn = 1 - turn;
   }
-  if (!way->raw) wait_for_leaders();  // they read what belongs to z
+  if (z.rows != x.data) wait_for_leaders();  // they read what belongs to z
 }
 
 /// Looks for faults in a block, from row first_row of the batch on, and decides it. more: there is another.
@@ -332,22 +463,31 @@ void CudaBackend::Prepared::decide(const DecisionState& state, const FeatureBloc
                                    bool more) {
   const cudaStream_t stream = queue->stream();
   const WaitOnException guard(side.get());
-  check(cudaMemsetAsync(status.get()->open, 0, sizeof(Status::open), stream));
+  check(cudaMemsetAsync(status.get()->open, 0, sizeof(Status::open) + sizeof(Status::far), stream));
   Verdicts verdicts[2];
   for (const int which : {kCentres, kWeights})
     verdicts[which] = {space->decisions[which].get() + first_row, space->open[which].get(), status.get()->open[which],
                        space->block_rows};
-  if (columns == 0 || way->raw) launch_check_rows(stream, features, space->norms.get(), record());
-  for (Index first = 0; columns > 0 && first < features.rows;) {
-    FeatureBlock x = features;
-    x.data = static_cast<const char*>(features.data) + first * features.stride * size_of(features.dtype);
-    x.rows = std::min(way->raw ? space->raw_tile : space->shifted_tile, features.rows - first);
-    score(x, first, verdicts);
-    first += x.rows;
+  Index rows = features.rows;  // to be scored
+  const std::int32_t* list = nullptr;
+  if (!radii.empty()) {
+    rows = find_far(features, verdicts);
+    // Raw rows that are to be gathered are read, written, and read again.
+    if (!way->raw || 2 * rows < features.rows)
+      list = space->far.get();
+    else
+      rows = features.rows;
+  } else if (columns == 0 || way->raw) {
+    launch_check_rows(stream, features, space->norms.get(), record());
+  }
+  for (Index first = 0; columns > 0 && first < rows;) {
+    const Index tile = way->raw && !list ? space->raw_tile : space->shifted_tile, count = std::min(tile, rows - first);
+    score(features, {first, count, list}, verdicts);
+    first += count;
     if (!way->raw) continue;
-    raw_rows += x.rows;
+    raw_rows += count;
     if (!std::has_single_bit(static_cast<std::uint64_t>(++raw_tiles))) continue;
-    if (first == features.rows && !more) continue;  // the end of the batch is looked at anyway
+    if (first == rows && !more) continue;  // the end of the batch is looked at anyway
     wait_for_leaders();
     Status so_far;
     queue->download(&so_far, status.get(), sizeof so_far);
@@ -361,7 +501,7 @@ void CudaBackend::Prepared::decide(const DecisionState& state, const FeatureBloc
     exact[which] = {sets[which].count, sets[which].exact, which == kCentres ? nullptr : state.bias.data(),
                     verdicts[which], space->parts[which].get()};
   }
-  if (columns > 0) launch_decide_exactly(stream, features, exact, record());
+  if (rows > 0 && columns > 0) launch_decide_exactly(stream, features, exact, record());
 }
 
 void CudaBackend::Prepared::count(DecisionState& state, const LabelBlock& labels, Index first_row) {
@@ -393,12 +533,16 @@ BatchFaults CudaBackend::decide_batch(DecisionState& state, const MatrixView& fe
     space.reset();
     space.emplace(*queue_, limits_, state.dim, prepared.columns, batch_rows, block_rows);
   }
+  prepared.rows_seen += features.rows;
+  if (prepared.radii.empty() && state.centres.rows > 0 && prepared.rows_seen / kRowsPerRadius >= state.centres.rows)
+    prepared.make_radii(state);
   prepared.make_candidates({raw ? features.dtype : Dtype::f16, raw});
 
   for (Index b = 0; b < batch.blocks(); ++b) {
     const bool last = b + 1 == batch.blocks();
     batch.load(b);
-    launch_find_bad_labels(stream, batch.labels(), batch.first_row(b), state.classes, prepared.record());
+    launch_find_bad_labels(stream, batch.labels(), batch.first_row(b), state.classes, prepared.record(),
+                           prepared.space->labels.get());
     prepared.decide(state, batch.features(), batch.first_row(b), !last);
     launch_settle(stream, batch.labels(), batch.first_row(b), last ? features.rows : 0, true, prepared.record());
   }

@@ -30,7 +30,7 @@ __global__ void find_bad_labels(const L* labels, Index count, Index first_row, I
     if (bad && found++ == 0) first = static_cast<Count>(first_row + i);
     if (!keys) continue;
     keys[i] = bad || shut ? 0 : static_cast<std::uint32_t>(label);
-    rows[i] = static_cast<std::uint32_t>(i);
+    if (rows) rows[i] = static_cast<std::uint32_t>(i);
   }
   if (!shut) report(found, first, &record->bad_labels, &record->first_bad_label);
 }

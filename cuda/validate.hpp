@@ -28,7 +28,7 @@ struct BatchRecord {
 };
 
 /// `first_row`: the block's first row in the batch. They do nothing when the gate is shut, but for the keys.
-/// keys (or null): keys[i] = label i, rows[i] = i, for a sort; 0 where the label is no class or the gate is shut.
+/// keys (or null): keys[i] = label i, 0 where that is no class or the gate is shut; rows (or null): rows[i] = i.
 void launch_find_bad_labels(cudaStream_t stream, const LabelBlock& labels, Index first_row, Index classes,
                             BatchRecord* record, std::uint32_t* keys = nullptr, std::uint32_t* rows = nullptr);
 /// suspects: only in a suspect batch.

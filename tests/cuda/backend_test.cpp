@@ -535,6 +535,44 @@ TEST_P(CudaBackendTest, NarrowRowsAreDecidedByTheFormulas) {
       }
 }
 
+// Most rows lie within the safe radius of their class, one of eight far from it. Both ways to take those: gathered as
+// they lie, and shifted. `offset`: of everything, in units of the centres' size.
+TEST_P(CudaBackendTest, RowsNearTheirMeansAreDecidedByTheFormulas) {
+  const Index rows = kSmall ? 40 : 900, classes = kSmall ? 5 : 70, d = kSmall ? 9 : 72;
+  unsigned seed = 500;
+  for (const auto type : {Dtype::f16, Dtype::bf16, Dtype::f32, Dtype::f64})
+    for (const double offset : {0.0, 30.0}) {
+      SCOPED_TRACE(testing::Message() << to_string(type) << ", " << offset);
+      const auto labels = make_labels(Classes::uniform, rows, classes, ++seed);
+      Grid centres = Grid::random(classes, d, seed), weights = centres;
+      for (double& value : centres.values) value += offset;
+      std::vector<double> bias;  // takes the offset away
+      std::vector<Index> all(static_cast<std::size_t>(classes));
+      std::iota(all.begin(), all.end(), 0);
+      for (const Index k : all) {
+        double sum = 0;
+        for (Index j = 0; j < d; ++j) sum += weights.at(k, j);
+        bias.push_back(-offset * sum);
+      }
+      const Grid noise = Grid::random(rows, d, seed + 1);
+      Samples x(type, rows, d, kSmall ? 7 : 8);
+      for (Index i = 0; i < rows; ++i) {
+        const Index source =
+            i % 16 == 3 ? (labels[static_cast<std::size_t>(i)] + 1) % classes : labels[static_cast<std::size_t>(i)];
+        for (Index j = 0; j < d; ++j) x.set(i, j, centres.at(source, j) + (i % 16 == 11 ? 3 : 0.01) * noise.at(i, j));
+      }
+      const Labels y(LabelType::u8, labels);
+      DecisionState state = new_decisions(*backend_, classes, centres, all, &weights, bias);
+      auto want = count_plainly(x, y, classes, centres, all, &weights, bias);
+      std::shared_ptr<void> keep_x, keep_y;
+      ASSERT_FALSE(backend_->decide_batch(state, x.device(*backend_, keep_x), y.device(*backend_, keep_y)).any());
+      EXPECT_EQ(backend_->to_host(state.counters), want);
+      ASSERT_FALSE(backend_->decide_batch(state, x.host(), y.host()).any());
+      for (Index& count : want) count *= 2;
+      EXPECT_EQ(backend_->to_host(state.counters), want);
+    }
+}
+
 // The largest and the smallest numbers of bf16, whose products neither fp32 nor fp16 holds; and all the same.
 TEST_P(CudaBackendTest, NarrowRowsOfExtremeSizeAreDecidedByTheFormulas) {
   const Index rows = 60, classes = 6, d = 24;

@@ -237,6 +237,39 @@ TEST_F(StreamOrderTest, DecisionsReadTheFeaturesOfAHostBatchOnce) {
   }
 }
 
+TEST_F(StreamOrderTest, RowsNearTheirMeansAreNotScored) {
+  const Index rows = 4 * kClasses, d = 64;  // enough for radii in the first batch
+  for (const auto type : {Dtype::f16, Dtype::bf16, Dtype::f32, Dtype::f64}) {
+    SCOPED_TRACE(to_string(type));
+    const test::Grid centres = test::Grid::random(kClasses, d, 31);
+    DecisionState state = new_decisions(backend_, kClasses, d);
+    std::vector<Index> labels, all;
+    for (Index k = 0; k < kClasses; ++k) all.push_back(k);
+    backend_.from_host(state.centres, centres.values);
+    backend_.from_host(state.centre_class, all);
+    Samples x(type, rows, d);
+    for (Index i = 0; i < rows; ++i) {
+      labels.push_back(i % kClasses);
+      for (Index j = 0; j < d; ++j) x.set(i, j, centres.at(i % kClasses, j) * 1.01);
+    }
+    const Labels y(LabelType::i64, labels);
+    ASSERT_FALSE(backend_.decide_batch(state, x.host(), y.host()).any());
+    const auto products = [&] {
+      const auto before = cuda_shim::calls().vendor_calls;
+      EXPECT_FALSE(backend_.decide_batch(state, x.host(), y.host()).any());
+      return cuda_shim::calls().vendor_calls - before;
+    };
+    EXPECT_EQ(products(), 0U);
+    for (Index j = 0; j < d; ++j) x.set(7, j, centres.at((labels[7] + 1) % kClasses, j));
+    EXPECT_EQ(products(), 1U);
+    const auto counters = backend_.to_host(state.counters);
+    for (Index k = 0; k < kClasses; ++k) {
+      EXPECT_EQ(counters[k], 12);
+      EXPECT_EQ(counters[kClasses + k], k == labels[7] ? 11 : 12);
+    }
+  }
+}
+
 // Nothing is scored then, and the second stream has nothing to do that somebody would have to wait for.
 TEST_F(StreamOrderTest, WithoutCentresSamplesAreCounted) {
   Samples x(Dtype::bf16, 30, 8);
