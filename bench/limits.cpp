@@ -221,14 +221,11 @@ void measure_decisions(const Options& options) {
       DecisionState state;
       state.classes = K;
       state.dim = d;
-      state.centres = backend.matrix(K, d);
-      backend.from_host(state.centres, samples.means);
-      state.centre_class = backend.index_array(K, 1);
+      state.centres = backend.from_host(samples.means, K, d);
       std::vector<Index> classes;
       for (Index k = 0; k < K; ++k) classes.push_back(k);
-      backend.from_host(state.centre_class, classes);
-      state.weights = backend.matrix(K, d);
-      backend.from_host(state.weights, samples.means);
+      state.centre_class = backend.from_host(classes, K, 1);
+      state.weights = backend.from_host(samples.means, K, d);
       state.bias = backend.matrix(1, K);
       state.counters = backend.index_array(4, K);
       const double seconds = median_seconds(options, [&] {
@@ -274,8 +271,7 @@ void measure_pairs(const Options& options) {
       limits.half_pair_rows = height;
       limits.half_pair_columns = width;
       cuda::CudaBackend backend(0, {}, limits);
-      Matrix A = backend.matrix(count, d);
-      backend.from_host(A, rows);
+      const Matrix A = backend.from_host(rows, count, d);
       const double seconds = median_seconds(options, [&] { backend.pair_sums(A, query); });
       line(fast ? "pairs of halves" : "pairs", by(count, d), "tiles of " + by(height, width), seconds,
            static_cast<double>(count * d) * static_cast<double>(count) * 1e-12, "TFLOP/s as K^2 d");

@@ -491,12 +491,11 @@ void Suite::pairs(Measurement& m, const Instance& data, bool fast) {
   const Index classes = shape.classes, dim = shape.dim;
   const auto sweep = [&](Index rows) {
     std::vector<double> values(data.weights.begin(), data.weights.begin() + rows * dim);
-    Matrix A = backend_.matrix(rows, dim);
-    backend_.from_host(A, values);
+    Matrix A = backend_.from_host(values, rows, dim);
     PairQuery query;
     for (const double squared : backend_.row_dots(A, A)) query.norms.push_back(std::sqrt(squared));
-    query.gram_norm = backend_.product_norm(A, A);
-    query.frame_norm = query.gram_norm;
+    const Matrix gram = backend_.gram(A);
+    query.gram_norm = query.frame_norm = std::sqrt(backend_.inner(gram, gram));
     query.variances.assign(static_cast<std::size_t>(rows), shape.sigma * shape.sigma);
     query.fast = fast;
     return std::tuple{std::move(A), std::move(query), std::move(values)};
@@ -529,8 +528,7 @@ void Suite::pairs(Measurement& m, const Instance& data, bool fast) {
 void Suite::eigen(Measurement& m, const Instance& data) {
   const Index n = std::min(m.shape.classes, m.shape.dim);
   const std::vector<double> values(data.weights.begin(), data.weights.begin() + n * m.shape.dim);
-  Matrix rows = backend_.matrix(n, m.shape.dim);
-  backend_.from_host(rows, values);
+  const Matrix rows = backend_.from_host(values, n, m.shape.dim);
   const Matrix gram = backend_.product(rows, Transpose::no, rows, Transpose::yes);
   Matrix A = backend_.matrix(n, n);
   std::vector<double> found;
@@ -562,8 +560,7 @@ void Suite::eigen(Measurement& m, const Instance& data) {
 void Suite::svd(Measurement& m, const Instance& data) {
   const Index rows = m.shape.classes, cols = m.shape.dim;
   const std::vector<double> values(data.weights.begin(), data.weights.end());
-  Matrix A = backend_.matrix(rows, cols), copy = backend_.matrix(rows, cols);
-  backend_.from_host(A, values);
+  const Matrix A = backend_.from_host(values, rows, cols), copy = backend_.matrix(rows, cols);
   Svd found;
   time(m, [&](Index) { found = backend_.svd(A); });
   const Timing bare = time_calls(*vendor_, repeats_, options_.seconds, [&](Index) {

@@ -95,9 +95,7 @@ Matrix dense_label_matrix(Backend& backend, const std::vector<Index>& counts, In
     for (Index k = 0; k < classes; ++k)
       entries.push_back(((j == k) - static_cast<double>(counts[j]) / static_cast<double>(samples)) *
                         std::sqrt(static_cast<double>(counts[k])));
-  Matrix matrix = backend.matrix(classes, classes);
-  backend.from_host(matrix, entries);
-  return matrix;
+  return backend.from_host(entries, classes, classes);
 }
 
 std::vector<Result> measure_spectrum(const Options& options) {
@@ -158,8 +156,7 @@ std::vector<Result> measure_distance(const Options& options) {
   for (Matrix* matrix : {&W, &M}) {
     std::vector<double> values(static_cast<std::size_t>(kClasses * kDim));
     for (double& value : values) value = static_cast<double>(random() >> 11) * 0x1p-53 - 0.5;
-    *matrix = backend.matrix(kClasses, kDim);
-    backend.from_host(*matrix, values);
+    *matrix = backend.from_host(values, kClasses, kDim);
   }
   const double pass = median_seconds([&] { backend.row_dots(W, M); });  // reads both once
   const MemorySpace space = options.device.type == DeviceType::cpu ? MemorySpace::host : MemorySpace::device;

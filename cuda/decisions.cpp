@@ -224,8 +224,7 @@ CudaBackend::Prepared& CudaBackend::prepared(DecisionState& state) {
     origin[j] = rounded;
   }
   made->origin = Buffer<float>(*queue_, narrow);
-  Matrix exact_origin = matrix(1, d);
-  from_host(exact_origin, origin);
+  const Matrix exact_origin = from_host(origin, 1, d);
   const double origin_square = inner(exact_origin, exact_origin);
   made->origin_norm = std::sqrt(origin_square);
 

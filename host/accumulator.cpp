@@ -99,14 +99,6 @@ void unpack_lower(Backend& backend, const Matrix& packed, Matrix& square) {
     backend.copy(square.data() + i * square.cols, next, (i + 1) * static_cast<Index>(sizeof(double)));
 }
 
-// The same array in another backend's memory.
-template <class T>
-Array<T> move_to(Backend& to, Backend& from, const Array<T>& source, Array<T> target) {
-  if (!source) return {};
-  to.from_host(target, from.to_host(source));
-  return target;
-}
-
 }  // namespace
 
 std::string_view to_string(Statistics statistics) { return kStatisticsNames[static_cast<std::size_t>(statistics)]; }
@@ -180,8 +172,7 @@ MomentState make_state(Backend& backend, const AccumulatorOptions& options) {
     if (!options.scatter_weights.empty()) {
       std::vector<double> scale(options.scatter_weights);
       for (auto& value : scale) value = std::sqrt(value);
-      state.scatter_scale = backend.matrix(classes, 1);
-      backend.from_host(state.scatter_scale, scale);
+      state.scatter_scale = backend.from_host(scale, classes, 1);
     }
   }
   return state;
@@ -220,9 +211,7 @@ MomentData read_out(const Context& context, const AccumulatorOptions& options, c
   }
   if (options.statistics >= Statistics::full) {
     out.scatter = backend.clone(state.scatter);
-    Matrix weighted = backend.matrix(options.classes, options.dim);
-    backend.combine_rows(correction, state.sums, {}, {}, weighted);
-    backend.add_gram(-1.0, weighted, out.scatter);
+    backend.add_gram(-1.0, backend.scaled(correction, state.sums), out.scatter);
     backend.mirror_lower(out.scatter);
   }
   return out;
@@ -322,13 +311,11 @@ void Accumulator::merge(const Accumulator& other) {
 
   Backend& backend = impl_->backend();
   Backend& source = other.impl_->backend();
-  const bool same_memory = &backend == &source;
   MomentData theirs_out = read_out(other.impl_->context, theirs, other.impl_->state);
   Matrix means = theirs_out.means, scatter = theirs_out.scatter;
-  if (!same_memory) {
-    means = move_to(backend, source, means, backend.matrix(means.rows, means.cols));
-    if (scatter) scatter = move_to(backend, source, scatter, backend.matrix(scatter.rows, scatter.cols));
-  }
+  if (&backend != &source)
+    for (Matrix* matrix : {&means, &scatter})
+      if (*matrix) *matrix = backend.from_host(source.to_host(*matrix), matrix->rows, matrix->cols);
   MomentData out = read_out(impl_->context, mine, impl_->state);
 
   const auto classes = static_cast<std::size_t>(mine.classes);
@@ -441,8 +428,7 @@ void Accumulator::reduce(const Communicator& ranks) {
     Matrix& difference = own->means;  // whose values are no longer needed
     backend.combine_rows(here, impl_->state.shifts, minus, means, difference);
     backend.combine_rows(here, difference, inverse, impl_->state.sums, difference);
-    total.counts = backend.index_array(options.classes, 1);
-    backend.from_host(total.counts, counts);
+    total.counts = backend.from_host(counts, options.classes, 1);
     if (options.statistics >= Statistics::traces) {
       square_sums = backend.row_dots(difference, difference);
       for (std::size_t k = 0; k < classes; ++k)

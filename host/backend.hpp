@@ -176,7 +176,8 @@ class Backend {
     std::vector<double> squares;
     for (std::size_t g = 0; g + 1 < begin.size(); ++g) {
       const Matrix rows{{A.memory, A.data() + begin[g] * A.cols}, begin[g + 1] - begin[g], A.cols};
-      const double norm = product_norm(rows, rows);
+      const Matrix products = gram(rows);
+      const double norm = std::sqrt(inner(products, products));
       squares.push_back(norm * norm);
     }
     return squares;
@@ -234,16 +235,20 @@ class Backend {
   virtual ProductSums product_sums(const Matrix& A, const Matrix& B, const ProductQuery& query) = 0;
 
   // --- conveniences over the verbs above.
-  /// |A B^T|_F for A, B [R x d], on the smaller side: nothing larger than min(R, d)^2 is stored.
-  double product_norm(const Matrix& A, const Matrix& B) {
-    if (A.rows <= A.cols) {
-      const Matrix gram = product(A, Transpose::no, B, Transpose::yes);
-      return std::sqrt(inner(gram, gram));
-    }
-    const Matrix left = product(A, Transpose::yes, A, Transpose::no);
-    if (A.data() == B.data()) return std::sqrt(inner(left, left));
-    const Matrix right = product(B, Transpose::yes, B, Transpose::no);
-    return std::sqrt(std::max(0.0, inner(left, right)));
+  /// A A^T or A^T A, the smaller, both triangles: they have one norm, and but for zeros the same eigenvalues.
+  Matrix gram(const Matrix& A) {
+    return A.rows <= A.cols ? product(A, Transpose::no, A, Transpose::yes)
+                            : product(A, Transpose::yes, A, Transpose::no);
+  }
+  /// A v, [rows]; v [cols].
+  std::vector<double> times(const Matrix& A, const std::vector<double>& v) {
+    return to_host(product(A, Transpose::no, from_host(v, 1, A.cols), Transpose::yes));
+  }
+  /// diag(a) A; a [rows].
+  Matrix scaled(const std::vector<double>& a, const Matrix& A) {
+    Matrix result = matrix(A.rows, A.cols);
+    combine_rows(a, A, {}, {}, result);
+    return result;
   }
   /// What product_sums finds, in O(R d): the references have norm 1, so |P/|P| - E|^2 = 2 - 2 <P, E>/|P|, and <P, E>
   /// takes the trace and the sum of P alone. A difference of numbers of size 1: absolutely exact to some 1e-15, where
@@ -308,6 +313,13 @@ class Backend {
   template <class T>
   void from_host(Array<T>& target, const std::vector<T>& values) {
     upload(target.data(), values.data(), target.bytes());
+  }
+  /// The values as a new array.
+  template <class T>
+  Array<T> from_host(const std::vector<T>& values, Index rows, Index cols) {
+    Array<T> result = array<T>(rows, cols);
+    from_host(result, values);
+    return result;
   }
 };
 

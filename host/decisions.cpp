@@ -26,16 +26,14 @@ DecisionCounter::DecisionCounter(const ClassMoments& centres, const Classifier* 
     if (centres.counts()[k] > 0) seen.push_back(k);
   if (seen.empty()) throw UsageError("there are no class centres: no sample was accumulated");
   state.centres = backend.select_rows(centres.data().means, seen);
-  state.centre_class = backend.index_array(static_cast<Index>(seen.size()), 1);
-  backend.from_host(state.centre_class, seen);
+  state.centre_class = backend.from_host(seen, static_cast<Index>(seen.size()), 1);
   state.counters = backend.index_array(4, state.classes);
 
   if (!has_layers(classifier)) return;
   state.weights = classifier_product(backend, *classifier, state.dim, state.classes);
   auto bias = classifier_bias(backend, *classifier, state.classes);
   bias.resize(static_cast<std::size_t>(state.classes), 0.0);
-  state.bias = backend.matrix(1, state.classes);
-  backend.from_host(state.bias, bias);
+  state.bias = backend.from_host(bias, 1, state.classes);
 }
 
 DecisionCounter::~DecisionCounter() = default;

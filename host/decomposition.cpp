@@ -77,9 +77,7 @@ CheckedSvd checked_svd(Backend& backend, const Matrix& A) {
   result.svd = backend.svd(A);
   const Svd& svd = result.svd;
   {
-    Matrix error = backend.matrix(svd.right.rows, svd.right.cols);
-    backend.combine_rows(svd.values, svd.right, {}, {}, error);
-    error = backend.product(svd.left, Transpose::no, error, Transpose::no);
+    Matrix error = backend.product(svd.left, Transpose::no, backend.scaled(svd.values, svd.right), Transpose::no);
     combine(backend, -1, error, 1, A);
     result.residual = norm(backend, error) / (size > 0 ? size : 1);
   }
@@ -126,8 +124,7 @@ SingularValueDecomposition decompose_label_matrix(const Context& context, const 
       entries[j * classes + k] = ((j == k ? 1.0 : 0.0) - mean) * std::sqrt(static_cast<double>(counts[k]));
   }
   Backend& backend = *context.backend();
-  Matrix matrix = backend.matrix(classes, classes);
-  backend.from_host(matrix, entries);
+  const Matrix matrix = backend.from_host(entries, classes, classes);
   std::vector<double>().swap(entries);
   return to_host(backend, matrix);
 }

@@ -16,14 +16,12 @@ class Grams {
  public:
   explicit Grams(Backend& backend) : backend_(backend) {}
 
-  /// A A^T or A^T A, the smaller, both triangles; A [R x d]. Kept: min(R, d)^2 doubles.
+  /// Backend::gram of A [R x d]. Kept: min(R, d)^2 doubles.
   Matrix of(const Matrix& A) {
     std::erase_if(known_, [](const Known& known) { return !known.borrowed && known.owner.expired(); });
     for (const Known& known : known_)
       if (known.data == A.data() && known.rows == A.rows) return known.gram;
-    known_.push_back({A.memory, A.memory.use_count() == 0, A.data(), A.rows,
-                      A.rows <= A.cols ? backend_.product(A, Transpose::no, A, Transpose::yes)
-                                       : backend_.product(A, Transpose::yes, A, Transpose::no)});
+    known_.push_back({A.memory, A.memory.use_count() == 0, A.data(), A.rows, backend_.gram(A)});
     return known_.back().gram;
   }
   /// |A B^T|_F for A, B [R x d], on the smaller side: nothing larger than min(R, d)^2 is stored.

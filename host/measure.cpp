@@ -153,11 +153,6 @@ class Measurement {
   };
   /// dependency: unit vector v [K] with A^T v = 0.
   Spectrum spectrum(const Matrix& A, const std::vector<double>& dependency, bool whiten);
-  Matrix row(const std::vector<double>& values) {
-    Matrix result = backend_.matrix(1, static_cast<Index>(values.size()));
-    backend_.from_host(result, values);
-    return result;
-  }
   double index_without_cancelling(Matrix& within, Matrix X);
 
   const ClassMoments& moments_;
@@ -207,7 +202,7 @@ Measurement::Spectrum Measurement::spectrum(const Matrix& A, const std::vector<d
   if (result.kept == result.limit && result.values.back() > kWellConditioned * largest) {
     if (rows_side) {
       const double mean = std::accumulate(result.values.begin(), result.values.end(), 0.0) / static_cast<double>(size);
-      backend_.add_gram(mean, row(dependency), used_up);
+      backend_.add_gram(mean, backend_.from_host(dependency, 1, size), used_up);
     }
     Matrix inverse;
     if (backend_.cholesky(used_up, rows_side ? &inverse : nullptr) > 0) {
@@ -386,11 +381,9 @@ void Measurement::pseudo_inverse() {
   const Spectrum own = spectrum(centred_, dependency, whiten && equal);
   nearest_simplex(own.values);
   const Spectrum between = equal ? own : [&] {
-    Matrix weighted = backend_.matrix(centred_.rows, centred_.cols);
     std::vector<double> roots;
     for (const double weight : between_weights_) roots.push_back(std::sqrt(weight));
-    backend_.combine_rows(roots, centred_, {}, {}, weighted);
-    return spectrum(weighted, roots, whiten);
+    return spectrum(backend_.scaled(roots, centred_), roots, whiten);
   }();
   const double common = equal ? 1 / k_ : 1;  // Sigma_B = common * the matrix of `between`
 
@@ -430,7 +423,7 @@ double Measurement::index_without_cancelling(Matrix& within, Matrix X) {
     const double mean = backend_.inner(X, X) / (k_ - 1);
     std::vector<double> roots;
     for (const double share : share_) roots.push_back(std::sqrt(share));
-    backend_.add_gram(mean, row(roots), total);
+    backend_.add_gram(mean, backend_.from_host(roots, 1, size), total);
     dependent = 1 / (1 + mean);
   } else {
     backend_.add_gram(1.0, X, total);
@@ -465,11 +458,9 @@ void Measurement::collapse_index() {
   };
   const auto& scatter = moments_.data().scatter;
   const auto within = [&] {
-    Matrix result = backend_.matrix(scatter.rows, scatter.cols);
-    const std::vector<double> scale(static_cast<std::size_t>(scatter.rows),
-                                    1 / static_cast<double>(moments_.samples()));
-    backend_.combine_rows(scale, scatter, {}, {}, result);
-    return result;
+    return backend_.scaled(
+        std::vector<double>(static_cast<std::size_t>(scatter.rows), 1 / static_cast<double>(moments_.samples())),
+        scatter);
   };
   Matrix total = within();
   double index = index_without_cancelling(total, weighted_means());
@@ -587,12 +578,7 @@ void Measurement::duality(const Matrix& weights, const std::vector<double>& bias
 
   const std::vector<double> ones(seen_.size(), 1.0);
   set("nc0_rowsum", norm(backend_.weighted_row_sum(weights, ones)));
-  const auto times_vector = [&](const std::vector<double>& vector) {
-    Matrix row = backend_.matrix(1, moments_.dim());
-    backend_.from_host(row, vector);
-    return backend_.to_host(backend_.product(weights, Transpose::no, row, Transpose::yes));
-  };
-  auto logits = times_vector(sample_mean_);
+  auto logits = backend_.times(weights, sample_mean_);
   for (std::size_t i = 0; i < bias.size(); ++i) logits[i] += bias[i];
   set("nc_bias", norm(logits));
   if (!bias.empty()) {
@@ -631,7 +617,7 @@ void Measurement::duality(const Matrix& weights, const std::vector<double>& bias
   ProductQuery query;
   query.product_norm = grams_.product_norm(weights, centred_);
   query.frame_norm = product_gram_ = grams_.product_norm(weights, means_);
-  query.row_offsets = times_vector(centre_);
+  query.row_offsets = backend_.times(weights, centre_);
   const ProductSums sums = fast_pairs() ? backend_.product_residuals(weights, centred_, query)
                                         : backend_.product_sums(weights, centred_, query);
   const std::string orthogonal = "the product of classifier and means is 0";
@@ -727,9 +713,7 @@ void Measurement::out_of_distribution() {
                      std::to_string(moments_.dim()));
   const double ood_norm = norm(ood);
   if (!std::isfinite(ood_norm)) throw DataError("the out-of-distribution mean is not finite");
-  Matrix row = backend_.matrix(1, moments_.dim());
-  backend_.from_host(row, ood);
-  const auto dots = backend_.to_host(backend_.product(means_, Transpose::no, row, Transpose::yes));
+  const auto dots = backend_.times(means_, ood);
   const auto squares = backend_.row_dots(means_, means_);
   double sum = 0;
   for (std::size_t i = 0; i < dots.size(); ++i) {
@@ -782,14 +766,9 @@ Report Measurement::run() {
 
   PairQuery query;
   query.variances = variances_;
-  query.offsets = [&] {  // m_j.m_k = c_j.c_k + mu.c_j + mu.c_k + |mu|^2
-    Matrix row = backend_.matrix(1, moments_.dim());
-    backend_.from_host(row, centre_);
-    auto offsets = backend_.to_host(backend_.product(centred_, Transpose::no, row, Transpose::yes));
-    const double half = norm(centre_) * norm(centre_) / 2;
-    for (auto& offset : offsets) offset += half;
-    return offsets;
-  }();
+  query.offsets = backend_.times(centred_, centre_);  // m_j.m_k = c_j.c_k + mu.c_j + mu.c_k + |mu|^2
+  const double half = norm(centre_) * norm(centre_) / 2;
+  for (auto& offset : query.offsets) offset += half;
   query.frame_norm = means_gram_ = grams_.product_norm(means_, means_);
   geometry(centred_, centred_norms_, "_h", std::move(query));
   if (!variances_.empty()) {

@@ -56,8 +56,7 @@ Matrix deviations(Backend& backend, const LabelSpectrum::Structure& s, const Mat
   Matrix slice = rows_of(sums, first, last - first);
   backend.combine_rows(to_basis, totals, {}, {}, slice);
   if (!deviate) return rows;
-  Matrix means = backend.matrix(totals.rows, A.cols);
-  backend.combine_rows(to_mean, totals, {}, {}, means);
+  const Matrix means = backend.scaled(to_mean, totals);
   const std::vector<double> plus(group_of.size(), 1.0), minus(group_of.size(), -1.0);
   backend.combine_rows(plus, rows, minus, backend.select_rows(means, group_of), rows);
   return rows;
@@ -139,8 +138,7 @@ SpectrumEnergies spectrum_energies(Backend& backend, const LabelSpectrum& spectr
   for (Index first = 0; first < m; first += kTileRows) {
     const Index count = std::min(kTileRows, m - first);
     const auto rows = [&](bool left, const Matrix& sums) {
-      Matrix vectors = backend.matrix(count, m);
-      backend.from_host(vectors, s.group_vectors(left, first, count));
+      const Matrix vectors = backend.from_host(s.group_vectors(left, first, count), count, m);
       return backend.product(vectors, Transpose::no, sums, Transpose::no);
     };
     const Matrix left = rows(true, pair.left_sums), right = rows(false, pair.right_sums);
@@ -187,17 +185,19 @@ GramNorms gram_norms(Backend& backend, Grams& grams, const Matrix& A, const Matr
     backend.combine_rows({scale.begin() + first, scale.begin() + first + count}, rows, {}, {}, rows);
     return rows;
   };
+  const auto root = [&](const Matrix& X, const Matrix& Y) { return std::sqrt(std::max(0.0, backend.inner(X, Y))); };
+  const Matrix left = grams.of(A);
   if (A.rows <= A.cols) {
     const Matrix X = scaled_rows(0, B.rows);
-    return {grams.product_norm(A, A), backend.product_norm(X, X), backend.product_norm(A, X)};
+    const double product = grams.product_norm(A, X);
+    const Matrix right = backend.gram(X);
+    return {root(left, left), root(right, right), product};
   }
-  const Matrix left = grams.of(A);
   Matrix right = backend.matrix(B.cols, B.cols);
   const Index chunk = rows_in(kGramBytes, B.cols);
   for (Index first = 0; first < B.rows; first += chunk)
     backend.add_gram(1.0, scaled_rows(first, std::min(chunk, B.rows - first)), right);
   backend.mirror_lower(right);
-  const auto root = [&](const Matrix& X, const Matrix& Y) { return std::sqrt(std::max(0.0, backend.inner(X, Y))); };
   return {root(left, left), root(right, right), root(left, right)};
 }
 

@@ -51,11 +51,6 @@ class Imbalance {
       out_.undefined[key] = "the value overflows or divides by zero";
   }
 
-  Matrix scaled(const std::vector<double>& scale, const Matrix& A) {
-    Matrix result = backend_.matrix(A.rows, A.cols);
-    backend_.combine_rows(scale, A, {}, {}, result);
-    return result;
-  }
   std::vector<double> norms(const Matrix& A) {
     auto squares = backend_.row_dots(A, A);
     for (auto& value : squares) value = std::sqrt(value);
@@ -204,12 +199,10 @@ double Imbalance::loss() {
   // tr(W S W^T) and, over class means, sum n_k |W m_k + b - e_k|^2.
   const Matrix spread = backend_.product(in_.weights, Transpose::no, in_.scatter, Transpose::no);
   double fit = backend_.inner(spread, in_.weights);
-  const Matrix weighted = scaled(roots_, in_.means);  // rows sqrt(n_k) m_k
+  const Matrix weighted = backend_.scaled(roots_, in_.means);  // rows sqrt(n_k) m_k
   const double logits_norm = grams_.product_norm(in_.weights, weighted);
   const auto diagonal = backend_.row_dots(in_.weights, in_.means);
-  Matrix mean_row = backend_.matrix(1, in_.means.cols);
-  backend_.from_host(mean_row, in_.sample_mean);
-  const auto mean_logits = backend_.to_host(backend_.product(in_.weights, Transpose::no, mean_row, Transpose::yes));
+  const auto mean_logits = backend_.times(in_.weights, in_.sample_mean);
   fit += logits_norm * logits_norm + samples_;
   for (std::size_t k = 0; k < in_.counts.size(); ++k) {
     const auto count = static_cast<double>(in_.counts[k]);
@@ -339,7 +332,7 @@ void Imbalance::duality_without_bias(const UfmPrediction& prediction, const Labe
     const double w = prediction.directions[static_cast<std::size_t>(i)].w;
     for (Index p = s.begin[i]; p < s.begin[i + 1]; ++p) scale[s.order[p]] = w * w + samples_ * in_.lambda_h;
   }
-  const Matrix dual = scaled(scale, in_.means);
+  const Matrix dual = backend_.scaled(scale, in_.means);
   const double weights_size = std::sqrt(backend_.inner(in_.weights, in_.weights)),
                dual_size = std::sqrt(backend_.inner(dual, dual));
   if (!undetermined.empty()) {

@@ -166,8 +166,7 @@ std::vector<double> apply(const LabelSpectrum::Structure& s, bool left, const st
   }
   for (Index first = 0; first < m; first += kTileRows) {
     const Index count = std::min(kTileRows, m - first);
-    Matrix vectors = backend->matrix(count, m);
-    backend->from_host(vectors, s.group_vectors(left, first, count));
+    const Matrix vectors = backend->from_host(s.group_vectors(left, first, count), count, m);
     const Matrix product = backend->product(vectors, Transpose::no, sums, Transpose::no);
     for (Index r = 0; r < count; ++r)
       std::copy_n(product.data() + r * columns, columns, out.begin() + root_row[first + r] * columns);

@@ -87,8 +87,7 @@ Report measure_point(const UfmProblem& problem, std::span<const double> x) {
 Index singular_values_above(Backend& backend, std::span<const double> values, Index dim, double threshold) {
   Matrix A = backend.matrix(static_cast<Index>(values.size()) / dim, dim);
   backend.upload(A.data(), values.data(), A.bytes());
-  Matrix gram = A.rows <= dim ? backend.product(A, Transpose::no, A, Transpose::yes)
-                              : backend.product(A, Transpose::yes, A, Transpose::no);
+  Matrix gram = backend.gram(A);
   const std::vector<double> squares = backend.eigh(gram);
   return std::count_if(squares.begin(), squares.end(), [&](double square) { return square > threshold * threshold; });
 }
