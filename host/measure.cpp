@@ -92,11 +92,17 @@ double norm(const std::vector<double>& vector) {
   return std::sqrt(sum);
 }
 
-std::vector<double> pick(const std::vector<double>& values, const std::vector<Index>& index) {
-  std::vector<double> picked;
+template <class T>
+std::vector<T> pick(const std::vector<T>& values, const std::vector<Index>& index) {
+  std::vector<T> picked;
   picked.reserve(index.size());
   for (const Index k : index) picked.push_back(values[k]);
   return picked;
+}
+
+std::vector<double> roots_of(std::vector<double> values) {
+  for (double& value : values) value = std::sqrt(value);
+  return values;
 }
 
 /// The measurement in progress: what every step needs, and the report it fills.
@@ -164,6 +170,7 @@ class Measurement {
   std::map<std::string, double> values_;
 
   std::vector<Index> seen_;
+  std::vector<Index> counts_;            // n_k of these
   double k_ = 0;                         // number of seen classes
   std::vector<double> share_;            // n_k / N
   std::vector<double> between_weights_;  // w_k of Sigma_B
@@ -260,7 +267,8 @@ void Measurement::centre() {
                             " classes have a single sample: their within-class variance is 0 by definition");
 
   k_ = static_cast<double>(seen_.size());
-  for (const Index k : seen_) share_.push_back(static_cast<double>(data.counts[k]) / static_cast<double>(data.samples));
+  counts_ = pick(data.counts, seen_);
+  for (const Index n : counts_) share_.push_back(static_cast<double>(n) / static_cast<double>(data.samples));
   if (moments_.statistics() >= Statistics::traces) variances_ = pick(data.variances, seen_);
   const std::vector<double> equal(seen_.size(), 1 / k_);
   between_weights_ = rules_.weigh_by_count ? share_ : equal;
@@ -274,12 +282,12 @@ void Measurement::centre() {
 
   RowProducts products = backend_.row_products(centred_, means_);
   mean_squares_ = std::move(products.right);
-  const auto &squares = products.left, &raw_squares = mean_squares_;
+  const auto& squares = products.left;
   // Products of four such lengths must neither overflow nor vanish.
   constexpr double kSmallest = 1e-70, kLargest = 1e70;
   double largest_mean = 0, largest_centred = 0;
   for (std::size_t i = 0; i < squares.size(); ++i) {
-    largest_mean = std::max(largest_mean, std::sqrt(raw_squares[i]));
+    largest_mean = std::max(largest_mean, std::sqrt(mean_squares_[i]));
     largest_centred = std::max(largest_centred, std::sqrt(squares[i]));
   }
   if (!(largest_mean < kLargest) || (largest_centred > 0 && largest_centred < kSmallest))
@@ -289,7 +297,7 @@ void Measurement::centre() {
   // The centre is rounded, so equal means may differ from it by an ulp; that is 0, not a geometry.
   for (std::size_t i = 0; i < squares.size(); ++i) {
     constexpr double kRounding = 16 * std::numeric_limits<double>::epsilon();
-    const bool rounding = squares[i] <= kRounding * kRounding * raw_squares[i];
+    const bool rounding = squares[i] <= kRounding * kRounding * mean_squares_[i];
     centred_norms_.push_back(rounding ? 0.0 : std::sqrt(squares[i]));
     trace_between_ += between_weights_[i] * centred_norms_.back() * centred_norms_.back();
   }
@@ -381,8 +389,7 @@ void Measurement::pseudo_inverse() {
   const Spectrum own = spectrum(centred_, dependency, whiten && equal);
   nearest_simplex(own.values);
   const Spectrum between = equal ? own : [&] {
-    std::vector<double> roots;
-    for (const double weight : between_weights_) roots.push_back(std::sqrt(weight));
+    const std::vector<double> roots = roots_of(between_weights_);
     return spectrum(backend_.scaled(roots, centred_), roots, whiten);
   }();
   const double common = equal ? 1 / k_ : 1;  // Sigma_B = common * the matrix of `between`
@@ -421,9 +428,7 @@ double Measurement::index_without_cancelling(Matrix& within, Matrix X) {
     const std::vector<double> ones(static_cast<std::size_t>(size), 1.0);
     backend_.combine_rows(ones, total, ones, backend_.product(X, Transpose::no, X, Transpose::yes), total);
     const double mean = backend_.inner(X, X) / (k_ - 1);
-    std::vector<double> roots;
-    for (const double share : share_) roots.push_back(std::sqrt(share));
-    backend_.add_gram(mean, backend_.from_host(roots, 1, size), total);
+    backend_.add_gram(mean, backend_.from_host(roots_of(share_), 1, size), total);
     dependent = 1 / (1 + mean);
   } else {
     backend_.add_gram(1.0, X, total);
@@ -451,9 +456,7 @@ void Measurement::collapse_index() {
   const auto weighted_means = [&] {
     Matrix result = backend_.clone(means_);
     backend_.centre_rows(result, sample_mean_);
-    std::vector<double> roots;
-    for (const double share : share_) roots.push_back(std::sqrt(share));
-    backend_.combine_rows(roots, result, {}, {}, result);
+    backend_.combine_rows(roots_of(share_), result, {}, {}, result);
     return result;
   };
   const auto& scatter = moments_.data().scatter;
@@ -485,9 +488,8 @@ void Measurement::collapse_index() {
 void Measurement::geometry(const Matrix& rows, const std::vector<double>& norms, const std::string& suffix,
                            PairQuery query) {
   const bool of_means = suffix == "_h";
-  const auto every = [&](const std::string& why) {
-    for (const auto* key :
-         {"nc2_equinorm", "nc2_equiang", "nc2_cos_mean", "nc2_cos_std", "nc2_cos_max", "nc2_etf", "block_err"})
+  const auto no_angles = [&](const std::string& why) {
+    for (const auto* key : {"nc2_equiang", "nc2_cos_mean", "nc2_cos_std", "nc2_cos_max", "block_err"})
       undefined(key + suffix, why);
     if (!of_means) return;
     for (const auto* key :
@@ -497,9 +499,7 @@ void Measurement::geometry(const Matrix& rows, const std::vector<double>& norms,
   query.norms = norms;
   query.fast = fast_pairs();
   query.gram_norm = grams_.product_norm(rows, rows);
-  if (!of_means) weights_gram_ = query.gram_norm;
-  if (!of_means) query.frame_norm = query.gram_norm;
-  const bool flat = norm(norms) == 0;
+  if (!of_means) query.frame_norm = weights_gram_ = query.gram_norm;
   const PairSums sums = backend_.pair_sums(rows, query);
   report_.cosine_error = std::max(report_.cosine_error, sums.cosine_error);
   if (of_means) nearest_squared_ = sums.nearest_squared;
@@ -515,42 +515,37 @@ void Measurement::geometry(const Matrix& rows, const std::vector<double>& norms,
     else
       undefined("nc1_cdnv", std::to_string(sums.coincident_means) + " pairs of class means coincide");
   }
-  if (flat) return every(of_means ? kFlat : "the classifier is 0");
-
+  if (norm(norms) == 0) {
+    const std::string why = of_means ? kFlat : "the classifier is 0";
+    undefined("nc2_etf" + suffix, why);
+    undefined("nc2_equinorm" + suffix, why);
+    return no_angles(why);
+  }
   set("nc2_etf" + suffix, std::sqrt(sums.etf_residual));
   set("nc2_equinorm" + suffix, std::sqrt(variance(norms)) / mean(norms));
   const auto zero = std::find(norms.begin(), norms.end(), 0.0);
-  if (zero != norms.end()) {
-    const std::string why = std::string(of_means ? "the centred mean" : "the classifier") + " of class " +
-                            std::to_string(seen_[zero - norms.begin()]) + " is 0 and has no direction";
-    for (const auto* key : {"nc2_equiang", "nc2_cos_mean", "nc2_cos_std", "nc2_cos_max", "block_err"})
-      undefined(key + suffix, why);
-    if (of_means)
-      for (const auto* key :
-           {"nc2_gnc_dist_mean", "nc2_gnc_dist_var", "nc2_gnc_log_mean", "nc2_gnc_log_var", "nc2_min_angle_deg"})
-        undefined(key, why);
-    return;
-  }
+  if (zero != norms.end())
+    return no_angles(std::string(of_means ? "the centred mean" : "the classifier") + " of class " +
+                     std::to_string(seen_[zero - norms.begin()]) + " is 0 and has no direction");
   // Moments about the simplex value; the variance is 0 where rounding would make it negative.
-  const auto spread = [&](double sum, double squares, double count) {
-    return std::max(0.0, squares / count - (sum / count) * (sum / count));
+  const auto spread = [&](double sum, double squares) {
+    return std::max(0.0, squares / pairs - (sum / pairs) * (sum / pairs));
   };
   set("nc2_cos_mean" + suffix, sums.cos_sum / pairs - 1 / (k_ - 1));
-  set("nc2_cos_std" + suffix, std::sqrt(spread(sums.cos_sum, sums.cos_square_sum, pairs)));
+  set("nc2_cos_std" + suffix, std::sqrt(spread(sums.cos_sum, sums.cos_square_sum)));
   set("nc2_cos_max" + suffix, sums.cos_max);
   set("nc2_equiang" + suffix, sums.cos_abs_sum / pairs);
   blocks(rows, norms, sums, suffix);
   if (!of_means) return;
   const double simplex = std::sqrt(2 * k_ / (k_ - 1));
   set("nc2_gnc_dist_mean", simplex + sums.distance_sum / pairs);
-  set("nc2_gnc_dist_var", spread(sums.distance_sum, sums.distance_square_sum, pairs));
+  set("nc2_gnc_dist_var", spread(sums.distance_sum, sums.distance_square_sum));
   if (sums.coincident_directions == 0) {
     set("nc2_gnc_log_mean", -std::log(simplex) + sums.log_sum / pairs);
-    set("nc2_gnc_log_var", spread(sums.log_sum, sums.log_square_sum, pairs));
+    set("nc2_gnc_log_var", spread(sums.log_sum, sums.log_square_sum));
   } else {
-    const std::string why = std::to_string(sums.coincident_directions) + " pairs of centred means have one direction";
-    undefined("nc2_gnc_log_mean", why);
-    undefined("nc2_gnc_log_var", why);
+    for (const auto* key : {"nc2_gnc_log_mean", "nc2_gnc_log_var"})
+      undefined(key, std::to_string(sums.coincident_directions) + " pairs of centred means have one direction");
   }
   constexpr double kDegrees = 57.295779513082320877;
   set("nc2_min_angle_deg", 2 * std::asin(std::min(1.0, sums.min_unit_distance / 2)) * kDegrees);
@@ -558,9 +553,7 @@ void Measurement::geometry(const Matrix& rows, const std::vector<double>& norms,
 
 void Measurement::blocks(const Matrix& rows, const std::vector<double>& norms, const PairSums& sums,
                          const std::string& suffix) {
-  std::vector<Index> counts;
-  for (const Index k : seen_) counts.push_back(moments_.counts()[k]);
-  if (auto found = block_cosines(backend_, counts, rows, norms, sums)) {
+  if (auto found = block_cosines(backend_, counts_, rows, norms, sums)) {
     set("block_err" + suffix, found->error);
     if (found->mean.cosines.empty() && suffix == "_h")
       report_.notes.push_back("block_cos_h and block_cos_w are not listed: there are " +
@@ -572,8 +565,7 @@ void Measurement::blocks(const Matrix& rows, const std::vector<double>& norms, c
 }
 
 void Measurement::duality(const Matrix& weights, const std::vector<double>& bias) {
-  std::vector<double> norms = backend_.row_dots(weights, weights);
-  for (auto& value : norms) value = std::sqrt(value);
+  const std::vector<double> norms = roots_of(backend_.row_dots(weights, weights));
   geometry(weights, norms, "_w", {});
 
   const std::vector<double> ones(seen_.size(), 1.0);
@@ -607,10 +599,9 @@ void Measurement::duality(const Matrix& weights, const std::vector<double>& bias
       set("nc3_cos_mean", mean(cosines));
       set("nc3_cos_min", *std::min_element(cosines.begin(), cosines.end()));
     } else {
-      const std::string zero = "the centred mean or the classifier of class " + std::to_string(seen_[cosines.size()]) +
-                               " is 0 and has no direction";
-      undefined("nc3_cos_mean", zero);
-      undefined("nc3_cos_min", zero);
+      for (const auto* key : {"nc3_cos_mean", "nc3_cos_min"})
+        undefined(key, "the centred mean or the classifier of class " + std::to_string(seen_[cosines.size()]) +
+                           " is 0 and has no direction");
     }
   }
 
@@ -629,8 +620,7 @@ void Measurement::duality(const Matrix& weights, const std::vector<double>& bias
 // weights: null without a classifier, and then there are no weight decays.
 void Measurement::imbalance(const Matrix& weights, const std::vector<double>& bias) {
   ImbalanceInput input;
-  input.counts.reserve(seen_.size());
-  for (const Index k : seen_) input.counts.push_back(moments_.counts()[k]);
+  input.counts = counts_;
   input.means = means_;
   input.sample_mean = sample_mean_;
   input.variances = variances_;
@@ -714,12 +704,11 @@ void Measurement::out_of_distribution() {
   const double ood_norm = norm(ood);
   if (!std::isfinite(ood_norm)) throw DataError("the out-of-distribution mean is not finite");
   const auto dots = backend_.times(means_, ood);
-  const auto squares = backend_.row_dots(means_, means_);
   double sum = 0;
   for (std::size_t i = 0; i < dots.size(); ++i) {
-    if (!(squares[i] > 0) || !(ood_norm > 0))
+    if (!(mean_squares_[i] > 0) || !(ood_norm > 0))
       return undefined("nc5_ortho", "a class mean or the out-of-distribution mean is 0 and has no direction");
-    sum += std::abs(dots[i]) / (std::sqrt(squares[i]) * ood_norm);
+    sum += std::abs(dots[i]) / (std::sqrt(mean_squares_[i]) * ood_norm);
   }
   set("nc5_ortho", sum / k_);
 }
