@@ -6,11 +6,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <limits>
 #include <string>
 
 #include "host/classifier_product.hpp"
+#include "host/numbers.hpp"
 #include "ncollapse/decomposition.hpp"
 
 namespace ncollapse {
@@ -18,12 +18,6 @@ namespace ncollapse {
 namespace {
 
 constexpr double kEps = std::numeric_limits<double>::epsilon();
-
-std::string scientific(double value) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.3g", value);
-  return text;
-}
 
 double norm(Backend& backend, const Matrix& A) { return std::sqrt(backend.inner(A, A)); }
 
@@ -67,7 +61,7 @@ std::vector<double> checked_singular_values(Backend& backend, const Matrix& A) {
   if (size > 0 && !(std::abs(squares - 1) <= bound && values.back() >= 0))
     throw Error(ErrorKind::internal, "the singular values of a " + std::to_string(A.rows) + " x " +
                                          std::to_string(A.cols) + " matrix are wrong: their squares add up to " +
-                                         scientific(squares) + " of its own");
+                                         text_of(squares, 3) + " of its own");
   return values;
 }
 
@@ -89,8 +83,8 @@ CheckedSvd checked_svd(Backend& backend, const Matrix& A) {
   if (!(result.residual <= bound && left <= bound && right <= bound))
     throw Error(ErrorKind::internal, "the singular value decomposition of a " + std::to_string(A.rows) + " x " +
                                          std::to_string(A.cols) + " matrix is wrong: relative residual " +
-                                         scientific(result.residual) + ", orthogonality " + scientific(left) +
-                                         " (left) and " + scientific(right) + " (right), allowed " + scientific(bound));
+                                         text_of(result.residual, 3) + ", orthogonality " + text_of(left, 3) +
+                                         " (left) and " + text_of(right, 3) + " (right), allowed " + text_of(bound, 3));
   return result;
 }
 

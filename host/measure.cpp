@@ -17,15 +17,14 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstdio>
 #include <limits>
 #include <numbers>
-#include <numeric>
 
 #include "host/backend.hpp"
 #include "host/classifier_product.hpp"
 #include "host/grams.hpp"
 #include "host/moments.hpp"
+#include "host/numbers.hpp"
 #include "host/theory/blocks.hpp"
 #include "host/theory/imbalance.hpp"
 #include "ncollapse/error.hpp"
@@ -60,17 +59,7 @@ const ConventionRules& rules_of(Convention convention) {
   throw UsageError("unknown convention");
 }
 
-std::string text_of(double value) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.3g", value);
-  return text;
-}
-
-double mean(const std::vector<double>& values) {
-  double sum = 0;
-  for (const double value : values) sum += value;
-  return sum / static_cast<double>(values.size());
-}
+double mean(const std::vector<double>& values) { return sum(values) / static_cast<double>(values.size()); }
 
 /// Whether the word is one of the metric's inputs.
 bool needs(const MetricInfo& info, std::string_view word) {
@@ -84,12 +73,6 @@ double variance(const std::vector<double>& values, int ddof = 0) {
   double sum = 0;
   for (const double value : values) sum += (value - centre) * (value - centre);
   return sum / static_cast<double>(static_cast<Index>(values.size()) - ddof);
-}
-
-double norm(const std::vector<double>& vector) {
-  double sum = 0;
-  for (const double value : vector) sum += value * value;
-  return std::sqrt(sum);
 }
 
 template <class T>
@@ -208,7 +191,7 @@ Measurement::Spectrum Measurement::spectrum(const Matrix& A, const std::vector<d
   backend_.copy(used_up.data(), gram.data(), gram.bytes());
   if (result.kept == result.limit && result.values.back() > kWellConditioned * largest) {
     if (rows_side) {
-      const double mean = std::accumulate(result.values.begin(), result.values.end(), 0.0) / static_cast<double>(size);
+      const double mean = sum(result.values) / static_cast<double>(size);
       backend_.add_gram(mean, backend_.from_host(dependency, 1, size), used_up);
     }
     Matrix inverse;
@@ -291,7 +274,7 @@ void Measurement::centre() {
     largest_centred = std::max(largest_centred, std::sqrt(squares[i]));
   }
   if (!(largest_mean < kLargest) || (largest_centred > 0 && largest_centred < kSmallest))
-    throw DataError("class means of size " + text_of(largest_mean) + ", " + text_of(largest_centred) +
+    throw DataError("class means of size " + text_of(largest_mean, 3) + ", " + text_of(largest_centred, 3) +
                         " apart from their centre, are beyond what the metrics can be computed for",
                     "rescale the features: the metrics do not depend on their unit");
   // The centre is rounded, so equal means may differ from it by an ulp; that is 0, not a geometry.
@@ -336,8 +319,8 @@ void Measurement::input_rounding() {
   set("nc1_input_floor", floor);
   constexpr double kNear = 10;
   if (const auto ratio = values_.find("nc1_trace_ratio"); ratio != values_.end() && ratio->second < kNear * floor)
-    report_.notes.push_back("rounding of the features to " + report_.dtype + " adds up to some " + text_of(floor) +
-                            " to nc1_trace_ratio, which is " + text_of(ratio->second) +
+    report_.notes.push_back("rounding of the features to " + report_.dtype + " adds up to some " + text_of(floor, 3) +
+                            " to nc1_trace_ratio, which is " + text_of(ratio->second, 3) +
                             ": some of NC1 is that type's, not the network's");
 }
 
@@ -778,7 +761,7 @@ Report Measurement::run() {
   imbalance(weights, bias);
   if (report_.cosine_error > 0)
     report_.notes.push_back(
-        "statistics of pairs are by fast products: no cosine is off by more than " + text_of(report_.cosine_error) +
+        "statistics of pairs are by fast products: no cosine is off by more than " + text_of(report_.cosine_error, 3) +
         ", no squared distance by more than that times the sum of both squared norms, 1/64 of itself at most");
   decisions(evidence_.train, "train");
   decisions(evidence_.test, "test");

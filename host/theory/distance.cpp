@@ -9,13 +9,12 @@
 #include <numeric>
 
 #include "host/classifier_product.hpp"
+#include "host/numbers.hpp"
 #include "ncollapse/error.hpp"
 
 namespace ncollapse {
 
 namespace {
-
-double sum(const std::vector<double>& values) { return std::accumulate(values.begin(), values.end(), 0.0); }
 
 // Why the minimiser's geometry is not determined; empty when it is.
 std::string undetermined(const std::vector<DirectionPrediction>& directions) {

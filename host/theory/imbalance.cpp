@@ -9,6 +9,7 @@
 
 #include "host/decomposition.hpp"
 #include "host/moments.hpp"
+#include "host/numbers.hpp"
 #include "host/theory/distance.hpp"
 #include "host/theory/geometry.hpp"
 #include "ncollapse/error.hpp"
@@ -16,8 +17,6 @@
 namespace ncollapse {
 
 namespace {
-
-double sum(const std::vector<double>& values) { return std::accumulate(values.begin(), values.end(), 0.0); }
 
 class Imbalance {
  public:
@@ -294,9 +293,6 @@ void Imbalance::singular_values(const UfmPrediction& prediction, const std::stri
     }
     return std::sqrt(squares);
   };
-  const auto size = [](const std::vector<double>& values) {
-    return std::sqrt(std::inner_product(values.begin(), values.end(), values.begin(), 0.0));
-  };
   try {
     Matrix features = backend_.clone(in_.means);
     if (!in_.bias.empty()) backend_.centre_rows(features, in_.sample_mean);
@@ -307,10 +303,10 @@ void Imbalance::singular_values(const UfmPrediction& prediction, const std::stri
     auto left = checked_singular_values(backend_, weights), right = checked_singular_values(backend_, features);
     const auto product =
         checked_singular_values(backend_, backend_.product(weights, Transpose::no, features, Transpose::yes));
-    set(family + "sv_w", distance(left, size(w), w, size(w)));
-    set(family + "sv_h", distance(right, size(z), z, size(z)));
-    if (size(product) > 0)
-      set(family + "sv", distance(product, size(product), wz, size(wz)));
+    set(family + "sv_w", distance(left, norm(w), w, norm(w)));
+    set(family + "sv_h", distance(right, norm(z), z, norm(z)));
+    if (norm(product) > 0)
+      set(family + "sv", distance(product, norm(product), wz, norm(wz)));
     else
       out_.undefined[family + "sv"] = "the product of classifier and means is 0";
     set(family + "rank_obs", static_cast<double>(std::count_if(left.begin(), left.end(),

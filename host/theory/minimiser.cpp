@@ -7,9 +7,9 @@
 //  root from above: a bracket, no guess. It is halved in u = log x, where powers cannot overflow.
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <limits>
 
+#include "host/numbers.hpp"
 #include "host/theory/structure.hpp"
 #include "ncollapse/error.hpp"
 
@@ -21,9 +21,7 @@ constexpr double kEps = std::numeric_limits<double>::epsilon();
 
 void check_decay(double value, const std::string& name) {
   if (value > 0 && std::isfinite(value)) return;
-  char text[32];
-  std::snprintf(text, sizeof text, "%g", value);
-  throw UsageError(name + " is " + text + ", must be positive",
+  throw UsageError(name + " is " + text_of(value) + ", must be positive",
                    value == 0 ? "without weight decay the loss has no minimiser: it tends to 0 as the weights grow"
                               : "weight decays are positive numbers");
 }

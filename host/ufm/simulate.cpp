@@ -1,11 +1,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <numeric>
 #include <string>
 
 #include "host/backend.hpp"
 #include "host/classifier_product.hpp"
+#include "host/numbers.hpp"
 #include "host/ufm/minimise.hpp"
 #include "ncollapse/accumulator.hpp"
 #include "ncollapse/decisions.hpp"
@@ -18,25 +18,16 @@ namespace {
 
 constexpr double kDifference = 1e-3;  // of the largest predicted value
 
-double norm(std::span<const double> values) {
-  return std::sqrt(std::inner_product(values.begin(), values.end(), values.begin(), 0.0));
-}
-
 void check(const SimulationOptions& options) {
   if (options.model.counts.size() == 1) throw UsageError("there is 1 class, must be at least 2");
   if (options.iterations < 1)
     throw UsageError("iterations is " + std::to_string(options.iterations) + ", must be at least 1");
   if (options.measure_every < 1)
     throw UsageError("measure_every is " + std::to_string(options.measure_every) + ", must be at least 1");
-  const auto text = [](double value) {
-    char buffer[32];
-    std::snprintf(buffer, sizeof buffer, "%g", value);
-    return std::string(buffer);
-  };
   if (const auto scale = options.start_scale; scale && (!(*scale > 0) || !std::isfinite(*scale)))
-    throw UsageError("the start scale is " + text(*scale) + ", must be positive");
+    throw UsageError("the start scale is " + text_of(*scale) + ", must be positive");
   if (!(options.gradient_tolerance >= 0) || !std::isfinite(options.gradient_tolerance))
-    throw UsageError("the gradient tolerance is " + text(options.gradient_tolerance) +
+    throw UsageError("the gradient tolerance is " + text_of(options.gradient_tolerance) +
                      ", must be a number of at least 0");
 }
 

@@ -1,0 +1,24 @@
+// Sums over numbers on the host, in their order, and a number in a message.
+#pragma once
+
+#include <cmath>
+#include <cstdio>
+#include <numeric>
+#include <span>
+#include <string>
+
+namespace ncollapse {
+
+inline double sum(std::span<const double> values) { return std::accumulate(values.begin(), values.end(), 0.0); }
+
+inline double norm(std::span<const double> values) {
+  return std::sqrt(std::inner_product(values.begin(), values.end(), values.begin(), 0.0));
+}
+
+inline std::string text_of(double value, int digits = 6) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.*g", digits, value);
+  return text;
+}
+
+}  // namespace ncollapse
