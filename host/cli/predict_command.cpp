@@ -48,11 +48,10 @@ struct DenseComparison {
 DenseComparison compare_with_dense(const UfmOptions& model, const PredictOptions& options) {
   using Clock = std::chrono::steady_clock;
   const Context context(Device::parse(options.device), {.threads = options.threads});
-  const auto matrix = model.bias ? LabelModel::with_bias : LabelModel::without_bias;
   const auto start = Clock::now();
-  const std::vector<double> sigma = LabelSpectrum(model.counts, matrix).sigma();
+  const std::vector<double> sigma = LabelSpectrum(model.counts, model.label_model()).sigma();
   const auto structured = Clock::now();
-  const SingularValueDecomposition dense = decompose_label_matrix(context, model.counts, matrix);
+  const SingularValueDecomposition dense = decompose_label_matrix(context, model.counts, model.label_model());
   const auto end = Clock::now();
 
   DenseComparison result{to_string(context.info().device),
@@ -178,9 +177,7 @@ std::string to_table(const UfmOptions& model, const UfmPrediction& prediction,
       model.bias ? "with" : "without", prediction.classes, prediction.samples, layers,
       equal ? fmt::format("{}", model.lambda_w.front()) : fmt::format("{}", fmt::join(model.lambda_w, ", ")),
       model.lambda_h, model.width > 0 ? fmt::format(", width {}", model.width) : "", prediction.minimum);
-  Index alive = 0;
-  for (const auto& direction : prediction.directions) alive += direction.surviving;
-  text += fmt::format("surviving directions            {} of {}\n", alive, prediction.classes);
+  text += fmt::format("surviving directions            {} of {}\n", prediction.rank(), prediction.classes);
   if (!prediction.lost_classes)
     text += "lost classes                    not determined: the width cuts through an eigenspace\n";
   else if (prediction.lost_classes->empty())

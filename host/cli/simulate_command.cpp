@@ -34,8 +34,6 @@ std::string header_line(const SimulationOptions& options, const DeviceInfo& devi
   UfmOptions model = options.model;
   model.width = options.dim;
   const UfmPrediction prediction = predict(model);
-  Index rank = 0;
-  for (const auto& direction : prediction.directions) rank += direction.surviving;
   Json json;
   json["schema"] = "ncollapse.simulation/1";
   json["tool"] = {{"name", "ncollapse"}, {"version", version()}};
@@ -47,7 +45,7 @@ std::string header_line(const SimulationOptions& options, const DeviceInfo& devi
                        {"start_scale", start_scale(options)},
                        {"tolerance", options.gradient_tolerance},
                        {"measure_every", options.measure_every}};
-  json["prediction"] = {{"minimum", prediction.minimum}, {"rank", rank}};
+  json["prediction"] = {{"minimum", prediction.minimum}, {"rank", prediction.rank()}};
   return json.dump();
 }
 

@@ -17,14 +17,11 @@ namespace ncollapse {
 namespace {
 
 // Why the minimiser's geometry is not determined; empty when it is.
-std::string undetermined(const std::vector<DirectionPrediction>& directions) {
-  Index alive = 0;
-  for (const auto& direction : directions) {
-    alive += direction.surviving;
+std::string undetermined(const UfmPrediction& prediction) {
+  for (const auto& direction : prediction.directions)
     if (direction.surviving > 0 && direction.surviving < direction.multiplicity)
       return "the width cuts through an eigenspace, the minimiser is not determined there";
-  }
-  return alive == 0 ? "every direction is predicted to vanish" : "";
+  return prediction.rank() == 0 ? "every direction is predicted to vanish" : "";
 }
 
 }  // namespace
@@ -64,7 +61,7 @@ GeometryDistance geometry_distance(Backend& backend, Grams& grams, const LabelSp
   }
 
   const GramNorms norms = gram_norms(backend, grams, weights, means, class_roots, centre);
-  distance.undefined = undetermined(directions);
+  distance.undefined = undetermined(prediction);
   if (!(norms.product > 0)) distance.undefined = "the product of classifier and means is 0";
   if (!distance.undefined.empty()) {
     for (auto* value :
@@ -110,7 +107,7 @@ GeometryDistance geometry_distance(Backend& backend, Grams& grams, const LabelSp
 GeometryDistance geometry_distance(const Context& context, const UfmOptions& model, const MatrixView& classifier,
                                    const MatrixView& means) {
   const UfmPrediction prediction = predict(model);
-  const LabelSpectrum spectrum(model.counts, model.bias ? LabelModel::with_bias : LabelModel::without_bias);
+  const LabelSpectrum spectrum(model.counts, model.label_model());
   const auto shape = [](const MatrixView& view) {
     return std::to_string(view.rows) + " x " + std::to_string(view.cols);
   };

@@ -238,15 +238,13 @@ void Imbalance::minimiser(const GroupedPair& contrasts) {
   set("ufm_loss_min", prediction.minimum);
   if (in_.scatter) set("ufm_loss", loss());
 
-  const LabelSpectrum spectrum(in_.counts, ufm.bias ? LabelModel::with_bias : LabelModel::without_bias);
+  const LabelSpectrum spectrum(in_.counts, ufm.label_model());
   const GeometryDistance distance =
       geometry_distance(backend_, grams_, spectrum, prediction, in_.weights, in_.means, in_.sample_mean,
                         ufm.bias ? contrasts : group_pair(backend_, spectrum.structure(), in_.weights, in_.means));
   out_.spectrum = distance.spectrum;
-  Index alive = 0;
-  for (const auto& direction : prediction.directions) alive += direction.surviving;
   const std::string family = ufm.bias ? "ufmb_" : "gof_";
-  set(family + "rank_pred", static_cast<double>(alive));
+  set(family + "rank_pred", static_cast<double>(prediction.rank()));
   const auto report = [&](const std::string& name, double value) {
     if (distance.undefined.empty())
       set(family + name, value);

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "host/numbers.hpp"
 #include "host/theory/structure.hpp"
@@ -32,6 +33,12 @@ double softplus(double u) { return u > 0 ? u + std::log1p(std::exp(-u)) : std::l
 struct Model {
   double samples, layers, log_product;  // N, L, log(lambda_H prod lambda_l)
 
+  Model(Index of_samples, const UfmOptions& options)
+      : samples(static_cast<double>(of_samples)),
+        layers(static_cast<double>(options.lambda_w.size())),
+        log_product(std::log(options.lambda_h)) {
+    for (const double lambda : options.lambda_w) log_product += std::log(lambda);
+  }
   double log_scale() const { return (std::log(samples) + log_product) / layers; }  // log (N A)^(1/L)
   double log_alpha(double sigma) const {
     return std::log(layers) + std::log(samples) + log_scale() - 2 * std::log(sigma);
@@ -69,12 +76,9 @@ void check(const UfmOptions& options) {
     throw UsageError("the width is " + std::to_string(options.width) + ", must be at least 1 (0: no limit)");
 }
 
-std::vector<DirectionPrediction> directions_of(const LabelSpectrum& spectrum, const UfmOptions& options) {
-  Model model{static_cast<double>(spectrum.samples()), static_cast<double>(options.lambda_w.size()),
-              std::log(options.lambda_h)};
-  for (const double lambda : options.lambda_w) model.log_product += std::log(lambda);
+std::vector<DirectionPrediction> directions_of(const LabelSpectrum& spectrum, const UfmOptions& options,
+                                               const Model& model) {
   const double layers = model.layers;
-
   std::vector<DirectionPrediction> directions;
   Index room = options.width > 0 ? options.width : std::numeric_limits<Index>::max();
   for (const auto& space : spectrum.eigenspaces()) {
@@ -199,25 +203,27 @@ class GroupLogits {
 
 }  // namespace
 
+Index UfmPrediction::rank() const {
+  return std::accumulate(directions.begin(), directions.end(), Index{0},
+                         [](Index sum, const auto& direction) { return sum + direction.surviving; });
+}
+
 UfmPrediction predict(const UfmOptions& options) {
   check(options);
-  const LabelSpectrum spectrum(options.counts, options.bias ? LabelModel::with_bias : LabelModel::without_bias);
+  const LabelSpectrum spectrum(options.counts, options.label_model());
   const auto& s = spectrum.structure();
   UfmPrediction prediction;
   prediction.classes = spectrum.classes();
   prediction.samples = spectrum.samples();
-  prediction.directions = directions_of(spectrum, options);
-
-  const auto samples = static_cast<double>(spectrum.samples()), layers = static_cast<double>(options.lambda_w.size());
-  Model model{samples, layers, std::log(options.lambda_h)};
-  for (const double lambda : options.lambda_w) model.log_product += std::log(lambda);
+  const Model model(spectrum.samples(), options);
+  prediction.directions = directions_of(spectrum, options, model);
   for (const auto& direction : prediction.directions) {
     if (direction.sigma == 0) continue;
-    const double share = direction.sigma * direction.sigma / (2 * samples);
+    const double share = direction.sigma * direction.sigma / (2 * model.samples);
     const auto alive = static_cast<double>(direction.surviving);
     prediction.minimum += share * (static_cast<double>(direction.multiplicity) - alive);
     if (alive > 0)
-      prediction.minimum += share * alive * value_at(layers, model.log_alpha(direction.sigma), direction.x);
+      prediction.minimum += share * alive * value_at(model.layers, model.log_alpha(direction.sigma), direction.x);
   }
   for (const auto& direction : prediction.directions) {
     const bool positive = direction.w > 0 && direction.z > 0;
@@ -227,7 +233,7 @@ UfmPrediction predict(const UfmOptions& options) {
   }
   if (!std::isfinite(prediction.minimum)) throw UsageError("with these weight decays the minimum is not a number");
   if (options.bias)
-    for (const Index count : spectrum.counts()) prediction.bias.push_back(static_cast<double>(count) / samples);
+    for (const Index count : spectrum.counts()) prediction.bias.push_back(static_cast<double>(count) / model.samples);
 
   if (cuts_through(prediction.directions)) return prediction;
   const GroupLogits logits(s, prediction.directions, options.bias);
@@ -251,8 +257,8 @@ UfmPrediction predict(const UfmOptions& options) {
 
 std::vector<double> predicted_logits(const UfmOptions& options) {
   check(options);
-  const LabelSpectrum spectrum(options.counts, options.bias ? LabelModel::with_bias : LabelModel::without_bias);
-  const auto directions = directions_of(spectrum, options);
+  const LabelSpectrum spectrum(options.counts, options.label_model());
+  const auto directions = directions_of(spectrum, options, Model(spectrum.samples(), options));
   if (cuts_through(directions))
     throw UsageError("the width " + std::to_string(options.width) +
                      " cuts through an eigenspace, so the minimiser does not determine the logits");

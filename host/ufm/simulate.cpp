@@ -83,21 +83,29 @@ Index singular_values_above(Backend& backend, std::span<const double> values, In
   return std::count_if(squares.begin(), squares.end(), [&](double square) { return square > threshold * threshold; });
 }
 
-/// The rank and every eigenspace of the last point, beside the prediction.
+/// The rank of the last point, and where it is not the prediction.
 void compare(const UfmProblem& problem, SimulationResult& result) {
-  const std::span<const double> x = result.parameters;
   const std::vector<SpectrumRow>& measured = result.last.report->spectrum;
   Backend& backend = *problem.context().backend();
   const UfmOptions& model = problem.model();
   const auto& directions = problem.prediction().directions;
   const Index dim = problem.dim();
-  double smallest = std::sqrt(static_cast<double>(problem.samples()) * model.lambda_h);
-  for (const auto& direction : directions)  // by descending sigma, and so by descending w
-    if (direction.surviving > 0) smallest = direction.w;
-  const LabelSpectrum spectrum(model.counts, model.bias ? LabelModel::with_bias : LabelModel::without_bias);
+  const double decay = std::sqrt(static_cast<double>(problem.samples()) * model.lambda_h);
+  // Where all vanishes, the size at which a direction would begin to survive.
+  double smallest_w = decay, largest_w = decay, largest_z = directions.front().sigma / (2 * decay);
+  if (problem.prediction().rank() > 0) {
+    largest_w = largest_z = 0;
+    for (const auto& direction : directions) {
+      if (direction.surviving > 0) smallest_w = direction.w;  // by descending sigma, and so by descending w
+      largest_w = std::max(largest_w, direction.w);
+      largest_z = std::max(largest_z, direction.z);
+    }
+  }
+  const LabelSpectrum spectrum(model.counts, model.label_model());
   const std::vector<double> weights =
-      backend.to_host(classifier_product(backend, problem.classifier(x), dim, problem.classes()));
-  result.rank_measured = singular_values_above(backend, weights, dim, smallest / 2);
+      backend.to_host(classifier_product(backend, problem.classifier(result.parameters), dim, problem.classes()));
+  result.rank_predicted = problem.prediction().rank();
+  result.rank_measured = singular_values_above(backend, weights, dim, smallest_w / 2);
   const std::vector<double> rows = spectrum.apply_left(weights, dim);
   std::span<const double> rest = rows;
   for (std::size_t i = 0; i < directions.size(); ++i) {
@@ -106,41 +114,20 @@ void compare(const UfmProblem& problem, SimulationResult& result) {
     rest = rest.subspan(block.size());
     const double alive =
         std::sqrt(static_cast<double>(direction.surviving) / static_cast<double>(direction.multiplicity));
-    result.rank_predicted += direction.surviving;
-    result.differing.push_back({.sigma = direction.sigma,
-                                .multiplicity = direction.multiplicity,
-                                .surviving_predicted = direction.surviving,
-                                .surviving_measured = singular_values_above(
-                                    backend, block, dim, (direction.surviving > 0 ? direction.w : smallest) / 2),
-                                .w_predicted = alive * direction.w,
-                                .w_measured = measured[i].w_measured,
-                                .z_predicted = alive * direction.z,
-                                .z_measured = measured[i].z_measured});
+    const EigenspaceComparison space{.sigma = direction.sigma,
+                                     .multiplicity = direction.multiplicity,
+                                     .surviving_predicted = direction.surviving,
+                                     .surviving_measured = singular_values_above(
+                                         backend, block, dim, (direction.surviving > 0 ? direction.w : smallest_w) / 2),
+                                     .w_predicted = alive * direction.w,
+                                     .w_measured = measured[i].w_measured,
+                                     .z_predicted = alive * direction.z,
+                                     .z_measured = measured[i].z_measured};
+    const bool differs = space.surviving_measured != space.surviving_predicted ||
+                         std::abs(space.w_measured - space.w_predicted) > kDifference * largest_w ||
+                         std::abs(space.z_measured - space.z_predicted) > kDifference * largest_z;
+    if (differs && !direction.at_threshold) result.differing.push_back(space);
   }
-}
-
-void keep_differing(const UfmProblem& problem, std::vector<EigenspaceComparison>& spaces) {
-  const auto& directions = problem.prediction().directions;
-  const double decay = std::sqrt(static_cast<double>(problem.samples()) * problem.model().lambda_h);
-  double largest_w = 0, largest_z = 0;
-  for (const auto& direction : directions) {
-    largest_w = std::max(largest_w, direction.w);
-    largest_z = std::max(largest_z, direction.z);
-  }
-  if (largest_w == 0) {  // all vanishes: the size at which a direction would begin to survive
-    largest_w = decay;
-    largest_z = directions.front().sigma / (2 * decay);
-  }
-  const auto differs = [&](std::size_t i) {
-    const auto& space = spaces[i];
-    return !directions[i].at_threshold && (space.surviving_measured != space.surviving_predicted ||
-                                           std::abs(space.w_measured - space.w_predicted) > kDifference * largest_w ||
-                                           std::abs(space.z_measured - space.z_predicted) > kDifference * largest_z);
-  };
-  std::vector<EigenspaceComparison> kept;
-  for (std::size_t i = 0; i < spaces.size(); ++i)
-    if (differs(i)) kept.push_back(spaces[i]);
-  spaces = std::move(kept);
 }
 
 }  // namespace
@@ -217,7 +204,6 @@ SimulationResult simulate(const Context& context, const SimulationOptions& optio
     if (on_step) on_step(result.last);
   }
   compare(problem, result);
-  keep_differing(problem, result.differing);
   return result;
 }
 

@@ -68,6 +68,8 @@ struct UfmOptions {
   double lambda_h = 0;                ///< weight decay of the features, > 0
   bool bias = true;                   ///< the last layer has an (unregularised) bias
   Index width = 0;                    ///< smallest of the layers' widths and d; 0: no limit
+
+  LabelModel label_model() const { return bias ? LabelModel::with_bias : LabelModel::without_bias; }
 };
 
 /// The global minimiser in the directions of one eigenspace.
@@ -93,6 +95,9 @@ struct UfmPrediction {
   /// Classes whose mean's largest logit is not their own alone (minority collapse), ascending. Empty optional when the
   /// width cuts through an eigenspace, so that the minimiser does not determine it.
   std::optional<std::vector<Index>> lost_classes;
+
+  /// Surviving directions in all.
+  NCOLLAPSE_EXPORT Index rank() const;
 };
 
 /// The global minimiser of the UFM, for any L >= 1: every direction's x* minimises g(x) = 1/(x^L + 1) + alpha x, with

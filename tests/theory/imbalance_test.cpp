@@ -58,7 +58,7 @@ struct Minimiser {
 };
 Minimiser minimiser(const UfmOptions& model) {
   const UfmPrediction prediction = predict(model);
-  const LabelSpectrum spectrum(model.counts, model.bias ? LabelModel::with_bias : LabelModel::without_bias);
+  const LabelSpectrum spectrum(model.counts, model.label_model());
   const Index classes = spectrum.classes();
   const Dense left = basis(spectrum, true), right = basis(spectrum, false);
   Minimiser result{std::vector<Dense>(model.lambda_w.size(), Dense(classes, classes)), Dense(classes, classes)};

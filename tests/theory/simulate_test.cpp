@@ -124,7 +124,7 @@ TEST_P(Simulate, LossAgainstItsFormula) {
 /// The parameters of the global minimiser: W_l = diag(s_l), W_L = U diag(s_L), H = D^-1 V diag(z), b = n/N.
 Vector minimiser(const UfmProblem& problem) {
   const UfmOptions& model = problem.model();
-  const LabelSpectrum spectrum(model.counts, model.bias ? LabelModel::with_bias : LabelModel::without_bias);
+  const LabelSpectrum spectrum(model.counts, model.label_model());
   const Dense left = basis(spectrum, true), right = basis(spectrum, false);
   Vector x(static_cast<std::size_t>(problem.parameters()), 0.0);
   const Classifier head = problem.classifier(x);
