@@ -29,6 +29,13 @@ namespace {
 
 constexpr Index kBlockRows = 64;  // rows a partial sum spans, whatever the number of threads
 
+void check_lapack(int info, const std::string& what) {
+  if (info == LAPACK_WORK_MEMORY_ERROR) throw DeviceError("out of memory: the workspace of " + what);
+  if (info != 0) throw Error(ErrorKind::internal, what + " failed with info " + std::to_string(info));
+}
+
+std::string shape_of(const Matrix& A) { return std::to_string(A.rows) + " x " + std::to_string(A.cols); }
+
 std::string processor_name() {
   std::ifstream info("/proc/cpuinfo");
   for (std::string line; std::getline(info, line);)
@@ -227,10 +234,9 @@ std::vector<double> CpuBackend::symmetric_eigen(char job, Matrix& A) {
                          std::to_string(kMaxOrder) + " can be solved",
                      "accumulate traces instead of the full scatter");
   const BlasThreads guard(threads_);
-  const int info =
-      LAPACKE_dsyevd(LAPACK_COL_MAJOR, job, 'U', blas_int(n, "order"), A.data(), blas_int(n, "order"), values.data());
-  if (info != 0)
-    throw Error(ErrorKind::internal, "the symmetric eigensolver (dsyevd) failed with info " + std::to_string(info));
+  const int order = blas_int(n, "order");
+  check_lapack(LAPACKE_dsyevd(LAPACK_COL_MAJOR, job, 'U', order, A.data(), order, values.data()),
+               "the symmetric eigensolver (dsyevd) of order " + std::to_string(n));
   return values;
 }
 
@@ -241,21 +247,15 @@ Svd CpuBackend::svd(const Matrix& A) {
   if (r == 0) return result;
   constexpr Index kMaxOrder = 23000;  // dgesdd's workspace, 4 r^2 + 7 r + O(m + n) numbers, is counted in 32 bits
   if (r > kMaxOrder)
-    throw UsageError("a singular value decomposition of a " + std::to_string(A.rows) + " x " + std::to_string(A.cols) +
-                         " matrix is too large, at most " + std::to_string(kMaxOrder) +
-                         " singular values can be found on the CPU",
+    throw UsageError("a singular value decomposition of a " + shape_of(A) + " matrix is too large, at most " +
+                         std::to_string(kMaxOrder) + " singular values can be found on the CPU",
                      "a GPU has no such limit");
   const int rows = blas_int(A.rows, "rows"), cols = blas_int(A.cols, "columns");
   const Matrix used_up = clone(A);
   const BlasThreads guard(threads_);
-  const int info = LAPACKE_dgesdd(LAPACK_COL_MAJOR, 'S', cols, rows, used_up.data(), cols, result.values.data(),
-                                  result.right.data(), cols, result.left.data(), static_cast<int>(r));
-  if (info == LAPACK_WORK_MEMORY_ERROR)
-    throw DeviceError("out of memory: the workspace of a singular value decomposition of " + std::to_string(A.rows) +
-                      " x " + std::to_string(A.cols) + " numbers");
-  if (info != 0)
-    throw Error(ErrorKind::internal,
-                "the singular value decomposition (dgesdd) failed with info " + std::to_string(info));
+  check_lapack(LAPACKE_dgesdd(LAPACK_COL_MAJOR, 'S', cols, rows, used_up.data(), cols, result.values.data(),
+                              result.right.data(), cols, result.left.data(), static_cast<int>(r)),
+               "the singular value decomposition (dgesdd) of " + shape_of(A) + " numbers");
   return result;
 }
 
@@ -265,13 +265,9 @@ std::vector<double> CpuBackend::singular_values(const Matrix& A) {
   const int rows = blas_int(A.rows, "rows"), cols = blas_int(A.cols, "columns");
   const Matrix used_up = clone(A);
   const BlasThreads guard(threads_);
-  const int info =
-      LAPACKE_dgesdd(LAPACK_COL_MAJOR, 'N', cols, rows, used_up.data(), cols, values.data(), nullptr, cols, nullptr, 1);
-  if (info == LAPACK_WORK_MEMORY_ERROR)
-    throw DeviceError("out of memory: the workspace of the singular values of " + std::to_string(A.rows) + " x " +
-                      std::to_string(A.cols) + " numbers");
-  if (info != 0)
-    throw Error(ErrorKind::internal, "the singular values (dgesdd) failed with info " + std::to_string(info));
+  check_lapack(
+      LAPACKE_dgesdd(LAPACK_COL_MAJOR, 'N', cols, rows, used_up.data(), cols, values.data(), nullptr, cols, nullptr, 1),
+      "the singular values (dgesdd) of " + shape_of(A) + " numbers");
   return values;
 }
 
@@ -289,10 +285,8 @@ Matrix CpuBackend::triangular_factor(const Matrix& A) {
   const int rows = blas_int(m, "rows"), cols = blas_int(n, "columns");
   {
     const BlasThreads guard(threads_);
-    const int info = LAPACKE_dgeqrf(LAPACK_COL_MAJOR, rows, cols, columns.data(), rows, reflectors.data());
-    if (info == LAPACK_WORK_MEMORY_ERROR) throw DeviceError("out of memory: the workspace of a QR factorisation");
-    if (info != 0)
-      throw Error(ErrorKind::internal, "the QR factorisation (dgeqrf) failed with info " + std::to_string(info));
+    check_lapack(LAPACKE_dgeqrf(LAPACK_COL_MAJOR, rows, cols, columns.data(), rows, reflectors.data()),
+                 "the QR factorisation (dgeqrf) of " + shape_of(A) + " numbers");
   }
   for (Index j = 0; j < n; ++j)
     for (Index i = 0; i <= j; ++i) R.data()[i * n + j] = columns.data()[j * m + i];

@@ -404,8 +404,7 @@ PairSums CpuBackend::pair_sums(const Matrix& A, const PairQuery& query) {
 
 ProductSums CpuBackend::product_sums(const Matrix& A, const Matrix& B, const ProductQuery& query) {
   const Index count = A.rows;
-  const auto r = static_cast<double>(count);
-  const double off = -1 / r / std::sqrt(r - 1), diagonal = (1 - 1 / r) / std::sqrt(r - 1), frame = 1 / std::sqrt(r);
+  const Simplex simplex(count);
   const Index side = std::min(kTile, count);
   double* tile = centred_.reserve(side * side);
   std::vector<ProductSums> parts(static_cast<std::size_t>(side));
@@ -422,10 +421,10 @@ ProductSums CpuBackend::product_sums(const Matrix& A, const Matrix& B, const Pro
         for (Index j = 0; j < width; ++j) {
           const bool on_diagonal = i0 + i == j0 + j;
           const double value = tile[i * width + j];
-          const double etf = value / query.product_norm - (on_diagonal ? diagonal : off);
+          const double etf = value / query.product_norm - (on_diagonal ? simplex.diagonal : simplex.off);
           sums.etf_residual += etf * etf;
           if (query.frame_norm > 0) {
-            const double gap = (value + offset) / query.frame_norm - (on_diagonal ? frame : 0.0);
+            const double gap = (value + offset) / query.frame_norm - (on_diagonal ? simplex.frame_diagonal : 0.0);
             sums.frame_residual += gap * gap;
           }
         }

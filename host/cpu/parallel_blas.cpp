@@ -64,36 +64,40 @@ void multiply(int threads, const Operand& A, const Operand& B, Index rows, Index
   }
 }
 
-void add_gram_lower(int threads, double alpha, const Operand& A, Index n, Index depth, double beta, double* C) {
-  for (const Index size : {A.stride, n, depth}) blas_int(size, "a matrix's side");
+namespace {
+
+// Calls body(row, column, height, width) for the tiles of a lower triangle [n x n], whose entries take `depth` terms.
+template <class Body>
+void for_lower_tiles(int threads, Index n, Index depth, const Body& body) {
   const Index side = tile_of(n, threads), count = (n + side - 1) / side;
-  const Operand B{A.data, A.stride, !A.transposed};
   const int team = n * n * depth < kParallelFlops ? 1 : threads;
   const BlasThreads guard(1);
 #pragma omp parallel for num_threads(team) schedule(dynamic)
   for (Index tile = 0; tile < count * count; ++tile) {
     const Index i = tile / count * side, j = tile % count * side;
-    if (j > i) continue;
-    const Index height = std::min(side, n - i), width = std::min(side, n - j);
+    if (j <= i) body(i, j, std::min(side, n - i), std::min(side, n - j));
+  }
+}
+
+}  // namespace
+
+void add_gram_lower(int threads, double alpha, const Operand& A, Index n, Index depth, double beta, double* C) {
+  for (const Index size : {A.stride, n, depth}) blas_int(size, "a matrix's side");
+  const Operand B{A.data, A.stride, !A.transposed};
+  for_lower_tiles(threads, n, depth, [&](Index i, Index j, Index height, Index width) {
     if (i == j)
       cblas_dsyrk(CblasRowMajor, CblasLower, flag(A.transposed), static_cast<int>(height), static_cast<int>(depth),
                   alpha, at(A, i, 0), static_cast<int>(A.stride), beta, C + i * n + i, static_cast<int>(n));
     else
       tile_product(alpha, A, B, i, j, height, width, depth, beta, C, n);
-  }
+  });
 }
 
 void add_single_gram_lower(int threads, const float* A, Index n, Index depth, const double* scale, float* tiles,
                            double* C) {
   const int stride = blas_int(n, "a matrix's side"), terms = blas_int(depth, "a matrix's side");
-  const Index side = tile_of(n, threads), count = (n + side - 1) / side;
-  const int team = n * n * depth < kParallelFlops ? 1 : threads;
-  const BlasThreads guard(1);
-#pragma omp parallel for num_threads(team) schedule(dynamic)
-  for (Index tile = 0; tile < count * count; ++tile) {
-    const Index i = tile / count * side, j = tile % count * side;
-    if (j > i) continue;
-    const Index height = std::min(side, n - i), width = std::min(side, n - j);
+  const Index side = tile_of(n, threads);
+  for_lower_tiles(threads, n, depth, [&](Index i, Index j, Index height, Index width) {
     float* product = tiles + omp_get_thread_num() * side * side;
     if (i == j)
       cblas_ssyrk(CblasRowMajor, CblasLower, CblasTrans, static_cast<int>(height), terms, 1.0f, A + i, stride, 0.0f,
@@ -107,7 +111,7 @@ void add_single_gram_lower(int threads, const float* A, Index n, Index depth, co
       for (Index c = 0; c < columns; ++c)
         row[c] += static_cast<double>(product[r * width + c]) * (scale[i + r] * scale[j + c]);
     }
-  }
+  });
 }
 
 BlasThreads::BlasThreads(int threads) : before_(openblas_get_num_threads()) { openblas_set_num_threads(threads); }
