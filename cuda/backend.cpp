@@ -134,9 +134,7 @@ RowProducts CudaBackend::row_products(const Matrix& A, const Matrix& B) {
 
 double CudaBackend::inner(const Matrix& A, const Matrix& B) {
   const DeviceGuard on(queue_->device());
-  double sum = 0;
-  for (const double part : cuda::inner(*queue_, A.data(), B.data(), A.size()).take()) sum += part;
-  return sum;
+  return cuda::inner(*queue_, A.data(), B.data(), A.size()).sum();
 }
 
 Matrix CudaBackend::identity(Index n) {

@@ -203,8 +203,7 @@ struct CudaBackend::Prepared {
 
 CudaBackend::Prepared& CudaBackend::prepared(DecisionState& state) {
   if (state.prepared) return *static_cast<Prepared*>(state.prepared.get());
-  if (!narrow_products_are_exact(*queue_, Dtype::f16))
-    throw DeviceError("cuBLAS does not accumulate products of fp16 numbers in fp32 on this device", "use the CPU");
+  require_exact_halves(*queue_, "use the CPU");
   auto made = std::make_shared<Prepared>(queue_);
   made->has_bf16 = narrow_products_are_exact(*queue_, Dtype::bf16);
   made->dim = state.dim;

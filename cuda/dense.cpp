@@ -53,13 +53,12 @@ struct SolverSpace {
       throw Error(ErrorKind::internal, std::string(solver) + ": argument " + std::to_string(-value) + " is wrong");
     return value;
   }
+  /// Where any other verdict than 0 is a failure.
+  void require_convergence(const char* solver) const {
+    if (const int value = verdict(solver); value > 0)
+      throw Error(ErrorKind::internal, std::string(solver) + " did not converge (info " + std::to_string(value) + ")");
+  }
 };
-
-double sum(Fetch<double>& parts) {
-  double total = 0;
-  for (const double part : parts.take()) total += part;
-  return total;
-}
 
 }  // namespace
 
@@ -154,6 +153,11 @@ bool narrow_products_are_exact(Queue& queue, Dtype type) {
   return *exact;
 }
 
+void require_exact_halves(Queue& queue, const char* hint) {
+  if (!narrow_products_are_exact(queue, Dtype::f16))
+    throw DeviceError("cuBLAS does not accumulate products of fp16 numbers in fp32 on this device", hint);
+}
+
 std::vector<double> symmetric_eigen(Queue& queue, cusolverEigMode_t mode, double* A, Index n, double* values) {
   const auto fill = CUBLAS_FILL_MODE_UPPER;
   std::size_t device_bytes = 0, host_bytes = 0;
@@ -164,9 +168,7 @@ std::vector<double> symmetric_eigen(Queue& queue, cusolverEigMode_t mode, double
                          CUDA_R_64F, space.device.get(), device_bytes, space.host.data(), host_bytes,
                          space.info.get()));
   Fetch<double> found(queue, values, n);
-  const int verdict = space.verdict("cusolverDnXsyevd");
-  if (verdict > 0)
-    throw Error(ErrorKind::internal, "cusolverDnXsyevd did not converge (info " + std::to_string(verdict) + ")");
+  space.require_convergence("cusolverDnXsyevd");
   return found.take();
 }
 
@@ -189,9 +191,7 @@ std::vector<double> wide_svd(Queue& queue, double* A, Index m, Index n, double* 
                          values.get(), CUDA_R_64F, right, n, CUDA_R_64F, left, m, CUDA_R_64F, space.device.get(),
                          device_bytes, space.host.data(), host_bytes, space.info.get()));
   Fetch<double> found = values.fetch();
-  const int verdict = space.verdict("cusolverDnXgesvd");
-  if (verdict > 0)
-    throw Error(ErrorKind::internal, "cusolverDnXgesvd did not converge (info " + std::to_string(verdict) + ")");
+  space.require_convergence("cusolverDnXgesvd");
   return found.take();
 }
 
@@ -228,7 +228,7 @@ double cholesky(Queue& queue, double* A, Index n, double* inverse) {
   solve_lower(queue, A, Transpose::no, n, inverse, n);
   Fetch<double> squares = inner(queue, inverse, inverse, n * n);
   if (space.verdict("cusolverDnXpotrf") != 0) return 0;
-  const double estimate = 1 / (sum(terms) * sum(squares));
+  const double estimate = 1 / (terms.sum() * squares.sum());
   return estimate > 0 ? estimate : 0.0;  // 0 for NaN
 }
 

@@ -33,6 +33,8 @@ void multiply_narrow(Queue& queue, Dtype type, const void* A, Index lda, Index m
 /// Whether cuBLAS has products of that 16-bit type here, and does with them what these need: exact products,
 /// accumulated in fp32. Found out once for a queue.
 bool narrow_products_are_exact(Queue& queue, Dtype type);
+/// Throws DeviceError unless those of fp16 are.
+void require_exact_halves(Queue& queue, const char* hint);
 
 /// Eigenvalues, ascending, to `values` [n] and returned; row i of A [n x n] (lower triangle read) becomes eigenvector
 /// i, or with CUSOLVER_EIG_MODE_NOVECTOR nothing of use. Throws Error(internal) when the solver reports a failure. n

@@ -18,12 +18,6 @@ namespace {
 
 constexpr double kEps = std::numeric_limits<double>::epsilon();
 
-double norm(Fetch<double>& squares) {
-  double sum = 0;
-  for (const double part : squares.take()) sum += part;
-  return std::sqrt(sum);
-}
-
 }  // namespace
 
 std::vector<double> CudaBackend::eigh(Matrix& A) {
@@ -42,7 +36,7 @@ std::vector<double> CudaBackend::eigh(Matrix& A) {
                       residual.data());
   Fetch<double> error_squares = cuda::inner(*queue_, residual.data(), residual.data(), n * n),
                 squares = cuda::inner(*queue_, original.data(), original.data(), n * n);
-  const double error = norm(error_squares), size = norm(squares);
+  const double error = std::sqrt(error_squares.sum()), size = std::sqrt(squares.sum());
   if (!(error <= 100 * static_cast<double>(n) * kEps * size))
     throw Error(ErrorKind::internal, "cusolverDnXsyevd returned vectors that are not eigenvectors: residual " +
                                          std::to_string(error) + " for a matrix of norm " + std::to_string(size));
@@ -57,7 +51,7 @@ std::vector<double> CudaBackend::eigenvalues(Matrix& A) {
   Fetch<double> size_squares = cuda::inner(*queue_, A.data(), A.data(), n * n);
   const Buffer<double> values(*queue_, n);
   std::vector<double> eigenvalues = symmetric_eigen(*queue_, CUSOLVER_EIG_MODE_NOVECTOR, A.data(), n, values.get());
-  const double size = norm(size_squares);
+  const double size = std::sqrt(size_squares.sum());
   double squares = 0;
   for (const double value : eigenvalues) squares += value * value;
   if (!(std::abs(std::sqrt(squares) - size) <= 100 * static_cast<double>(n) * kEps * size))

@@ -10,7 +10,6 @@
 #include "cuda/pairs.hpp"
 #include "cuda/rows.hpp"
 #include "cuda/scatter.hpp"
-#include "ncollapse/error.hpp"
 
 namespace ncollapse::cuda {
 namespace {
@@ -190,9 +189,7 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
   PairSums sums;
 
   if (query.fast) {
-    if (!narrow_products_are_exact(*queue_, Dtype::f16))
-      throw DeviceError("cuBLAS does not accumulate products of fp16 numbers in fp32 on this device",
-                        "use the exact precision");
+    require_exact_halves(*queue_, "use the exact precision");
     sums.cosine_error = half_pair_error(d);
     const Index padded = (d + kHalfPadding - 1) / kHalfPadding * kHalfPadding, terms = limits_.pair_terms;
     const Index patches = pair_patches(height, width), tile_count = static_cast<Index>(tiles.size());

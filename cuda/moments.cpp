@@ -140,9 +140,7 @@ CudaBackend::Workspace& CudaBackend::workspace(MomentState& state) {
     if (queue_->capturing())
       throw UsageError("the first batch of an accumulator cannot be captured in a CUDA graph",
                        "add a batch of the same shape once before");
-    if (state.precision == Precision::fast && !narrow_products_are_exact(*queue_, Dtype::f16))
-      throw DeviceError("cuBLAS does not accumulate products of fp16 numbers in fp32 on this device",
-                        "use the exact precision");
+    if (state.precision == Precision::fast) require_exact_halves(*queue_, "use the exact precision");
     state.workspace = std::make_shared<Workspace>(queue_);
   }
   return *static_cast<Workspace*>(state.workspace.get());

@@ -185,6 +185,12 @@ class Fetch {
     }
     return std::move(values_);
   }
+  /// Instead, added up in their order.
+  T sum() {
+    T total = 0;
+    for (const T value : take()) total += value;
+    return total;
+  }
 
  private:
   Index bytes() const { return static_cast<Index>(values_.size() * sizeof(T)); }

@@ -275,10 +275,7 @@ class Backend {
     if (query.frame_norm > 0) sums.frame_residual = residual((trace + offsets) / std::sqrt(r), query.frame_norm);
     return sums;
   }
-  /// The same for A A^T, whose uncentred form has offsets on both sides.
-  void set_residuals(const Matrix& A, const PairQuery& query, PairSums& sums) {
-    take(product_residuals(A, A, gram_query(query)), sums);
-  }
+  /// For A A^T, whose uncentred form has offsets on both sides.
   static ProductQuery gram_query(const PairQuery& query) {
     ProductQuery product{query.gram_norm, query.offsets, query.frame_norm};
     for (double& offset : product.row_offsets) offset *= 2;

@@ -398,7 +398,7 @@ PairSums CpuBackend::pair_sums(const Matrix& A, const PairQuery& query) {
     reducer.merge_nearest(at, total.nearest_squared);
   }
   for (const PairSums& part : parts) add(total, part);
-  if (query.fast) set_residuals(A, query, total);
+  if (query.fast) take(product_residuals(A, A, gram_query(query)), total);
   return total;
 }
 
