@@ -10,8 +10,6 @@ namespace ncollapse {
 
 namespace {
 
-constexpr Index kLabelBlock = Index{1} << 20;
-
 std::string files_text(const std::string& first, std::size_t count) {
   return count > 1 ? first + " and " + std::to_string(count - 1) + " more" : first;
 }
@@ -155,32 +153,9 @@ LabelSurvey Dataset::survey_labels() {
   LabelSurvey result;
   for (const Shard& shard : shards_) {
     read_from(shard);
-    for (Index first = 0; first < shard.count; first += kLabelBlock) {
-      const LabelView block = labels_of(shard, first, std::min(kLabelBlock, shard.count - first));
-      for (Index i = 0; i < block.size; ++i) {
-        const Index label = label_at(block, i), row = shard.label_first + first + i;
-        if (label < 0 || label >= kMaxClasses)
-          throw DataError(
-              shard.label_name + ": the label at row " + std::to_string(row) + " is " + std::to_string(label),
-              "labels are class numbers from 0 to K-1");
-        if (label >= static_cast<Index>(result.counts.size()))
-          result.counts.resize(static_cast<std::size_t>(label) + 1);
-        ++result.counts[static_cast<std::size_t>(label)];
-        if (label <= result.largest) continue;
-        result.largest = label;
-        result.largest_file = shard.label_name;
-        result.largest_row = row;
-      }
-    }
+    result.add(*labels_, shard.label_first, shard.count);
   }
   return result;
-}
-
-void LabelSurvey::check(Index classes) const {
-  if (largest < classes) return;
-  throw DataError(largest_file + ": the label at row " + std::to_string(largest_row) + " is " +
-                      std::to_string(largest) + ", but there are " + std::to_string(classes) + " classes",
-                  "labels are class numbers from 0 to K-1; give --classes or the classifier that fits");
 }
 
 DataError Dataset::named(const DataError& error) const {

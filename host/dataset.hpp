@@ -6,27 +6,15 @@
 #include <string>
 #include <vector>
 
+#include "host/label_survey.hpp"
 #include "ncollapse/array_file.hpp"
 #include "ncollapse/error.hpp"
 #include "ncollapse/file_list.hpp"
 
 namespace ncollapse {
 
-constexpr Index kMaxClasses = Index{1} << 28;  // a label above is a mistake, not a class
-
 /// About 64 MiB of features.
 Index default_batch_rows(Index row_bytes);
-
-/// What the labels say before any feature is read: it finds bad labels early, gives K, and costs little.
-struct LabelSurvey {
-  Index largest = -1;
-  std::string largest_file;  ///< where that label stands first
-  Index largest_row = -1;
-  std::vector<Index> counts;  ///< up to the largest label
-
-  /// Throws DataError naming file and row when a label is not below `classes`.
-  void check(Index classes) const;
-};
 
 /// Features in one or more files, and labels in as many files, row for row, or in one file for all of them. Only the
 /// shard that is being read is open, so there may be more shards than a process may open files.
@@ -50,6 +38,7 @@ class Dataset {
   /// One line for every feature and label file: name, shape, element type and the rows taken.
   std::vector<std::string> inventory() const;
 
+  /// Of the rows taken. Not without labels.
   LabelSurvey survey_labels();
 
   /// Hands the rows to `add` batch by batch, calling `done(rows so far)` after each, from row `begin` on: 0, or what

@@ -5,6 +5,9 @@
 #include <charconv>
 #include <cstdint>
 #include <string>
+#include <string_view>
+
+#include "ncollapse/error.hpp"
 
 namespace ncollapse::cli {
 
@@ -26,6 +29,15 @@ std::string whole_number(const std::string& text, Number least) {
   if (status == std::errc::result_out_of_range && stop == end) return "'" + text + "' is out of range";
   if (status == std::errc{} && stop == end && value >= least) return {};
   return "'" + text + "' must be a whole number of at least " + std::to_string(least);
+}
+
+/// The whole of `text` as a number; else throws UsageError(wrong, right).
+template <class Number>
+Number parse_number(std::string_view text, const std::string& wrong, const std::string& right) {
+  Number value = 0;
+  const auto [stop, status] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (status != std::errc{} || stop != text.data() + text.size()) throw UsageError(wrong, right);
+  return value;
 }
 
 /// For options that count something.

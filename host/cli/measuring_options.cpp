@@ -1,5 +1,6 @@
 #include "host/cli/measuring_options.hpp"
 
+#include <fmt/core.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -7,7 +8,6 @@
 #include "host/cli/interrupt.hpp"
 #include "host/cli/progress.hpp"
 #include "host/cli/ranks.hpp"
-#include "host/cli/row_range.hpp"
 
 namespace ncollapse::cli {
 
@@ -27,6 +27,42 @@ Context open(const DeviceOptions& options, const Ranks& ranks) {
 }
 
 }  // namespace
+
+RowRange parse_rows(const std::string& text) {
+  if (text.empty()) return {};
+  const std::string wrong = fmt::format("--rows: '{}' is not a range of rows", text),
+                    right = "write --rows FIRST:END for the rows FIRST to END - 1, counted from 0";
+  const auto colon = text.find(':');
+  if (colon == std::string::npos) throw UsageError(wrong, right);
+  RowRange range;
+  const std::string_view first = std::string_view(text).substr(0, colon),
+                         end = std::string_view(text).substr(colon + 1);
+  if (!first.empty()) range.first = parse_number<Index>(first, wrong, right);
+  if (!end.empty()) range.end = parse_number<Index>(end, wrong, right);
+  if (range.first < 0 || (!end.empty() && range.end <= range.first)) throw UsageError(wrong, right);
+  return range;
+}
+
+void add_rows_option(CLI::App& command, std::string& text) {
+  command
+      .add_option("--rows", text,
+                  "Only the rows FIRST to END - 1 of all files together, counted from 0; either may be left out")
+      ->type_name("FIRST:END");
+}
+
+void ReportOptions::check_outputs(const Common& common) const {
+  check_output(common.json);
+  check_output(csv);
+  if (common.json == "-" && csv == "-")
+    throw UsageError("--json - and --csv - cannot share standard output", "give one of them a file");
+}
+
+double ReportOptions::checked_lambda_h(const std::vector<double>& lambda_w) const {
+  for (const double lambda : lambda_w)
+    if (!(lambda > 0)) throw UsageError(fmt::format("--lambda-w is {}, must be positive", lambda));
+  if (lambda_h && !(*lambda_h > 0)) throw UsageError(fmt::format("--lambda-h is {}, must be positive", *lambda_h));
+  return lambda_h.value_or(0);
+}
 
 void DumpOptions::add_to(CLI::App& command) {
   command

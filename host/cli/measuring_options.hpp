@@ -24,6 +24,10 @@ struct DeviceOptions {
   Context open() const { return Context(Device::parse(device), {.threads = threads}); }
 };
 
+/// --rows: "FIRST:END", either of them may be left out; "" is every row.
+RowRange parse_rows(const std::string& text);
+void add_rows_option(CLI::App& command, std::string& text);
+
 /// --precision, of the commands that accumulate.
 inline void add_precision_option(CLI::App& command, std::string& name) {
   command
@@ -65,10 +69,15 @@ struct ReportOptions {
   /// Call before anything is read: a wrong option should not cost a pass over the data.
   template <class Request>
   void check(Request& request, const Common& common) const {
-    check_report_outputs(common.json, csv);
-    request.lambda_h = checked_decays(request.lambda_w, lambda_h);
+    check_outputs(common);
+    request.lambda_h = checked_lambda_h(request.lambda_w);
     request.convention = parse_convention(convention);
   }
+
+ private:
+  void check_outputs(const Common& common) const;
+  /// 0 when not given. Throws UsageError unless all weight decays are positive.
+  double checked_lambda_h(const std::vector<double>& lambda_w) const;
 };
 
 /// A dump: saved features and labels, the head, how to measure them, and where.

@@ -91,13 +91,6 @@ void spare_inputs(const std::vector<FileList>& inputs, const std::string& option
     }
 }
 
-void check_report_outputs(const std::string& json, const std::string& csv) {
-  check_output(json);
-  check_output(csv);
-  if (json == "-" && csv == "-")
-    throw UsageError("--json - and --csv - cannot share standard output", "give one of them a file");
-}
-
 void write_report(const Report& report, const std::string& json, const std::string& csv, bool quiet) {
   if (!json.empty()) write_output(json, to_json(report) + "\n");
   if (!csv.empty()) write_output(csv, to_csv(report));
@@ -106,13 +99,6 @@ void write_report(const Report& report, const std::string& json, const std::stri
   for (const auto& [kind, path] : {std::pair{"JSON", json}, std::pair{"CSV", csv}})
     if (!path.empty()) table += fmt::format("\n{} written to {}\n", kind, path);
   write_output("-", table);
-}
-
-double checked_decays(const std::vector<double>& lambda_w, const std::optional<double>& lambda_h) {
-  for (const double lambda : lambda_w)
-    if (!(lambda > 0)) throw UsageError(fmt::format("--lambda-w is {}, must be positive", lambda));
-  if (lambda_h && !(*lambda_h > 0)) throw UsageError(fmt::format("--lambda-h is {}, must be positive", *lambda_h));
-  return lambda_h.value_or(0);
 }
 
 LineWriter::LineWriter(const std::string& path) : path_(path) {

@@ -3,7 +3,6 @@
 
 #include <exception>
 #include <fstream>
-#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -43,12 +42,8 @@ void check_output(const std::string& path);
 /// a key ("dump.npz:features").
 void spare_inputs(const std::vector<FileList>& inputs, const std::string& option, const std::string& output);
 
-/// Where a report goes: JSON and CSV to files or "-", and the table to standard output unless that is taken.
-void check_report_outputs(const std::string& json, const std::string& csv);
+/// JSON and CSV to files or "-", and the table to standard output unless that is taken.
 void write_report(const Report& report, const std::string& json, const std::string& csv, bool quiet);
-
-/// The weight decay of the features, 0 when not given. Throws UsageError unless all decays are positive.
-double checked_decays(const std::vector<double>& lambda_w, const std::optional<double>& lambda_h);
 
 /// The text as one line of UTF-8: names of files may be neither.
 std::string printable(const std::string& text);

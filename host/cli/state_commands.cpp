@@ -11,7 +11,6 @@
 #include "host/cli/measuring_options.hpp"
 #include "host/cli/output.hpp"
 #include "host/cli/progress.hpp"
-#include "host/cli/row_range.hpp"
 #include "ncollapse/error.hpp"
 #include "ncollapse/state.hpp"
 

@@ -3,10 +3,9 @@
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <charconv>
 
 #include "host/cli/commands.hpp"
-#include "ncollapse/array_file.hpp"
+#include "host/label_survey.hpp"
 #include "ncollapse/error.hpp"
 
 namespace ncollapse::cli {
@@ -18,11 +17,8 @@ std::vector<Index> parse_counts(const std::string& text) {
   for (std::size_t begin = 0; begin <= text.size();) {
     const std::size_t end = std::min(text.find(',', begin), text.size());
     const std::string word = text.substr(begin, end - begin);
-    Index value = 0;
-    const auto [stop, status] = std::from_chars(word.data(), word.data() + word.size(), value);
-    if (status != std::errc{} || stop != word.data() + word.size())
-      throw UsageError("--counts: '" + word + "' is not a number of samples", "write --counts 500,300,100");
-    counts.push_back(value);
+    counts.push_back(
+        parse_number<Index>(word, "--counts: '" + word + "' is not a number of samples", "write --counts 500,300,100"));
     begin = end + 1;
   }
   return counts;
@@ -30,26 +26,14 @@ std::vector<Index> parse_counts(const std::string& text) {
 
 std::vector<Index> count_labels(const std::string& spec) {
   ArrayFile file = ArrayFile::open(spec, ArrayRole::labels);
-  constexpr Index kBlock = Index{1} << 20, kMaxClasses = Index{1} << 28;
-  std::vector<Index> counts;
-  for (Index first = 0; first < file.rows(); first += kBlock) {
-    const LabelView labels = file.read_labels(first, std::min(kBlock, file.rows() - first));
-    for (Index i = 0; i < labels.size; ++i) {
-      const Index label = label_at(labels, i);
-      if (label < 0 || label >= kMaxClasses)
-        throw DataError(
-            file.name() + ": the label at row " + std::to_string(first + i) + " is " + std::to_string(label),
-            "labels are class numbers from 0 to K-1");
-      if (label >= static_cast<Index>(counts.size())) counts.resize(static_cast<std::size_t>(label) + 1);
-      ++counts[label];
-    }
-  }
-  if (counts.empty()) throw DataError(file.name() + ": holds no labels");
-  for (std::size_t k = 0; k < counts.size(); ++k)
-    if (counts[k] == 0)
+  LabelSurvey labels;
+  labels.add(file, 0, file.rows());
+  if (labels.counts.empty()) throw DataError(file.name() + ": holds no labels");
+  for (std::size_t k = 0; k < labels.counts.size(); ++k)
+    if (labels.counts[k] == 0)
       throw DataError(file.name() + ": class " + std::to_string(k) + " has no samples, the theory needs every class",
                       "number the classes that occur from 0 to K-1");
-  return counts;
+  return labels.counts;
 }
 
 }  // namespace
