@@ -196,12 +196,21 @@ const std::string kLegend =
     "error: against an oracle in long double. bits: a hash of the results and in how many runs from a fresh start\n"
     "it was the same, unless it says DIFFER: 100 where so many fit the time of the row, fewer where not.\n";
 
-std::string plain_text(const Json& row) {
-  const Json& plain = row.at("plain");
-  return fmt::format("{} N={} K={} d={}: {} beside {} by one-hot products and separate passes, {:.1f}x",
-                     row.at("case").get<std::string>(), row.at("samples").get<Index>(), row.at("classes").get<Index>(),
-                     row.at("dim").get<Index>(), time_text(row.at("seconds")), time_text(plain.at("seconds")),
-                     plain.at("speedup").get<double>());
+/// What stands below a table, each line behind the mark: the plain way beside, and rows that are missing.
+std::string notes(const Json& document, std::string_view mark) {
+  std::string text;
+  for (const Json& row : document.at("rows")) {
+    if (!row.contains("plain")) continue;
+    const Json& plain = row.at("plain");
+    text += fmt::format("{}{} N={} K={} d={}: {} beside {} by one-hot products and separate passes, {:.1f}x\n", mark,
+                        row.at("case").get<std::string>(), row.at("samples").get<Index>(),
+                        row.at("classes").get<Index>(), row.at("dim").get<Index>(), time_text(row.at("seconds")),
+                        time_text(plain.at("seconds")), plain.at("speedup").get<double>());
+  }
+  for (const Json& skipped : document.at("skipped"))
+    text += fmt::format("{}not measured: {} {}: {}\n", mark, skipped.at("case").get<std::string>(),
+                        skipped.at("operation").get<std::string>(), skipped.at("why").get<std::string>());
+  return text;
 }
 
 std::string to_table(const Json& document) {
@@ -217,13 +226,7 @@ std::string to_table(const Json& document) {
                     : fmt::format("{:>{}}{}", line[c], widths[c], c + 1 < line.size() ? "  " : "");
     text += "\n";
   }
-  text += "\n" + kLegend;
-  for (const Json& row : document.at("rows"))
-    if (row.contains("plain")) text += plain_text(row) + "\n";
-  for (const Json& skipped : document.at("skipped"))
-    text += fmt::format("not measured: {} {}: {}\n", skipped.at("case").get<std::string>(),
-                        skipped.at("operation").get<std::string>(), skipped.at("why").get<std::string>());
-  return text;
+  return text + "\n" + kLegend + notes(document, "");
 }
 
 std::string markdown_row(const std::vector<std::string>& line) {
@@ -236,14 +239,8 @@ std::string to_markdown(const Json& document) {
   std::string text = heading(document) + "\n" + markdown_row(kColumns) +
                      markdown_row(std::vector<std::string>(kColumns.size(), "---"));
   for (const Json& row : document.at("rows")) text += markdown_row(cells(row));
-  text += "\n" + kLegend;
-  std::string lines;
-  for (const Json& row : document.at("rows"))
-    if (row.contains("plain")) lines += "- " + plain_text(row) + "\n";
-  for (const Json& skipped : document.at("skipped"))
-    lines += fmt::format("- not measured: {} {}: {}\n", skipped.at("case").get<std::string>(),
-                         skipped.at("operation").get<std::string>(), skipped.at("why").get<std::string>());
-  return text + (lines.empty() ? "" : "\n" + lines);
+  const std::string lines = notes(document, "- ");
+  return text + "\n" + kLegend + (lines.empty() ? "" : "\n" + lines);
 }
 
 /// Of what `./dev gpu` writes (schema ncollapse.gpu/1): the steps, then the suite's table where it ran.
