@@ -69,20 +69,33 @@ std::vector<SpectrumRow> read_spectrum(const Json& object, const Place& place) {
   return spectrum;
 }
 
+std::vector<Index> whole_numbers(const Json& object, const std::string& key, const Place& place) {
+  std::vector<Index> numbers;
+  for (const Json& value : part(object, key, Json::value_t::array, place)) {
+    if (!value.is_number_integer()) fail(place, fmt::format("\"{}\" has a value that is not whole", key));
+    numbers.push_back(value.get<Index>());
+  }
+  return numbers;
+}
+
+// NaN for null.
+std::vector<double> numbers(const Json& array, const std::string& key, const Place& place) {
+  std::vector<double> values;
+  for (const Json& value : array) {
+    if (!value.is_number() && !value.is_null()) fail(place, fmt::format("\"{}\" has a value that is no number", key));
+    values.push_back(value.is_null() ? kUndefined : value.get<double>());
+  }
+  return values;
+}
+
 BlockCosines read_blocks(const Json& report, const std::string& key, const Place& place) {
   const Json blocks = part(report, key, Json::value_t::object, place);
   BlockCosines result;
-  for (const Json& size : part(blocks, "sizes", Json::value_t::array, place)) {
-    if (!size.is_number_integer()) fail(place, fmt::format("\"{}\" has a class size that is not whole", key));
-    result.sizes.push_back(size.get<Index>());
-  }
+  result.sizes = whole_numbers(blocks, "sizes", place);
   for (const Json& row : part(blocks, "cosines", Json::value_t::array, place)) {
     if (!row.is_array()) fail(place, fmt::format("a row of \"{}\" is not an array", key));
-    for (const Json& cosine : row) {
-      if (!cosine.is_number() && !cosine.is_null())
-        fail(place, fmt::format("\"{}\" has a cosine that is not a number", key));
-      result.cosines.push_back(cosine.is_null() ? kUndefined : cosine.get<double>());
-    }
+    const std::vector<double> cosines = numbers(row, key, place);
+    result.cosines.insert(result.cosines.end(), cosines.begin(), cosines.end());
   }
   if (!result.cosines.empty() && result.cosines.size() != result.sizes.size() * result.sizes.size())
     fail(place,
@@ -154,15 +167,6 @@ std::string device_text(const Json& device) {
   return text;
 }
 
-std::vector<Index> whole_numbers(const Json& object, const std::string& key, const Place& place) {
-  std::vector<Index> numbers;
-  for (const Json& value : part(object, key, Json::value_t::array, place)) {
-    if (!value.is_number_integer()) fail(place, fmt::format("\"{}\" has a value that is not whole", key));
-    numbers.push_back(value.get<Index>());
-  }
-  return numbers;
-}
-
 // The catalogue's scalars under "metrics", and why others have none.
 void read_metrics(const Json& object, const Place& place, Report& report) {
   report.metrics.clear();
@@ -190,11 +194,7 @@ void read_parts(const Json& object, const Place& place, Report& report) {
   report.per_class.clear();
   for (const auto& info : metric_catalogue()) {
     const std::string key(info.key);
-    PerClassMetric metric{key, {}};
-    for (const Json& value : part(classes, key, Json::value_t::array, place)) {
-      if (!value.is_number() && !value.is_null()) fail(place, fmt::format("\"{}\" has a value that is no number", key));
-      metric.values.push_back(value.is_null() ? kUndefined : value.get<double>());
-    }
+    PerClassMetric metric{key, numbers(part(classes, key, Json::value_t::array, place), key, place)};
     if (metric.values.empty()) continue;
     if (metric.values.size() != report.counts.size())
       fail(place, fmt::format("\"{}\" has {} values for {} classes", key, metric.values.size(), report.counts.size()));
