@@ -77,7 +77,9 @@ struct Box {
   double left, top, width, height;
 };
 
-std::string script_head(const std::string& image, PictureFormat format, const Canvas& canvas, const std::string& what) {
+std::string extension(PictureFormat format) { return format == PictureFormat::svg ? ".svg" : ".png"; }
+
+std::string script_head(const std::string& stem, PictureFormat format, const Canvas& canvas, const std::string& what) {
   const std::string terminal =
       format == PictureFormat::svg
           ? fmt::format("svg noenhanced size {0:.0f},{1:.0f} font 'Helvetica,12' background '#ffffff'", canvas.width,
@@ -99,7 +101,7 @@ std::string script_head(const std::string& image, PictureFormat format, const Ca
       "set tics nomirror scale 0.6\n"
       "set grid lc '#d8d8d8' lw 0.7 dt 1\n"
       "set multiplot\n",
-      what, version(), std::filesystem::path(image).stem().string(), terminal, quoted(image));
+      what, version(), stem, terminal, quoted(stem + extension(format)));
 }
 
 const std::string kScriptEnd = "unset multiplot\nunset output\n";
@@ -345,7 +347,7 @@ std::vector<Panel> panels_of(const std::vector<const Recording*>& runs) {
   return panels;
 }
 
-TextFile curves_data(const Recording& run, const std::string& name) {
+std::string curves_data(const Recording& run) {
   std::string text = data_head(run, "The curves of a run, a line a measured step") + run.x_name;
   for (const RecordedCurve& curve : run.curves) text += " " + curve.name;
   text += "\n";
@@ -354,7 +356,7 @@ TextFile curves_data(const Recording& run, const std::string& name) {
     for (const RecordedCurve& curve : run.curves) text += " " + data_value(curve.values[i]);
     text += "\n";
   }
-  return {name, text};
+  return text;
 }
 
 // How it looks, in the panel and in the legend.
@@ -378,9 +380,9 @@ std::string draw_curve(const Curve& curve, const Recording& run, const std::stri
 }
 
 // Panels below each other share the x axis, runs side by side the y axis as well; the legends stand on the right.
-TextFile curves_script(const std::vector<Panel>& panels, const std::vector<const Recording*>& runs,
-                       const std::vector<std::string>& data, const std::string& image, PictureFormat format,
-                       bool log_x) {
+std::string curves_script(const std::vector<Panel>& panels, const std::vector<const Recording*>& runs,
+                          const std::vector<std::string>& data, const std::string& stem, PictureFormat format,
+                          bool log_x) {
   if (panels.empty()) throw DataError(runs.front()->file + ": no step has a value that can be drawn");
   const double columns = static_cast<double>(runs.size());
   const double left = 95, gap = 36, top = kHeading + 28, bottom = 58, between = 34, line = 17;
@@ -407,7 +409,7 @@ TextFile curves_script(const std::vector<Panel>& panels, const std::vector<const
   if (x.empty()) throw DataError(runs.front()->file + ": has no step beyond 0, which a logarithmic axis leaves out");
   if (x.low == x.high) x.high = x.low + std::max(1.0, 0.01 * std::abs(x.low));
 
-  std::string script = script_head(image, format, canvas,
+  std::string script = script_head(stem, format, canvas,
                                    runs.size() == 1 ? "The curves of a run" : "Runs side by side, on the same axes");
   script += fmt::format("set xrange [{}:{}]\n{}", x.low, x.high, log_x ? "set logscale x\n" : "");
   double panel_top = top;
@@ -445,12 +447,12 @@ TextFile curves_script(const std::vector<Panel>& panels, const std::vector<const
     }
     panel_top += heights[p] + between;
   }
-  return {std::filesystem::path(image).stem().string() + ".gp", script + kScriptEnd};
+  return script + kScriptEnd;
 }
 
 // ------------------------------------------------------------------------------------------------ spectrum
 
-TextFile spectrum_data(const Recording& recording, const std::string& name) {
+std::string spectrum_data(const Recording& recording) {
   std::string text = data_head(recording, "The eigenspaces of the label matrix, predicted and measured");
   if (recording.is_run()) text += fmt::format("# at {} {}\n", recording.x_name, recording.spectrum_at);
   text += "sigma multiplicity w_predicted w_measured z_predicted z_measured cosine\n";
@@ -462,11 +464,11 @@ TextFile spectrum_data(const Recording& recording, const std::string& name) {
       text += " " + data_value(value);
     text += " " + (vanished ? "NaN" : data_value(row.cosine)) + "\n";
   }
-  return {name, text};
+  return text;
 }
 
-TextFile spectrum_script(const Recording& recording, const std::string& data, const std::string& image,
-                         PictureFormat format) {
+std::string spectrum_script(const Recording& recording, const std::string& data, const std::string& stem,
+                            PictureFormat format) {
   const Canvas canvas{760, 770};
   const double left = 95, width = 520, top = kHeading + 36, height = 180, between = 36, legend = left + width + 10;
   Range x, w, z, cosine;
@@ -479,7 +481,7 @@ TextFile spectrum_script(const Recording& recording, const std::string& data, co
                                        {&cosine, row.cosine}})
       if (std::isfinite(value)) range->include(value);
   }
-  std::string script = script_head(image, format, canvas, "The spectrum, predicted beside measured");
+  std::string script = script_head(stem, format, canvas, "The spectrum, predicted beside measured");
   const auto from_zero = [](const Range& range) {
     const double high = range.empty() || range.high <= 0 ? 1 : range.high;
     return Range{-0.05 * high, std::min(1.12 * high, std::numeric_limits<double>::max())};
@@ -520,7 +522,7 @@ TextFile spectrum_script(const Recording& recording, const std::string& data, co
     script += "unset label\n";
     row_top += height + between;
   }
-  return {std::filesystem::path(image).stem().string() + ".gp", script + kScriptEnd};
+  return script + kScriptEnd;
 }
 
 // ------------------------------------------------------------------------------------------------ cosines
@@ -538,7 +540,7 @@ std::vector<Heatmap> heatmaps(const Recording& recording) {
   return maps;
 }
 
-TextFile cosines_data(const Recording& recording, const std::string& name) {
+std::string cosines_data(const Recording& recording) {
   std::string text = data_head(recording, "Mean cosines between groups of classes of equal size, by descending size") +
                      "of row column size_row size_column cosine\n";
   for (const Heatmap& map : heatmaps(recording)) {
@@ -548,7 +550,7 @@ TextFile cosines_data(const Recording& recording, const std::string& name) {
         text += fmt::format("{} {} {} {} {} {}\n", map.name, row, column, sizes[row], sizes[column],
                             data_value(map.blocks->cosines[row * sizes.size() + column]));
   }
-  return {name, text};
+  return text;
 }
 
 // Names as many groups as an axis of so many pixels has room for.
@@ -562,8 +564,8 @@ std::string size_tics(const std::vector<Index>& sizes, double pixels) {
   return "(" + tics + ")";
 }
 
-TextFile cosines_script(const Recording& recording, const std::string& data, const std::string& image,
-                        PictureFormat format) {
+std::string cosines_script(const Recording& recording, const std::string& data, const std::string& stem,
+                           PictureFormat format) {
   constexpr std::size_t kMaxNumbered = 12;  // more groups leave no room for numbers in the cells
   const auto maps = heatmaps(recording);
   const double left = 95, top = kHeading + 36, side = 400, between = 110, bottom = 65, right = 110;
@@ -574,7 +576,7 @@ TextFile cosines_script(const Recording& recording, const std::string& data, con
     for (const double cosine : map.blocks->cosines)
       if (std::isfinite(cosine)) largest = std::max(largest, std::abs(cosine));
   largest = std::min(1.0, std::ceil(largest * 20) / 20);
-  std::string script = script_head(image, format, canvas, "Mean cosines between groups of classes of equal size");
+  std::string script = script_head(stem, format, canvas, "Mean cosines between groups of classes of equal size");
   script += heading(canvas, left, canvas.width - left, recording, recording.last_step());
   script +=
       "set palette defined (-1 '#0072B2', 0 '#ffffff', 1 '#D55E00')\n"
@@ -613,7 +615,7 @@ TextFile cosines_script(const Recording& recording, const std::string& data, con
           quoted(data), map.name);
     script += "\nunset label\n";
   }
-  return {std::filesystem::path(image).stem().string() + ".gp", script + kScriptEnd};
+  return script + kScriptEnd;
 }
 
 // ------------------------------------------------------------------------------------------------ captions
@@ -702,7 +704,6 @@ std::string cosines_alternative(const Recording& recording) {
 }  // namespace
 
 std::vector<Picture> pictures(const std::vector<Recording>& recordings, PictureFormat format, bool log_x) {
-  const std::string extension = format == PictureFormat::svg ? ".svg" : ".png";
   std::vector<Picture> all;
   std::vector<const Recording*> runs;
   std::vector<std::string> run_data;
@@ -711,22 +712,21 @@ std::vector<Picture> pictures(const std::vector<Recording>& recordings, PictureF
     const std::string number = recordings.size() > 1 ? fmt::format("-{}", i + 1) : "";
     const auto add = [&](const std::string& kind, const std::string& what, std::string_view caption,
                          std::string alternative, auto make_data, auto make_script) {
-      const std::string stem = kind + number;
-      const TextFile data = make_data(recording, stem + ".dat");
+      const std::string stem = kind + number, data = stem + ".dat";
       all.push_back({i,
-                     stem + extension,
+                     stem + extension(format),
                      what + " of " + recording.file,
                      fmt::format("{}. {}", described({&recording}), caption),
                      std::move(alternative),
-                     make_script(recording, data.name, stem + extension, format),
-                     {data}});
+                     {stem + ".gp", make_script(recording, data, stem, format)},
+                     {{data, make_data(recording)}}});
     };
     if (recording.is_run()) {
       runs.push_back(&recording);
       run_data.push_back("curves" + number + ".dat");
       add("curves", "curves", kCurvesCaption, curves_alternative({&recording}), curves_data,
-          [log_x](const Recording& run, const std::string& data, const std::string& image, PictureFormat as) {
-            return curves_script(panels_of({&run}), {&run}, {data}, image, as, log_x);
+          [log_x](const Recording& run, const std::string& data, const std::string& stem, PictureFormat as) {
+            return curves_script(panels_of({&run}), {&run}, {data}, stem, as, log_x);
           });
     }
     if (!recording.report.spectrum.empty())
@@ -740,11 +740,11 @@ std::vector<Picture> pictures(const std::vector<Recording>& recordings, PictureF
                                 const std::vector<Panel>& panels) {
     const bool alone = recordings.size() == 1;  // the picture to look at first
     Picture picture{alone ? std::optional<std::size_t>(0) : std::nullopt,
-                    stem + extension,
+                    stem + extension(format),
                     what,
                     fmt::format("{}. {}", described(runs), caption),
                     curves_alternative(runs),
-                    curves_script(panels, runs, run_data, stem + extension, format, log_x),
+                    {stem + ".gp", curves_script(panels, runs, run_data, stem, format, log_x)},
                     {}};
     all.insert(alone ? all.begin() : all.end(), std::move(picture));
   };
