@@ -5,13 +5,13 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
-#include <fstream>
 #include <iomanip>
 #include <iostream>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "bench/program.hpp"
 #include "bench/vendor.hpp"
 #include "host/backend.hpp"
 #include "ncollapse/ncollapse.hpp"
@@ -40,14 +40,6 @@ std::vector<std::int64_t> read_labels(const std::string& file) {
   if (labels.type != LabelType::i64) throw UsageError(file + ": this program reads int64 labels only");
   const auto* first = static_cast<const std::int64_t*>(labels.data);
   return {first, first + labels.size};
-}
-
-/// Largest resident size since it was last reset, arrays of the caller included.
-double peak_mib() {
-  std::ifstream status("/proc/self/status");
-  for (std::string line; std::getline(status, line);)
-    if (line.starts_with("VmHWM:")) return std::stod(line.substr(6)) / 1024;
-  return 0;
 }
 
 /// A copy in the device's memory; on the CPU the array itself.
@@ -132,7 +124,7 @@ void run(const std::vector<std::string>& files, Index batch_rows, const std::str
   if (plain && weights.whole.dtype != Dtype::f32) throw UsageError("--plain reads float32 weights only");
 
   const Device device = Device::parse(device_name);
-  std::ofstream("/proc/self/clear_refs") << 5;  // the peak from here on: reading the files does not count
+  bench::reset_peak();  // the peak from here on: reading the files does not count
   std::unique_ptr<bench::Vendor> vendor;
   if (plain && device.type == DeviceType::cpu) vendor = bench::open_cpu_vendor(devices().front().threads);
   if (plain && device.type == DeviceType::cuda) vendor = bench::open_cuda_vendor(device.index);
@@ -151,7 +143,7 @@ void run(const std::vector<std::string>& files, Index batch_rows, const std::str
 
   std::cout << std::setprecision(17) << "{\"seconds\": " << answer.seconds
             << ", \"accumulate_seconds\": " << answer.accumulate << ", \"measure_seconds\": " << answer.measure
-            << ", \"device\": \"" << to_string(device) << "\", \"peak_mib\": " << peak_mib()
+            << ", \"device\": \"" << to_string(device) << "\", \"peak_mib\": " << bench::status_mib("VmHWM")
             << ", \"threads\": " << context.info().threads << ", \"metrics\": {";
   for (const char* comma = ""; const Metric& metric : answer.metrics) {
     std::cout << comma << '"' << metric.key << "\": " << metric.value;

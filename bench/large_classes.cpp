@@ -8,13 +8,10 @@
 //            for nothing else
 //   pairs_fast   the same in Precision::fast
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
-#include <fstream>
-#include <iomanip>
 #include <iostream>
 #include <optional>
 #include <random>
@@ -22,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "bench/program.hpp"
 #include "ncollapse/ncollapse.hpp"
 
 extern "C" {
@@ -34,24 +32,12 @@ void sgemm_(const char* transpose_a, const char* transpose_b, const int* m, cons
 namespace {
 
 using namespace ncollapse;
+using bench::Result, bench::seconds;
 
 struct Options {
   Index classes = 0, batch_rows = 0;  // 0: as above; about 64 MiB
   int threads = 0;                    // 0: all
 };
-
-struct Result {
-  std::string name;
-  int threads = 1;
-  std::vector<std::pair<std::string, double>> numbers;
-};
-
-template <class Call>
-double seconds(const Call& call) {
-  const auto start = std::chrono::steady_clock::now();
-  call();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 /// Of the clock, and of the processor over all threads: on a busy machine the second tells more.
 struct Times {
@@ -64,13 +50,6 @@ struct Times {
     cpu += static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC;
   }
 };
-
-double peak_mib() {
-  std::ifstream status("/proc/self/status");
-  for (std::string line; std::getline(status, line);)
-    if (line.starts_with("VmHWM:")) return std::stod(line.substr(6)) / 1024;
-  return 0;
-}
 
 /// Numbers spread like noise, cheap enough to make a gigabyte of: a multiplicative congruential sequence.
 void fill(std::vector<float>& values, std::uint64_t seed) {
@@ -131,6 +110,7 @@ Result measure_stream(const Context& context, const Options& options) {
   }
   const double bytes = static_cast<double>(rows * dim) * sizeof(float);
   return {"stream",
+          "cpu",
           threads,
           {{"classes", static_cast<double>(classes)},
            {"dim", static_cast<double>(dim)},
@@ -143,7 +123,7 @@ Result measure_stream(const Context& context, const Options& options) {
            {"fraction_of_copy", copying.wall / add.wall},
            {"add_cpu_seconds", add.cpu},
            {"copy_cpu_seconds", copying.cpu},
-           {"peak_mib", peak_mib()}}};
+           {"peak_mib", bench::status_mib("VmHWM")}}};
 }
 
 /// Operations a second of one call on all threads, the best of five.
@@ -181,6 +161,7 @@ Result measure_pairs(const Context& context, const Options& options, Precision p
   std::optional<Report> report;
   const double time = seconds([&] { report.emplace(measure(*moments)); });
   Result result{precision == Precision::fast ? "pairs_fast" : "pairs",
+                "cpu",
                 threads,
                 {{"classes", static_cast<double>(classes)}, {"dim", static_cast<double>(dim)}}};
   const double k = static_cast<double>(classes), flop = k * k * static_cast<double>(dim);
@@ -192,23 +173,8 @@ Result measure_pairs(const Context& context, const Options& options, Precision p
                                                {"gflop_per_s", flop / time * 1e-9},
                                                {"sgemm_gflop_per_s", bare * 1e-9},
                                                {"fraction_of_sgemm", flop / time / bare},
-                                               {"peak_mib", peak_mib()}});
+                                               {"peak_mib", bench::status_mib("VmHWM")}});
   return result;
-}
-
-void write_json(const std::string& path, const std::string& commit, double load, const std::vector<Result>& results) {
-  std::ofstream out(path);
-  out << "{\"processor\": \"" << devices().front().name << "\", \"commit\": \"" << commit
-      << "\", \"load_before\": " << load << ",\n \"results\": [";
-  const char* comma = "";
-  for (const Result& result : results) {
-    out << comma << "\n  {\"name\": \"" << result.name << "\", \"threads\": " << result.threads;
-    for (const auto& [key, value] : result.numbers) out << ", \"" << key << "\": " << std::setprecision(10) << value;
-    out << "}";
-    comma = ",";
-  }
-  out << "\n ]}\n";
-  if (!out.flush()) throw DataError(path + " cannot be written");
 }
 
 }  // namespace
@@ -248,11 +214,9 @@ int main(int argc, char** argv) {
       const Precision precision = name == "pairs_fast" ? Precision::fast : Precision::exact;
       results.push_back(name == "stream" ? measure_stream(context, options)
                                          : measure_pairs(context, options, precision));
-      std::cout << name << ", " << results.back().threads << " threads\n";
-      for (const auto& [key, number] : results.back().numbers)
-        std::cout << "  " << std::left << std::setw(24) << key << std::setprecision(6) << number << "\n";
+      print(results.back());
     }
-    if (!json.empty()) write_json(json, commit, load, results);
+    if (!json.empty()) bench::write_json(json, commit, load, results);
   } catch (const Error& error) {
     std::cerr << error.what() << '\n';
     return static_cast<int>(error.kind());

@@ -6,11 +6,8 @@
 //              on the device; the dense one runs once and takes minutes for K = 4096 on a few cores
 //   distance   geometry_distance for 131072 classes of 2000 distinct sizes, d = 1024, beside one pass over W and M
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdlib>
-#include <fstream>
-#include <iomanip>
 #include <iostream>
 #include <random>
 #include <set>
@@ -19,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "bench/program.hpp"
 #include "host/backend.hpp"
 #include "ncollapse/ncollapse.hpp"
 
@@ -27,25 +25,12 @@ extern "C" void omp_set_num_threads(int threads);  // predict() uses as many thr
 namespace {
 
 using namespace ncollapse;
+using bench::Result, bench::seconds, bench::status_mib;
 
 struct Options {
   std::vector<Index> classes{1024, 2048, 4096};
   Device device = Device::best();
 };
-
-/// One case of a measurement: named numbers, and the threads and the device it had.
-struct Result {
-  std::string name, device;
-  int threads = 1;
-  std::vector<std::pair<std::string, double>> numbers;
-};
-
-template <class Call>
-double seconds(const Call& call) {
-  const auto start = std::chrono::steady_clock::now();
-  call();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 template <class Call>
 double median_seconds(const Call& call, int repeats = 5) {
@@ -55,17 +40,6 @@ double median_seconds(const Call& call, int repeats = 5) {
   return times[static_cast<std::size_t>(repeats / 2)];
 }
 
-/// A line of /proc/self/status that is given in kB.
-double status_mib(const std::string& key) {
-  std::ifstream status("/proc/self/status");
-  for (std::string line; std::getline(status, line);)
-    if (line.starts_with(key + ":")) return std::stod(line.substr(key.size() + 1)) / 1024;
-  return 0;
-}
-
-/// VmHWM counts from here on.
-void reset_peak() { std::ofstream("/proc/self/clear_refs") << 5; }
-
 // ------------------------------------------------------------------------------------------------ predict
 
 std::vector<Result> measure_predict(const Options&) {
@@ -74,7 +48,7 @@ std::vector<Result> measure_predict(const Options&) {
   for (Index k = 0; k < kClasses; ++k) model.counts.push_back(1 + k % kSizes);
   const int threads = devices().front().threads;
   omp_set_num_threads(1);
-  reset_peak();
+  bench::reset_peak();
   const double before = status_mib("VmRSS");
   predict(model);
   const double growth = status_mib("VmHWM") - before;
@@ -164,7 +138,7 @@ std::vector<Result> measure_distance(const Options& options) {
   constexpr double kDecay = 1.7e-7;  // about a third of the directions survive
   const UfmOptions model{counts, {kDecay}, kDecay, true, 0};
   GeometryDistance distance;
-  reset_peak();
+  bench::reset_peak();
   const double before = status_mib("VmRSS");
   const double time = median_seconds([&] { distance = geometry_distance(context, model, view_of(W), view_of(M)); }, 3);
   if (!distance.undefined.empty()) throw UsageError("no distance: " + distance.undefined);
@@ -187,20 +161,6 @@ const std::vector<std::pair<std::string, std::vector<Result> (*)(const Options&)
     {"spectrum", measure_spectrum},
     {"distance", measure_distance},
 };
-
-void write_json(std::ostream& out, const std::string& commit, double load_before, const std::vector<Result>& results) {
-  out << "{\"processor\": \"" << devices().front().name << "\", \"commit\": \"" << commit
-      << "\", \"load_before\": " << load_before << ",\n \"results\": [";
-  const char* comma = "";
-  for (const Result& result : results) {
-    out << comma << "\n  {\"name\": \"" << result.name << "\", \"device\": \"" << result.device
-        << "\", \"threads\": " << result.threads;
-    for (const auto& [key, value] : result.numbers) out << ", \"" << key << "\": " << std::setprecision(12) << value;
-    out << "}";
-    comma = ",";
-  }
-  out << "\n ]}\n";
-}
 
 }  // namespace
 
@@ -237,18 +197,12 @@ int main(int argc, char** argv) {
     for (const auto& [name, measure_it] : kMeasurements) {
       if (std::erase(names, name) == 0 && !everything) continue;
       for (Result& result : measure_it(options)) {
-        std::cout << result.name << " on " << result.device << ", " << result.threads << " threads\n";
-        for (const auto& [key, number] : result.numbers)
-          std::cout << "  " << std::left << std::setw(32) << key << std::setprecision(6) << number << "\n";
+        print(result);
         results.push_back(std::move(result));
       }
     }
     if (!names.empty()) throw UsageError("there is no measurement " + names.front());
-    if (!json.empty()) {
-      std::ofstream file(json);
-      write_json(file, commit, load_before, results);
-      if (!file.flush()) throw DataError(json + " cannot be written");
-    }
+    if (!json.empty()) bench::write_json(json, commit, load_before, results);
   } catch (const Error& error) {
     std::cerr << error.what() << '\n';
     return static_cast<int>(error.kind());
