@@ -59,15 +59,6 @@ __device__ T warp_min(T value) {
   return value;
 }
 
-template <class T>
-__device__ T warp_max(T value) {
-  for (int step = kWarp / 2; step > 0; step /= 2) {
-    const T other = __shfl_xor_sync(kAllLanes, value, step);
-    if (value < other) value = other;
-  }
-  return value;
-}
-
 /// Sum over the block in warp order, the same in every thread. scratch: kWarps values of shared memory.
 __device__ inline double block_sum(double value, double* scratch) {
   value = warp_sum(value);
