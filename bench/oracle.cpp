@@ -20,6 +20,28 @@ void grow(double& largest, double error) {
   if (!(error <= largest)) largest = error;
 }
 
+// |A v - s u| / |A|_F and | |u|^2 - 1 | of three triplets; entry i of u is left(i, number), v a row of `right`.
+template <class Left>
+double error_of_triplets(const std::vector<double>& A, Index m, Index n, const std::vector<double>& values,
+                         const Left& left, const std::vector<double>& right) {
+  Real norm = 0;
+  for (const double a : A) norm += static_cast<Real>(a) * a;
+  const Index r = std::min(m, n);
+  double largest = 0;
+  for (const Index v : {Index{0}, r / 2, r - 1}) {
+    Real squares = 0, length = 0;
+    for (Index i = 0; i < m; ++i) {
+      Real sum = -static_cast<Real>(values[v]) * left(i, v);
+      for (Index j = 0; j < n; ++j) sum += static_cast<Real>(A[i * n + j]) * right[v * n + j];
+      squares += sum * sum;
+      length += static_cast<Real>(left(i, v)) * left(i, v);
+    }
+    grow(largest, static_cast<double>(std::sqrt(squares / norm)));
+    grow(largest, static_cast<double>(std::abs(length - 1)));
+  }
+  return largest;
+}
+
 }  // namespace
 
 double error_of_sums(const Samples& samples, Index rows, const ClassMoments& moments) {
@@ -168,41 +190,15 @@ double error_of_pairs(const std::vector<double>& A, Index rows, Index dim, const
 
 double error_of_eigen(const std::vector<double>& A, Index n, const std::vector<double>& values,
                       const std::vector<double>& V) {
-  Real norm = 0;
-  for (const double a : A) norm += static_cast<Real>(a) * a;
-  double largest = 0;
-  for (const Index v : {Index{0}, n / 2, n - 1}) {
-    Real squares = 0, length = 0;
-    for (Index i = 0; i < n; ++i) {
-      Real sum = -static_cast<Real>(values[v]) * V[v * n + i];
-      for (Index j = 0; j < n; ++j) sum += static_cast<Real>(A[i * n + j]) * V[v * n + j];
-      squares += sum * sum;
-      length += static_cast<Real>(V[v * n + i]) * V[v * n + i];
-    }
-    grow(largest, static_cast<double>(std::sqrt(squares / norm)));
-    grow(largest, static_cast<double>(std::abs(length - 1)));
-  }
-  return largest;
+  return error_of_triplets(
+      A, n, n, values, [&](Index i, Index v) { return V[v * n + i]; }, V);
 }
 
 double error_of_svd(const std::vector<double>& A, Index m, Index n, const std::vector<double>& values,
                     const std::vector<double>& left, const std::vector<double>& right) {
-  Real norm = 0;
-  for (const double a : A) norm += static_cast<Real>(a) * a;
   const Index r = std::min(m, n);
-  double largest = 0;
-  for (const Index v : {Index{0}, r / 2, r - 1}) {
-    Real squares = 0, length = 0;
-    for (Index i = 0; i < m; ++i) {
-      Real sum = -static_cast<Real>(values[v]) * left[i * r + v];
-      for (Index j = 0; j < n; ++j) sum += static_cast<Real>(A[i * n + j]) * right[v * n + j];
-      squares += sum * sum;
-      length += static_cast<Real>(left[i * r + v]) * left[i * r + v];
-    }
-    grow(largest, static_cast<double>(std::sqrt(squares / norm)));
-    grow(largest, static_cast<double>(std::abs(length - 1)));
-  }
-  return largest;
+  return error_of_triplets(
+      A, m, n, values, [&](Index i, Index v) { return left[i * r + v]; }, right);
 }
 
 double error_of_report(const Samples& samples, Index rows, const Report& report) {
