@@ -312,7 +312,10 @@ void Measurement::input_rounding() {
   const auto dtype = moments_.dtype();
   if (!dtype) return;
   if (!(trace_between_ > 0)) return undefined("nc1_input_floor", kFlat);
-  const double eps = epsilon_of(*dtype);
+  const double eps = *dtype == Dtype::f64   ? 0x1p-52  // the spacing of numbers in [1, 2)
+                     : *dtype == Dtype::f32 ? 0x1p-23
+                     : *dtype == Dtype::f16 ? 0x1p-10
+                                            : 0x1p-7;
   double square = 0;
   for (std::size_t i = 0; i < mean_squares_.size(); ++i) square += mean_squares_[i] * weight_within(i);
   const double floor = eps * eps / (32 * std::numbers::ln2) * square / trace_between_;

@@ -36,7 +36,8 @@ struct MetricInfo {
   std::string_view key;
   std::string_view meaning;  ///< a few words, for the table
   std::string_view formula;
-  std::string_view needs;  ///< words: means variances scatter classifier bias nobias lambda train test ood
+  /// Words: means variances scatter classifier bias nobias lambda train test ood, and dtype (that of the features)
+  std::string_view needs;
   std::string_view source;
   std::string_view direction;  ///< "down": lower is more collapsed; "up"; "none"
   std::string_view scope;      ///< "scalar" or "per_class"

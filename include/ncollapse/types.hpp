@@ -49,6 +49,7 @@ inline Index label_at(const LabelView& labels, Index i) {
   return -1;
 }
 
+/// Views on host memory: [rows x cols] with `stride` elements from row to row (0: cols), or [size] labels.
 inline MatrixView view(const double* data, Index rows, Index cols, Index stride = 0) {
   return {data, Dtype::f64, rows, cols, stride, MemorySpace::host};
 }
@@ -65,10 +66,6 @@ inline LabelView view(const std::uint8_t* labels, Index size) {
   return {labels, LabelType::u8, size, MemorySpace::host};
 }
 
-/// The spacing of numbers in [1, 2).
-constexpr double epsilon_of(Dtype dtype) {
-  return dtype == Dtype::f64 ? 0x1p-52 : dtype == Dtype::f32 ? 0x1p-23 : dtype == Dtype::f16 ? 0x1p-10 : 0x1p-7;
-}
 /// Bytes of one element.
 constexpr Index size_of(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }
 constexpr Index size_of(LabelType type) { return type == LabelType::i64 ? 8 : type == LabelType::i32 ? 4 : 1; }
