@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # Sourced by ./dev: `gpu` tests and times on a GPU, `gpu_profile` says where the time of its kernels goes, `gpu_limits`
 # which sizes of blocks and tiles are fastest there, `gpu_compare` times the PyTorch package beside it, and `gpu_bundle` packs
-# what they need for a machine that has a driver and the CUDA libraries but no compiler, packages or network. Uses say, die, configure, build and jobs of ./dev.
+# what they need for a machine that has a driver and the CUDA libraries but no compiler, packages or network. Uses say, die,
+# configure, commit_name, build and jobs of ./dev.
 # shellcheck disable=SC2154,SC2016,SC2100
 
 programs=(ncollapse demo_test api_tests theory_tests ranks_tests cuda_gpu_tests theory end_to_end limits)
@@ -59,13 +60,6 @@ gpu_bundle() {
   megabytes=$(du -sm bundle | cut -f 1)
   say "bundle/ holds $megabytes MB: copy it to the GPU machine and start bundle/run there"
   [[ $megabytes -le 60 ]] || die 'bundle/ is larger than 60 MB'
-}
-
-commit_name() {
-  local name
-  name=$(git rev-parse --short HEAD)
-  [[ -z $(git status --porcelain --untracked-files=no) ]] || name+=-dirty
-  echo "$name"
 }
 
 # Puts the bundle's libraries and CUDA's on the loader's path, and says which are missing.
