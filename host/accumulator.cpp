@@ -21,7 +21,6 @@
 #include <numeric>
 #include <optional>
 
-#include "host/element_types.hpp"
 #include "host/exchange.hpp"
 #include "host/moments.hpp"
 #include "host/state_file.hpp"
@@ -51,12 +50,6 @@ void check_options(const AccumulatorOptions& options) {
                        ", must be positive and finite");
 }
 
-void check_memory(const Backend& backend, MemorySpace space, const char* what) {
-  if (space == MemorySpace::device && backend.info().device.type != DeviceType::cuda)
-    throw UsageError(std::string(what) + " lie in device memory, but the context is on the CPU",
-                     "open the context on the CUDA device that holds them");
-}
-
 // The lower triangle of a row-major square, row by row.
 std::vector<double> pack_lower(const std::vector<double>& square, Index dim) {
   std::vector<double> packed;
@@ -74,13 +67,6 @@ std::vector<double> unpack_lower(const std::vector<double>& packed, Index dim) {
     next += i + 1;
   }
   return square;
-}
-
-// sum_k a_k squares_k: the trace of a pooled scatter, of the traces of the classes.
-double trace_of(const std::vector<double>& squares, const std::vector<double>& weights) {
-  double trace = 0;
-  for (std::size_t k = 0; k < squares.size(); ++k) trace += squares[k] * (weights.empty() ? 1.0 : weights[k]);
-  return trace;
 }
 
 // The same in the backend's memory, and back.
@@ -116,137 +102,6 @@ Precision parse_precision(std::string_view name) {
     if (name == kPrecisionNames[i]) return static_cast<Precision>(i);
   throw UsageError("unknown precision '" + std::string(name) + "'", "precisions are exact and fast");
 }
-
-void check_batch(const Backend& backend, Index dim, const MatrixView& features, const LabelView& labels) {
-  if (features.rows < 0 || labels.size < 0)
-    throw UsageError("a batch of " + std::to_string(std::min(features.rows, labels.size)) + " rows");
-  if (features.rows != labels.size)
-    throw UsageError("features have " + std::to_string(features.rows) + " rows, but there are " +
-                         std::to_string(labels.size) + " labels",
-                     "one label for every row");
-  if (features.cols != dim)
-    throw UsageError("features have " + std::to_string(features.cols) + " columns, expected " + std::to_string(dim));
-  if (features.row_stride() < dim)
-    throw UsageError("the row stride " + std::to_string(features.row_stride()) + " is below the dimension " +
-                     std::to_string(dim));
-  if (features.rows > 0 && (features.data == nullptr || labels.data == nullptr))
-    throw UsageError("a batch of " + std::to_string(features.rows) + " rows with a null pointer");
-  check_type(features.dtype, "features are");
-  check_type(labels.type, "labels are");
-  check_memory(backend, features.space, "features");
-  check_memory(backend, labels.space, "labels");
-}
-
-void throw_faults(const BatchFaults& faults, Index first_row, Index classes) {
-  std::string where = "rows " + std::to_string(first_row) + " to " + std::to_string(first_row + faults.rows - 1), late;
-  if (faults.batch >= 0) {
-    where += " (batch " + std::to_string(faults.batch) + ", counted from 0)";
-    late = "; found while later batches were given: that batch and all after it were left out";
-  }
-  if (faults.bad_labels > 0)
-    throw DataError(std::to_string(faults.bad_labels) + " label(s) in " + where + " are outside 0.." +
-                        std::to_string(classes - 1) + "; the first is " + std::to_string(faults.bad_label) +
-                        " at row " + std::to_string(first_row + faults.bad_label_row) + late,
-                    "labels are class numbers from 0 to K-1; give the right number of classes",
-                    first_row + faults.bad_label_row);
-  throw DataError(std::to_string(faults.nonfinite) + " feature value(s) in " + where +
-                      " are NaN or infinite; the first is at row " + std::to_string(first_row + faults.nonfinite_row) +
-                      ", column " + std::to_string(faults.nonfinite_col) + late,
-                  "features must be finite; look for overflow in the network or a broken dump",
-                  first_row + faults.nonfinite_row);
-}
-
-MomentState make_state(Backend& backend, const AccumulatorOptions& options) {
-  const Index classes = options.classes, dim = options.dim;
-  MomentState state;
-  state.classes = classes;
-  state.dim = dim;
-  state.statistics = options.statistics;
-  state.precision = options.precision;
-  state.counts = backend.index_array(classes, 1);
-  state.shifts = backend.matrix(classes, dim);
-  state.sums = backend.matrix(classes, dim);
-  if (options.statistics >= Statistics::traces) state.square_sums = backend.matrix(classes, 1);
-  if (options.statistics >= Statistics::full) {
-    state.scatter = backend.matrix(dim, dim);
-    if (!options.scatter_weights.empty()) {
-      std::vector<double> scale(options.scatter_weights);
-      for (auto& value : scale) value = std::sqrt(value);
-      state.scatter_scale = backend.from_host(scale, classes, 1);
-    }
-  }
-  return state;
-}
-
-MomentData read_out(const Context& context, const AccumulatorOptions& options, const MomentState& state) {
-  Backend& backend = *context.backend();
-  MomentData out{context, options, backend.to_host(state.counts), 0, 0, {}, {}, {}};
-  const auto classes = static_cast<std::size_t>(options.classes);
-
-  std::vector<double> one(classes, 1.0), inverse(classes), correction(classes);
-  for (std::size_t k = 0; k < classes; ++k) {
-    const auto count = static_cast<double>(out.counts[k]);
-    out.samples += out.counts[k];
-    out.seen += out.counts[k] > 0 ? 1 : 0;
-    const double weight = options.scatter_weights.empty() ? 1.0 : options.scatter_weights[k];
-    inverse[k] = count > 0 ? 1.0 / count : 0.0;
-    correction[k] = count > 0 ? std::sqrt(weight / count) : 0.0;
-  }
-  out.means = backend.matrix(options.classes, options.dim);
-  backend.combine_rows(one, state.shifts, inverse, state.sums, out.means);
-
-  if (options.statistics >= Statistics::traces) {
-    out.variances = backend.to_host(state.square_sums);
-    const double trace = trace_of(out.variances, options.scatter_weights);  // of T
-    const auto sums_squared = backend.row_dots(state.sums, state.sums);
-    for (std::size_t k = 0; k < classes; ++k)
-      out.variances[k] = std::max(0.0, (out.variances[k] - sums_squared[k] * inverse[k]) * inverse[k]);
-    if (options.statistics >= Statistics::full) {
-      std::vector<double> squares = out.variances;
-      for (std::size_t k = 0; k < classes; ++k) squares[k] *= static_cast<double>(out.counts[k]);
-      out.scatter_trace = trace_of(squares, options.scatter_weights);
-      if (options.precision == Precision::fast)
-        out.scatter_error = std::max(0.0, kFastError * trace + state.error_carried);
-    }
-  }
-  if (options.statistics >= Statistics::full) {
-    out.scatter = backend.clone(state.scatter);
-    backend.add_gram(-1.0, backend.scaled(correction, state.sums), out.scatter);
-    backend.mirror_lower(out.scatter);
-  }
-  return out;
-}
-
-// ---------------------------------------------------------------------------------------------------- ClassMoments
-
-ClassMoments::ClassMoments(std::shared_ptr<const MomentData> data) : data_(std::move(data)) {}
-Index ClassMoments::classes() const { return data_->options.classes; }
-Index ClassMoments::dim() const { return data_->options.dim; }
-Index ClassMoments::samples() const { return data_->samples; }
-Index ClassMoments::classes_seen() const { return data_->seen; }
-std::optional<Dtype> ClassMoments::dtype() const { return data_->dtype; }
-Statistics ClassMoments::statistics() const { return data_->options.statistics; }
-const std::vector<Index>& ClassMoments::counts() const { return data_->counts; }
-double ClassMoments::scatter_error() const {
-  return data_->scatter_trace > 0 ? data_->scatter_error / data_->scatter_trace : 0.0;
-}
-const Context& ClassMoments::context() const { return data_->context; }
-
-const std::vector<double>& ClassMoments::within_variances() const {
-  if (statistics() < Statistics::traces)
-    throw UsageError("only means were accumulated", "accumulate with Statistics::traces or Statistics::full");
-  return data_->variances;
-}
-
-std::vector<double> ClassMoments::means() const { return context().backend()->to_host(data_->means); }
-
-std::vector<double> ClassMoments::within_scatter() const {
-  if (statistics() < Statistics::full)
-    throw UsageError("no scatter was accumulated", "accumulate with Statistics::full");
-  return context().backend()->to_host(data_->scatter);
-}
-
-// ----------------------------------------------------------------------------------------------------- Accumulator
 
 struct Accumulator::Impl {
   Context context;

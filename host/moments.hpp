@@ -37,6 +37,9 @@ struct MomentData {
   std::optional<Dtype> dtype = {};
 };
 
+/// sum_k a_k squares_k: the trace of a pooled scatter, of the traces of the classes; weights [K], or empty: all 1.
+double trace_of(const std::vector<double>& squares, const std::vector<double>& weights);
+
 /// Zeroed state for these options.
 MomentState make_state(Backend& backend, const AccumulatorOptions& options);
 
