@@ -28,7 +28,6 @@
 #include "cuda/backend.hpp"
 #include "cuda/decide.hpp"
 #include "cuda/dense.hpp"
-#include "cuda/scatter.hpp"
 #include "host/safe_radius.hpp"
 #include "ncollapse/error.hpp"
 
@@ -39,7 +38,6 @@ constexpr int kCentres = 0, kWeights = 1;
 constexpr Index kRowsPerRadius = 4;  // rows decided before a class's radius is worth its scores
 
 Index rounded_up(Index value, Index to) { return (value + to - 1) / to * to; }
-Index padded_columns(Index dim) { return rounded_up(dim, kHalfPadding); }
 
 double largest(const std::vector<double>& values) {
   return values.empty() ? 0 : *std::max_element(values.begin(), values.end());

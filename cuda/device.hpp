@@ -70,4 +70,11 @@ __device__ inline double block_sum(double value, double* scratch) {
   return total;
 }
 
+/// Where the lanes that ask for it append to what `count` counts, in lane order. All lanes of the warp take part.
+__device__ inline Count append(unsigned asked, Count* count) {
+  Count at = 0;
+  if (asked != 0 && lane_id() == 0) at = atomicAdd(count, static_cast<Count>(__popc(asked)));
+  return __shfl_sync(kAllLanes, at, 0) + static_cast<Count>(__popc(asked & ((1u << lane_id()) - 1)));
+}
+
 }  // namespace ncollapse::cuda

@@ -5,11 +5,10 @@
 #include <utility>
 
 #include "cuda/backend.hpp"
-#include "cuda/decide.hpp"
 #include "cuda/dense.hpp"
+#include "cuda/narrow.hpp"
 #include "cuda/pairs.hpp"
 #include "cuda/rows.hpp"
-#include "cuda/scatter.hpp"
 
 namespace ncollapse::cuda {
 namespace {
@@ -191,7 +190,7 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
   if (query.fast) {
     require_exact_halves(*queue_, "use the exact precision");
     sums.cosine_error = half_pair_error(d);
-    const Index padded = (d + kHalfPadding - 1) / kHalfPadding * kHalfPadding, terms = limits_.pair_terms;
+    const Index padded = padded_columns(d), terms = limits_.pair_terms;
     const Index patches = pair_patches(height, width), tile_count = static_cast<Index>(tiles.size());
     const Buffer<Half> rows(*queue_, count * padded);
     const Buffer<double> scales(*queue_, count), own_norms(*queue_, count), lost(*queue_, count);

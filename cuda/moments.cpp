@@ -17,6 +17,7 @@
 #include "cuda/backend.hpp"
 #include "cuda/class_sums.hpp"
 #include "cuda/dense.hpp"
+#include "cuda/narrow.hpp"
 #include "cuda/scatter.hpp"
 #include "ncollapse/error.hpp"
 
@@ -30,7 +31,7 @@ ScatterPlan plan_scatter(const SumPlan& sums, Precision precision, const Limits&
   ScatterPlan plan{};
   plan.fast = precision == Precision::fast;
   plan.dim = sums.dim;
-  plan.padded = plan.fast ? (sums.dim + kHalfPadding - 1) / kHalfPadding * kHalfPadding : sums.pitch;
+  plan.padded = plan.fast ? padded_columns(sums.dim) : sums.pitch;
   Index rows = limits.centred_bytes / (plan.padded * (plan.fast ? 2 : 8));
   if (plan.fast || sums.dim <= limits.wide_dim) {
     plan.slice_rows = limits.slice_rows;

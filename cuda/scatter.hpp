@@ -19,8 +19,6 @@
 
 namespace ncollapse::cuda {
 
-inline constexpr Index kHalfPadding = 64;  ///< columns of fp16 rows are padded with zeros to a multiple of it
-
 /// How a block's rows are taken through Z. Sizes depend on the shape and the limits only.
 struct ScatterPlan {
   bool fast;
