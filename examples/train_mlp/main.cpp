@@ -152,8 +152,9 @@ void complete(Options& options, const std::string& counts) {
   if (options.lambda_w.empty()) options.lambda_w = {1e-5};
   if (options.lambda_w.size() == 1) options.lambda_w.resize(layers, options.lambda_w.front());
   if (options.lambda_w.size() != layers)
-    throw ncollapse::UsageError(fmt::format("--lambda-w has {} values for {} layers", options.lambda_w.size(), layers),
-                                "give one for all layers, or one for each, W_1 first");
+    throw ncollapse::UsageError(
+        fmt::format("--lambda-w has {} values for {} layer{}", options.lambda_w.size(), layers, layers == 1 ? "" : "s"),
+        "give one for all layers, or one for each, W_1 first");
   if (options.resume && options.checkpoint.empty())
     throw ncollapse::UsageError("--resume needs the --checkpoint to go on from");
   if (options.log == options.checkpoint)

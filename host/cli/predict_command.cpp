@@ -197,18 +197,18 @@ std::string to_table(const UfmOptions& model, const UfmPrediction& prediction,
   text += fmt::format(" {:>16}\n", "critical lambdas");
   double log10_product = std::log10(model.lambda_h);
   for (const double lambda : model.lambda_w) log10_product += std::log10(lambda);
+  const bool full = model.width > 0 && alive == model.width;
   std::size_t rows = 0;
   for (const auto& direction : prediction.directions) {
     if (rows++ == kMaxTableRows) {
       text += fmt::format("  ... {} more, see --json\n", prediction.directions.size() - kMaxTableRows);
       break;
     }
-    const std::string survives =
-        direction.at_threshold                                                                ? "threshold"
-        : direction.surviving == 0 && log10_product < direction.log10_critical_lambda_product ? "no room"
-        : direction.surviving == 0                                                            ? "no"
-        : direction.surviving == direction.multiplicity                                       ? "yes"
-                                                        : fmt::format("{}", direction.surviving);
+    const std::string survives = direction.at_threshold                          ? "threshold"
+                                 : direction.surviving == direction.multiplicity ? "yes"
+                                 : direction.surviving > 0 ? fmt::format("{}", direction.surviving)
+                                 : full && log10_product < direction.log10_critical_lambda_product ? "no room"
+                                                                                                   : "no";
     text += fmt::format("{:>14.9g} {:>6} {:>9} {:>13.6g} {:>13.6g}", direction.sigma, direction.multiplicity, survives,
                         direction.w, direction.z);
     for (std::size_t l = 0; l < columns; ++l) text += fmt::format(" {:>13.6g}", direction.layer_singular_values[l]);

@@ -128,7 +128,8 @@ std::string verdict(const SimulationResult& result) {
   return directions(
       fmt::format("stopped in a stationary point of rank {}, the global minimiser has rank {}; directions that differ:",
                   reached, predicted),
-      "Another start may reach the minimiser: try another --seed, or a larger --start-scale.");
+      fmt::format("Another start may reach the minimiser: try another --seed, or a {} --start-scale.",
+                  reached > predicted ? "smaller" : "larger"));
 }
 
 std::string to_table(const SimulationOptions& options, const SimulationResult& result, const std::string& reason) {

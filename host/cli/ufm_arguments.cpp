@@ -62,7 +62,8 @@ UfmOptions ufm_options(const UfmArguments& arguments) {
                      "write --counts 500,300,100");
   const auto layers = static_cast<std::size_t>(arguments.layers);
   if (arguments.lambda_w.size() != 1 && arguments.lambda_w.size() != layers)
-    throw UsageError(fmt::format("--lambda-w has {} values for {} layers", arguments.lambda_w.size(), layers),
+    throw UsageError(fmt::format("--lambda-w has {} values for {} layer{}", arguments.lambda_w.size(), layers,
+                                 layers == 1 ? "" : "s"),
                      "give one for all layers, or one for each, W_1 first");
   UfmOptions model;
   model.counts = arguments.counts.empty() ? count_labels(arguments.counts_from) : parse_counts(arguments.counts);

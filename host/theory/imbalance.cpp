@@ -220,9 +220,9 @@ double Imbalance::loss() {
 UfmOptions Imbalance::model() const {
   const auto layers = in_.layer_squares.size();
   if (in_.lambda_w.size() != 1 && in_.lambda_w.size() != layers)
-    throw UsageError(
-        "there are " + std::to_string(in_.lambda_w.size()) + " weight decays for " + std::to_string(layers) + " layers",
-        "give one for all layers, or one for each, W_1 first");
+    throw UsageError("there are " + std::to_string(in_.lambda_w.size()) + " weight decays for " +
+                         std::to_string(layers) + (layers == 1 ? " layer" : " layers"),
+                     "give one for all layers, or one for each, W_1 first");
   UfmOptions model;
   model.counts = in_.counts;
   model.lambda_w = in_.lambda_w.size() == layers ? in_.lambda_w : std::vector<double>(layers, in_.lambda_w.front());

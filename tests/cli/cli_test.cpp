@@ -452,9 +452,26 @@ TEST_F(Command, WeightDecaysOfLayersComeApartByCommasOrBlanks) {
   ASSERT_TRUE(json.is_object());
   EXPECT_EQ(json["model"]["lambda_w"], (Json{2e-3, 5e-3}));
   EXPECT_EQ(predict({"2e-3", "5e-3"}), json);
+  const Outcome few = run_command({"predict", "--counts", "3,2", "--lambda-w", "1e-3,1e-3", "--lambda-h", "1e-3"});
+  EXPECT_NE(few.err.find("2 values for 1 layer\n"), std::string::npos) << few.err;
   const Outcome run = run_command(analyze({"--weights", w_, "--lambda-w", "1e-3,1e-3", "--lambda-h", "1e-3"}));
   EXPECT_EQ(run.exit_code, kUsage);
-  EXPECT_NE(run.err.find("2 weight decays for 1 layers"), std::string::npos) << run.err;
+  EXPECT_NE(run.err.find("2 weight decays for 1 layer\n"), std::string::npos) << run.err;
+}
+
+TEST_F(Command, OnlyAWidthLeavesNoRoom) {
+  const auto table = [&](std::vector<std::string> call) {
+    call.insert(call.begin(), "predict");
+    const Outcome run = run_command(call);
+    EXPECT_EQ(run.exit_code, 0) << run.err;
+    return run.out;
+  };
+  // sigma = sqrt 2 is N sqrt(lambda_w lambda_h): the direction vanishes, whatever rounding says of the logarithms.
+  const std::string threshold = table({"--counts", "2,2", "--lambda-w", "0.5", "--lambda-h", "0.25"});
+  EXPECT_EQ(threshold.find("no room"), std::string::npos) << threshold;
+  EXPECT_NE(threshold.find("surviving directions            0 of 2"), std::string::npos) << threshold;
+  const std::string narrow = table({"--counts", "20,12,5", "--lambda-w", "2e-3", "--lambda-h", "1e-3", "--dim", "1"});
+  EXPECT_NE(narrow.find("no room"), std::string::npos) << narrow;
 }
 
 TEST_F(Command, PredictsNothingFromWrongInput) {
@@ -581,6 +598,13 @@ TEST_F(Command, SimulatesForAReader) {
     missing += space["surviving_predicted"].get<Index>() - space["surviving_measured"].get<Index>();
   EXPECT_GE(missing, 1);
   EXPECT_EQ(end["rank"].get<Index>(), 4 - missing);
+  EXPECT_NE(low.out.find("a larger --start-scale"), std::string::npos) << low.out;
+
+  // Here all vanishes at the minimiser, and a start that is too large stops where a direction lives.
+  const Outcome high = run_command({"simulate", "--device", "cpu", "--counts", "30,1", "--layers", "2", "--dim", "4",
+                                    "--lambda-w", "2e-2", "--lambda-h", "3e-2"});
+  for (const auto* word : {"of rank 1, the global minimiser has rank 0", "a smaller --start-scale"})
+    EXPECT_NE(high.out.find(word), std::string::npos) << word << " in\n" << high.out;
 
   const Outcome short_run =
       run_command(simulate("1e-2", "6e-3", {"--iterations", "3", "--optimizer", "gd", "--no-bias"}));
