@@ -539,15 +539,15 @@ void Measurement::geometry(const Matrix& rows, const std::vector<double>& norms,
 
 void Measurement::blocks(const Matrix& rows, const std::vector<double>& norms, const PairSums& sums,
                          const std::string& suffix) {
-  if (auto found = block_cosines(backend_, counts_, rows, norms, sums)) {
-    set("block_err" + suffix, found->error);
-    if (found->mean.cosines.empty() && suffix == "_h")
-      report_.notes.push_back("block_cos_h and block_cos_w are not listed: there are " +
-                              std::to_string(found->mean.sizes.size()) + " class sizes");
-    (suffix == "_h" ? report_.block_cos_h : report_.block_cos_w) = std::move(found->mean);
-  } else {
+  BlockStatistics found = block_cosines(backend_, counts_, rows, norms, sums);
+  if (found.error)
+    set("block_err" + suffix, *found.error);
+  else
     undefined("block_err" + suffix, "no two classes have the same size");
-  }
+  if (found.mean.cosines.empty() && suffix == "_h")
+    report_.notes.push_back("block_cos_h and block_cos_w are not listed: there are " +
+                            std::to_string(found.mean.sizes.size()) + " class sizes");
+  (suffix == "_h" ? report_.block_cos_h : report_.block_cos_w) = std::move(found.mean);
 }
 
 void Measurement::duality(const Matrix& weights, const std::vector<double>& bias) {

@@ -34,7 +34,8 @@ void run(const PlotOptions& options, const Common& common) {
   for (std::size_t i = 0; i < recordings.size(); ++i)
     if (std::none_of(all.begin(), all.end(), [&](const Picture& picture) { return picture.recording == i; }))
       throw DataError(recordings[i].file + ": holds nothing that plot draws",
-                      "analyze with --lambda-w and --lambda-h gives a spectrum, unequal class sizes give cosines");
+                      "analyze with --lambda-w and --lambda-h gives a spectrum; class means, of classes of at most 64 "
+                      "sizes, give cosines");
 
   const std::filesystem::path folder(options.folder);
   std::error_code status;

@@ -18,18 +18,18 @@ constexpr Index kTileRows = 256;
 
 }  // namespace
 
-std::optional<BlockStatistics> block_cosines(Backend& backend, const std::vector<Index>& counts, const Matrix& A,
-                                             const std::vector<double>& norms, const PairSums& sums) {
+BlockStatistics block_cosines(Backend& backend, const std::vector<Index>& counts, const Matrix& A,
+                              const std::vector<double>& norms, const PairSums& sums) {
   const LabelSpectrum groups(counts, LabelModel::without_bias);
   const auto& s = groups.structure();
   const Index m = s.groups();
-  if (m == A.rows) return std::nullopt;
+  BlockStatistics blocks;
+  blocks.mean.sizes = s.sizes;
+  const bool alone = m == A.rows;
+  if (alone && m > kMaxListedGroups) return blocks;
   std::vector<double> inverse;
   for (const double norm : norms) inverse.push_back(1 / norm);
   const Matrix directions = group_sums(backend, s, A, inverse);
-
-  BlockStatistics blocks;
-  blocks.mean.sizes = s.sizes;
   const double simplex = -1 / static_cast<double>(A.rows - 1);
   double between = 0;  // sum over pairs of (block mean - simplex)^2
   std::vector<Index> tile;
@@ -49,6 +49,7 @@ std::optional<BlockStatistics> block_cosines(Backend& backend, const std::vector
       }
     }
   }
+  if (alone) return blocks;
   blocks.error = std::sqrt(std::max(0.0, sums.cos_square_sum - between) / static_cast<double>(sums.angles));
   return blocks;
 }

@@ -381,7 +381,7 @@ TEST_F(Plot, FilesThatCannotBeDrawn) {
   expect_error({folder_.path("a folder")}, kData, {"a folder", "directory"});
   expect_error({file("start.jsonl", header("ncollapse.run/1").dump() + "\n")}, kData, {"start.jsonl", "no steps"});
   expect_error({file("equal.json", R"({"schema": "ncollapse.metrics/1", "metrics": {}})")}, kData,
-               {"equal.json", "nothing", "--lambda-w"});
+               {"equal.json", "nothing", "--lambda-w", "class means"});
   expect_error({file("none.jsonl", lines({header("ncollapse.run/1"), {{"type", "step"}, {"epoch", 1}}}))}, kData,
                {"none.jsonl", "can be drawn"});
   expect_error({file("i.jsonl", a_run("ncollapse.simulation/1", "iteration")),
@@ -400,6 +400,20 @@ TEST_F(Plot, WrongUsage) {
   const Outcome help = run_command({"plot", "--help"});
   EXPECT_EQ(help.exit_code, 0);
   EXPECT_EQ(words_in(help.out, {"Examples:", "ncollapse plot L1.jsonl L3.jsonl L6.jsonl --out"}), "");
+}
+
+TEST_F(Plot, CosinesOfClassesThatAllDifferInSize) {
+  const std::string run = folder_.path("run.jsonl");
+  ASSERT_EQ(run_command({"simulate", "--device", "cpu", "--counts", "3,9,5", "--dim", "4", "--lambda-w", "2e-3",
+                         "--lambda-h", "1e-3", "--quiet", "--json", run})
+                .exit_code,
+            0);
+  write_only({run});
+  const Table cosines(out("cosines.dat"));
+  ASSERT_EQ(cosines.lines.size(), 2U * 3 * 3);
+  EXPECT_EQ(cosines.at(1, "size_row") + " " + cosines.at(1, "size_column"), "9 5");
+  EXPECT_LE(std::stod(cosines.at(1, "cosine")), 0);  // with a bias any two means of a collapsed network part
+  EXPECT_EQ(cosines.at(4, "cosine"), "NaN");
 }
 
 // ------------------------------------------------------------------------------------------------ gnuplot

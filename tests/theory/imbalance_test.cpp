@@ -516,7 +516,11 @@ TEST_P(Imbalance, BlocksOfEqualSizes) {
   EXPECT_TRUE(json["block_cos_w"]["cosines"][2][2].is_null());
   const Report all_different = measured({9, 8, 4, 3, 1}, transposed(weights), {weights}, {}, 1e-4, 1e-4);
   EXPECT_EQ(all_different.status.at("block_err_w").code, "undefined");
-  EXPECT_TRUE(all_different.block_cos_w.sizes.empty());
+  EXPECT_EQ(all_different.block_cos_w.sizes, (std::vector<Index>{9, 8, 4, 3, 1}));  // plain cosines, by size
+  ASSERT_EQ(all_different.block_cos_w.cosines.size(), 25U);
+  EXPECT_NEAR(all_different.block_cos_w.cosines[2], 0.6, 1e-14);    // of the classes of 9 and 4
+  EXPECT_NEAR(all_different.block_cos_w.cosines[13], 0.96, 1e-14);  // of those of 4 and 3
+  EXPECT_TRUE(std::isnan(all_different.block_cos_w.cosines[0]));    // a group of one has no pair
 }
 
 TEST_P(Imbalance, GeometryDistanceRefusesWrongShapes) {
