@@ -58,9 +58,15 @@ void ReportOptions::check_outputs(const Common& common) const {
 }
 
 double ReportOptions::checked_lambda_h(const std::vector<double>& lambda_w) const {
-  for (const double lambda : lambda_w)
-    if (!(lambda > 0)) throw UsageError(fmt::format("--lambda-w is {}, must be positive", lambda));
-  if (lambda_h && !(*lambda_h > 0)) throw UsageError(fmt::format("--lambda-h is {}, must be positive", *lambda_h));
+  const auto check = [](const char* option, double lambda) {
+    if (lambda > 0) return;
+    throw UsageError(fmt::format("{} is {}, must be positive", option, lambda),
+                     lambda == 0
+                         ? "without weight decay the loss has no minimiser to compare with; leave both options out"
+                         : "weight decays are positive numbers");
+  };
+  for (const double lambda : lambda_w) check("--lambda-w", lambda);
+  if (lambda_h) check("--lambda-h", *lambda_h);
   return lambda_h.value_or(0);
 }
 

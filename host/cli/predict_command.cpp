@@ -220,7 +220,10 @@ std::string to_table(const UfmOptions& model, const UfmPrediction& prediction,
   text +=
       "sigma: of the label matrix; w, z: predicted singular values of W_L...W_1 and of class means times sqrt(n);\n"
       "critical lambdas: largest lambda_h times all lambda_w at which the direction survives, if the width has room\n";
-  if (columns < layers && !equal) text += fmt::format("layers {} to {} are in the JSON output\n", columns + 1, layers);
+  if (columns + 1 == layers && !equal)
+    text += fmt::format("layer {} is in the JSON output\n", layers);
+  else if (columns < layers && !equal)
+    text += fmt::format("layers {} to {} are in the JSON output\n", columns + 1, layers);
   if (prediction.lost_classes && prediction.classes <= kMaxLogitClasses) text += logits_table(model, prediction);
   return text;
 }

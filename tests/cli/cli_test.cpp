@@ -457,6 +457,14 @@ TEST_F(Command, WeightDecaysOfLayersComeApartByCommasOrBlanks) {
   const Outcome run = run_command(analyze({"--weights", w_, "--lambda-w", "1e-3,1e-3", "--lambda-h", "1e-3"}));
   EXPECT_EQ(run.exit_code, kUsage);
   EXPECT_NE(run.err.find("2 weight decays for 1 layer\n"), std::string::npos) << run.err;
+  const Outcome four = run_command(
+      {"predict", "--counts", "3,2", "--layers", "4", "--lambda-w", "1e-3,1e-2,1e-3,1e-4", "--lambda-h", "1e-3"});
+  EXPECT_NE(four.out.find("layer 4 is in the JSON output"), std::string::npos) << four.out;
+  for (const auto& [w, h] : {std::pair{"0", "1e-3"}, {"1e-3", "0"}}) {
+    const Outcome none = run_command(analyze({"--weights", w_, "--lambda-w", w, "--lambda-h", h}));
+    EXPECT_EQ(none.exit_code, kUsage);
+    EXPECT_NE(none.err.find("no minimiser"), std::string::npos) << none.err;
+  }
 }
 
 TEST_F(Command, OnlyAWidthLeavesNoRoom) {
