@@ -376,7 +376,10 @@ Recording recording_of(const Report& report, const std::string& name) {
 
 Recording read_recording(const std::string& file) {
   std::error_code ignored;
-  if (std::filesystem::is_directory(file, ignored)) throw DataError(file + ": is a directory");
+  if (std::filesystem::is_directory(file, ignored))
+    throw DataError(
+        file + ": is a directory",
+        "name the file of a run or of a report; analyze and report take a dump by --features, --labels, --weights");
   std::ifstream input(file, std::ios::binary);
   if (!input) throw DataError(file + ": cannot open: " + std::error_code(errno, std::generic_category()).message());
   Recording recording;

@@ -378,7 +378,7 @@ TEST_F(Plot, FilesThatCannotBeDrawn) {
   expect_error({file("empty.json", "\n")}, kData, {"empty.json", "empty"});
   expect_error({folder_.path("missing.json")}, kData, {"missing.json", "No such file"});
   std::filesystem::create_directory(folder_.path("a folder"));
-  expect_error({folder_.path("a folder")}, kData, {"a folder", "directory"});
+  expect_error({folder_.path("a folder")}, kData, {"a folder", "directory", "a dump by --features"});
   expect_error({file("start.jsonl", header("ncollapse.run/1").dump() + "\n")}, kData, {"start.jsonl", "no steps"});
   expect_error({file("equal.json", R"({"schema": "ncollapse.metrics/1", "metrics": {}})")}, kData,
                {"equal.json", "nothing", "--lambda-w", "class means"});
