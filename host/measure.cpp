@@ -7,8 +7,8 @@
 //   eigenvalues of G that exceed max(K, d) eps lambda_max: K-1 because the centred means always have one linear
 //   dependency B^T v = 0, whose eigenvalue is only rounding. If all of those are kept and the smallest is above 1e-6 of
 //   the largest, no eigenvectors are needed: Y = L^-1 for B^T B = L L^T, and Y = (G + a v v^T)^-1 B for B B^T, where
-//   the dependency has been given an eigenvalue a among the others. Otherwise y_i = B^T q_i / lambda_i (or
-//   q_i / sqrt(lambda_i)) from the eigenvectors q_i.
+//   the dependency has been given an eigenvalue a among the others. Otherwise y_i = v_i / s_i from the singular values
+//   and right vectors of B itself: in G the smaller ones, which count most, have lost half of their digits.
 // - 1 - tr(Sigma_T^+ Sigma_B) / r, r = min(K-1, d), would cancel near collapse. With Sigma_W = L L^T and X = B L^-T it
 //   is tr((I + X X^T)^-1) / r without the dependency, whose share is known; or tr((I + X^T X)^-1) / r. An error of
 //   Cholesky's moves each term by at most n eps cond(Sigma_W) of itself.
@@ -205,17 +205,18 @@ Measurement::Spectrum Measurement::spectrum(const Matrix& A, const std::vector<d
       }
       return result;
     }
-    backend_.copy(used_up.data(), gram.data(), gram.bytes());
   }
-  const auto values = backend_.eigh(used_up);
+  const Svd found = backend_.svd(rows_side ? A : backend_.triangular_factor(A));
+  result.values.clear();
   std::vector<Index> order;
   std::vector<double> scale;
-  for (Index i = size - 1; i >= size - result.kept; --i) {
+  for (Index i = 0; i < result.limit && found.values[i] * found.values[i] > result.tolerance; ++i) {
+    result.values.push_back(found.values[i] * found.values[i]);
     order.push_back(i);
-    scale.push_back(1 / (rows_side ? values[i] : std::sqrt(values[i])));
+    scale.push_back(1 / found.values[i]);
   }
-  result.whitening = backend_.select_rows(used_up, order);
-  if (rows_side) result.whitening = backend_.product(result.whitening, Transpose::no, A, Transpose::no);
+  result.kept = static_cast<Index>(order.size());
+  result.whitening = backend_.select_rows(found.right, order);
   backend_.combine_rows(scale, result.whitening, {}, {}, result.whitening);
   return result;
 }
