@@ -132,6 +132,10 @@ class Measurement {
   bool fast_pairs() const { return report_.precision == Precision::fast && report_.classes_seen > kFastPairRows; }
   double weight_within(std::size_t i) const { return rules_.scatter_over_classes ? 1 / k_ : share_[i]; }
   double scatter_scale() const;  // Sigma_W = scale * S; NaN when this scatter does not fit the convention
+  double rounding_of_mean(std::size_t i) const {
+    return ncollapse::rounding_of_mean(mean_squares_[i], moments_.counts()[seen_[i]],
+                                       variances_.empty() ? 0.0 : variances_[i]);
+  }
 
   /// Of A^T A, A [K x d].
   struct Spectrum {
@@ -278,11 +282,9 @@ void Measurement::centre() {
     throw DataError("class means of size " + text_of(largest_mean, 3) + ", " + text_of(largest_centred, 3) +
                         " apart from their centre, are beyond what the metrics can be computed for",
                     "rescale the features: the metrics do not depend on their unit");
-  // The centre is rounded, so equal means may differ from it by an ulp; that is 0, not a geometry.
+  // Equal means may differ from their centre by rounding; that is 0, not a geometry.
   for (std::size_t i = 0; i < squares.size(); ++i) {
-    constexpr double kRounding = 16 * std::numeric_limits<double>::epsilon();
-    const bool rounding = squares[i] <= kRounding * kRounding * mean_squares_[i];
-    centred_norms_.push_back(rounding ? 0.0 : std::sqrt(squares[i]));
+    centred_norms_.push_back(squares[i] <= rounding_of_mean(i) ? 0.0 : std::sqrt(squares[i]));
     trace_between_ += between_weights_[i] * centred_norms_.back() * centred_norms_.back();
   }
   set("nc_drift", norm(sample_mean_));
@@ -489,7 +491,15 @@ void Measurement::geometry(const Matrix& rows, const std::vector<double>& norms,
   if (!of_means) query.frame_norm = weights_gram_ = query.gram_norm;
   const PairSums sums = backend_.pair_sums(rows, query);
   report_.cosine_error = std::max(report_.cosine_error, sums.cosine_error);
-  if (of_means) nearest_squared_ = sums.nearest_squared;
+  Index coincident = 0;  // means that another one equals
+  if (of_means) {
+    nearest_squared_ = sums.nearest_squared;
+    for (std::size_t i = 0; i < nearest_squared_.size(); ++i) {
+      if (nearest_squared_[i] > rounding_of_mean(i)) continue;
+      nearest_squared_[i] = 0;
+      ++coincident;
+    }
+  }
 
   if (query.frame_norm > 0)
     set("nc2_of" + suffix, std::sqrt(sums.frame_residual));
@@ -497,10 +507,10 @@ void Measurement::geometry(const Matrix& rows, const std::vector<double>& norms,
     undefined("nc2_of" + suffix, of_means ? "all class means are 0" : "the classifier is 0");
   const double pairs = k_ * (k_ - 1) / 2;
   if (of_means && !variances_.empty()) {
-    if (sums.coincident_means == 0)
+    if (coincident == 0)
       set("nc1_cdnv", sums.cdnv_sum / pairs);
     else
-      undefined("nc1_cdnv", std::to_string(sums.coincident_means) + " pairs of class means coincide");
+      undefined("nc1_cdnv", std::to_string(coincident) + " class means coincide with others");
   }
   if (norm(norms) == 0) {
     const std::string why = of_means ? kFlat : "the classifier is 0";
@@ -527,12 +537,14 @@ void Measurement::geometry(const Matrix& rows, const std::vector<double>& norms,
   const double simplex = std::sqrt(2 * k_ / (k_ - 1));
   set("nc2_gnc_dist_mean", simplex + sums.distance_sum / pairs);
   set("nc2_gnc_dist_var", spread(sums.distance_sum, sums.distance_square_sum));
-  if (sums.coincident_directions == 0) {
+  if (coincident == 0 && sums.coincident_directions == 0) {
     set("nc2_gnc_log_mean", -std::log(simplex) + sums.log_sum / pairs);
     set("nc2_gnc_log_var", spread(sums.log_sum, sums.log_square_sum));
   } else {
-    for (const auto* key : {"nc2_gnc_log_mean", "nc2_gnc_log_var"})
-      undefined(key, std::to_string(sums.coincident_directions) + " pairs of centred means have one direction");
+    const std::string why =
+        coincident > 0 ? std::to_string(coincident) + " class means coincide with others"
+                       : std::to_string(sums.coincident_directions) + " pairs of centred means have one direction";
+    for (const auto* key : {"nc2_gnc_log_mean", "nc2_gnc_log_var"}) undefined(key, why);
   }
   constexpr double kDegrees = 57.295779513082320877;
   set("nc2_min_angle_deg", 2 * std::asin(std::min(1.0, sums.min_unit_distance / 2)) * kDegrees);

@@ -10,6 +10,7 @@
 // a state is kFastError tr T + c, where c makes up for what is in T without error, or in E without being in T any more.
 #pragma once
 
+#include <limits>
 #include <vector>
 
 #include "host/backend.hpp"
@@ -39,6 +40,13 @@ struct MomentData {
 
 /// sum_k a_k squares_k: the trace of a pooled scatter, of the traces of the classes; weights [K], or empty: all 1.
 double trace_of(const std::vector<double>& squares, const std::vector<double>& weights);
+
+/// Up to which the squared distance of a class mean from another one, or from their centre, is rounding alone. A mean
+/// is right to some eps of its own size, and of the root of n v: its samples are summed up from one of them on.
+inline double rounding_of_mean(double mean_square, Index count, double variance) {
+  constexpr double kRounding = 16 * std::numeric_limits<double>::epsilon();
+  return kRounding * kRounding * (mean_square + static_cast<double>(count) * variance);
+}
 
 /// Zeroed state for these options.
 MomentState make_state(Backend& backend, const AccumulatorOptions& options);

@@ -56,6 +56,8 @@ class Imbalance {
     return squares;
   }
 
+  std::vector<double> centred_norms();
+
   void norms_against_counts();
   void minorities();
   void seli(const LabelSpectrum& spectrum, const GroupedPair& pair);
@@ -74,20 +76,33 @@ class Imbalance {
   ImbalanceMeasures out_;
 };
 
-// Least squares of log norm on log n_k.
-void Imbalance::norms_against_counts() {
+// |m_k - mu_s|, 0 where it is rounding alone.
+std::vector<double> Imbalance::centred_norms() {
   Matrix centred = backend_.clone(in_.means);
   backend_.centre_rows(centred, in_.sample_mean);
+  const RowProducts squares = backend_.row_products(centred, in_.means);
+  std::vector<double> lengths;
+  for (std::size_t k = 0; k < in_.counts.size(); ++k) {
+    const double variance = in_.variances.empty() ? 0.0 : in_.variances[k],
+                 rounding = rounding_of_mean(squares.right[k], in_.counts[k], variance);
+    lengths.push_back(squares.left[k] <= rounding ? 0.0 : std::sqrt(squares.left[k]));
+  }
+  return lengths;
+}
+
+// Least squares of log norm on log n_k.
+void Imbalance::norms_against_counts() {
   const auto [least, most] = std::minmax_element(in_.counts.begin(), in_.counts.end());
-  std::vector<std::pair<std::string, const Matrix*>> sides{{"_h", &centred}};
-  if (in_.weights) sides.emplace_back("_w", &in_.weights);
-  for (const auto& [suffix, rows] : sides) {
+  std::vector<std::string> sides{"_h"};
+  if (in_.weights) sides.emplace_back("_w");
+  for (const auto& suffix : sides) {
     const std::string key = "norm_count_slope" + suffix, fit = "norm_count_r2" + suffix;
     std::string why;
     std::vector<double> lengths;
     if (*least == *most)
       why = "all classes have the same size";
-    else if (lengths = norms(*rows); *std::min_element(lengths.begin(), lengths.end()) == 0)
+    else if (lengths = suffix == "_h" ? centred_norms() : norms(in_.weights);
+             *std::min_element(lengths.begin(), lengths.end()) == 0)
       why = "a norm is 0";
     if (!why.empty()) {
       out_.undefined[key] = out_.undefined[fit] = why;
@@ -125,16 +140,19 @@ void Imbalance::minorities() {
   const std::string why = minority.empty()      ? "all classes have the same size"
                           : minority.size() < 2 ? "only one class is a minority"
                                                 : "";
-  const auto cosines = [&](const Matrix& A, const std::string& side) {
+  const auto cosines = [&](const std::string& side) {
     const std::string mean_key = "mc_cos_" + side, std_key = "mc_cos_std_" + side;
     const auto undefined = [&](const std::string& reason) {
       out_.undefined[mean_key] = reason;
       if (side == "w") out_.undefined[std_key] = reason;
     };
     if (!why.empty()) return undefined(why);
-    const Matrix rows = backend_.select_rows(A, minority);
+    const bool of_means = side == "h";
+    Matrix rows = backend_.select_rows(of_means ? in_.means : in_.weights, minority);
+    if (of_means) backend_.centre_rows(rows, in_.sample_mean);
+    const std::vector<double> lengths = of_means ? centred_norms() : norms(in_.weights);
     PairQuery query;
-    query.norms = norms(rows);
+    for (const Index k : minority) query.norms.push_back(lengths[k]);
     query.fast = in_.precision == Precision::fast && rows.rows > kFastPairRows;
     query.gram_norm = query.frame_norm = 1;  // the residuals are not wanted
     const PairSums sums = backend_.pair_sums(rows, query);
@@ -144,11 +162,9 @@ void Imbalance::minorities() {
     set(mean_key, deviation - 1 / static_cast<double>(rows.rows - 1));
     if (side == "w") set(std_key, std::sqrt(std::max(0.0, sums.cos_square_sum / pairs - deviation * deviation)));
   };
-  Matrix centred = backend_.clone(in_.means);
-  backend_.centre_rows(centred, in_.sample_mean);
-  cosines(centred, "h");
+  cosines("h");
   if (!in_.weights) return;
-  cosines(in_.weights, "w");
+  cosines("w");
   const auto mean_norm = [&](const std::vector<Index>& rows) {
     return sum(norms(backend_.select_rows(in_.weights, rows))) / static_cast<double>(rows.size());
   };

@@ -397,6 +397,61 @@ TEST_P(Measure, EqualMeansHaveNoGeometry) {
   }
 }
 
+// The same rows in another order, and each of them twice: equal means, but for the rounding of their sums.
+TEST_P(Measure, MeansThatOnlyRoundingTellsApartAreEqual) {
+  for (const double mean : {0.0, 0.3}) {
+    Samples rows = make_samples({{40}, 6, {1.0}, 0.0, mean, 71});
+    for (Index i = 0; i < 20 && mean == 0; ++i)
+      for (Index j = 0; j < 6; ++j) rows.values[at((20 + i) * 6 + j)] = -rows.values[at(i * 6 + j)];
+    const auto row = [&](Index i) {
+      return std::vector<double>(rows.values.begin() + i * 6, rows.values.begin() + (i + 1) * 6);
+    };
+    Samples two{3, 6, {}, {}}, all{3, 6, {}, {}};
+    for (Index i = 0; i < 40; ++i)
+      for (auto* samples : {&two, &all}) {
+        samples->add(0, row(i));
+        samples->add(1, row(i));
+      }
+    for (Index i = 0; i < 40; ++i) {
+      two.add(2, row(0));
+      for (int twice = 0; twice < 2; ++twice) all.add(2, row(i));
+    }
+    for (unsigned seed = 0; seed < 5; ++seed) {
+      SCOPED_TRACE(testing::Message() << "mean " << mean << ", order " << seed);
+      Problem problem;
+      problem.head = {3, 6, std::vector<double>(18, 0.5), {}};
+      problem.train = reordered(all, shuffled_order(all.rows(), seed));
+      const Report flat = measure_problem(context(), problem);
+      expect_sound(flat);
+      for (const std::string key :
+           {"nc1_pinv", "nc1_trace_ratio", "nc1_cdnv", "nc1_vci", "nc2_etf_h", "nc2_cos_mean_h", "nc2_gnc_log_mean",
+            "nc3_dual", "nc3_cos_mean", "mc_cos_h", "norm_count_slope_h", "norm_count_r2_h"})
+        expect_no_number(flat, key, "undefined");
+      EXPECT_EQ(flat.convention.rank_used, 0);
+
+      problem.train = reordered(two, shuffled_order(two.rows(), seed));
+      const Report pair = measure_problem(context(), problem);
+      expect_sound(pair);
+      EXPECT_EQ(pair.convention.rank_used, 1);
+      for (const std::string key : {"nc1_cdnv", "nc2_gnc_log_mean", "nc2_gnc_log_var"})
+        expect_no_number(pair, key, "undefined");
+      const auto nearest = per_class(pair, "nc1_per_class_nearest");
+      EXPECT_TRUE(std::isnan(nearest[0]) && std::isnan(nearest[1])) << nearest[0] << " " << nearest[1];
+      EXPECT_FALSE(std::isnan(nearest[2]));
+    }
+  }
+}
+
+TEST_P(Measure, EqualMeansOfManySamples) {
+  const Samples rows = make_samples({{20000}, 2, {1.0}, 0.0, 0.0, 72});
+  Samples samples{3, 2, {}, {}};
+  for (std::int64_t k = 0; k < 3; ++k)
+    for (const Index i : shuffled_order(rows.rows(), static_cast<unsigned>(k)))
+      samples.add(k, {rows.values[at(2 * i)], rows.values[at(2 * i + 1)]});
+  const Report report = ncollapse::measure(accumulate(context(), samples, 1000).finish());
+  for (const std::string key : {"nc1_pinv", "nc1_cdnv", "nc2_etf_h"}) expect_no_number(report, key, "undefined");
+}
+
 TEST_P(Measure, TwoCoincidingMeansLoseOneRank) {
   Problem problem;
   problem.train = {3, 2, {0, 1, 0, -1, 2, 0, -2, 0, 4, 1, 4, -1}, {0, 0, 1, 1, 2, 2}};  // means 0, 0, (4, 0)
