@@ -452,6 +452,15 @@ TEST_P(Measure, EqualMeansOfManySamples) {
   for (const std::string key : {"nc1_pinv", "nc1_cdnv", "nc2_etf_h"}) expect_no_number(report, key, "undefined");
 }
 
+TEST_P(Measure, TwoMeansAreOpposite) {
+  for (unsigned seed = 0; seed < 10; ++seed) {
+    Problem problem;
+    problem.train = make_samples({{3, 8}, 5, {0.7}, 1.0, 2.0, 200 + seed});
+    for (Convention convention : ncollapse::all_conventions())
+      EXPECT_EQ(measure_problem(context(), problem, convention).find("nc2_min_angle_deg"), std::optional(180.0));
+  }
+}
+
 TEST_P(Measure, TwoCoincidingMeansLoseOneRank) {
   Problem problem;
   problem.train = {3, 2, {0, 1, 0, -1, 2, 0, -2, 0, 4, 1, 4, -1}, {0, 0, 1, 1, 2, 2}};  // means 0, 0, (4, 0)
