@@ -35,6 +35,8 @@ namespace ncollapse {
 namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+// Products of four such lengths neither overflow nor vanish.
+constexpr double kSmallest = 1e-70, kLargest = 1e70;
 constexpr const char* kFlat = "all class means are equal";
 
 struct ConventionRules {
@@ -130,12 +132,12 @@ class Measurement {
 
   /// Whether pairs of classes are taken by narrow products.
   bool fast_pairs() const { return report_.precision == Precision::fast && report_.classes_seen > kFastPairRows; }
-  double weight_within(std::size_t i) const { return rules_.scatter_over_classes ? 1 / k_ : share_[i]; }
-  double scatter_scale() const;  // Sigma_W = scale * S; NaN when this scatter does not fit the convention
   double rounding_of_mean(std::size_t i) const {
     return ncollapse::rounding_of_mean(mean_squares_[i], moments_.counts()[seen_[i]],
                                        variances_.empty() ? 0.0 : variances_[i]);
   }
+  double weight_within(std::size_t i) const { return rules_.scatter_over_classes ? 1 / k_ : share_[i]; }
+  double scatter_scale() const;  // Sigma_W = scale * S; NaN when this scatter does not fit the convention
 
   /// Of A^T A, A [K x d].
   struct Spectrum {
@@ -271,8 +273,6 @@ void Measurement::centre() {
   RowProducts products = backend_.row_products(centred_, means_);
   mean_squares_ = std::move(products.right);
   const auto& squares = products.left;
-  // Products of four such lengths must neither overflow nor vanish.
-  constexpr double kSmallest = 1e-70, kLargest = 1e70;
   double largest_mean = 0, largest_centred = 0;
   for (std::size_t i = 0; i < squares.size(); ++i) {
     largest_mean = std::max(largest_mean, std::sqrt(mean_squares_[i]));
@@ -567,6 +567,10 @@ void Measurement::blocks(const Matrix& rows, const std::vector<double>& norms, c
 
 void Measurement::duality(const Matrix& weights, const std::vector<double>& bias) {
   const std::vector<double> norms = roots_of(backend_.row_dots(weights, weights));
+  if (const double largest = *std::max_element(norms.begin(), norms.end()); !(largest < kLargest))
+    throw DataError(
+        "classifier rows of size " + text_of(largest, 3) + " are beyond what the metrics can be computed for",
+        "rescale the classifier");
   geometry(weights, norms, "_w", {});
 
   const std::vector<double> ones(seen_.size(), 1.0);

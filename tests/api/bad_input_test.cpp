@@ -248,6 +248,33 @@ TEST_P(BadInput, WeightsThatAreNotFinite) {
   }
 }
 
+TEST_P(BadInput, ClassifiersTooLargeToMeasure) {
+  const ClassMoments moments = moments_of(context(), some_samples(65));
+  Head head = random_head(4, 6, 66);
+  ncollapse::Evidence evidence;
+  const auto etf = [&](double scale) {
+    Head scaled = head;
+    for (double& w : scaled.weights) w *= scale;
+    const ncollapse::Classifier classifier = scaled.classifier();
+    evidence.classifier = &classifier;
+    return ncollapse::measure(moments, evidence).find("nc2_etf_w").value_or(kNan);
+  };
+  const double want = etf(1);
+  EXPECT_NEAR(etf(1e60), want, 1e-13);
+  EXPECT_NEAR(etf(1e-60), want, 1e-13);
+  EXPECT_THROW(etf(1e80), DataError);  // its fourth power is no number
+  EXPECT_THROW(etf(1e140), DataError);
+
+  // A product of layers each of which is small enough.
+  Head first = random_head(5, 6, 67), last = random_head(4, 5, 68);
+  for (Head* layer : {&first, &last})
+    for (double& w : layer->weights) w *= 1e50;
+  const ncollapse::Classifier product{
+      {ncollapse::view(first.weights.data(), 5, 6), ncollapse::view(last.weights.data(), 4, 5)}, {}};
+  evidence.classifier = &product;
+  EXPECT_THROW(ncollapse::measure(moments, evidence), DataError);
+}
+
 TEST_P(BadInput, EvidenceThatDoesNotFit) {
   const Samples samples = some_samples(63), others = make_samples({{5, 6, 7}, 6, {0.5}, 1.0, 0.0, 64});
   const ClassMoments moments = moments_of(context(), samples), other_moments = moments_of(context(), others);
