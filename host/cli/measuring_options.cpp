@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <filesystem>
 
 #include "host/cli/interrupt.hpp"
 #include "host/cli/progress.hpp"
@@ -55,6 +56,14 @@ void ReportOptions::check_outputs(const Common& common) const {
   check_output(csv);
   if (common.json == "-" && csv == "-")
     throw UsageError("--json - and --csv - cannot share standard output", "give one of them a file");
+  std::error_code ignored;
+  const auto place = [&](const std::string& path) {
+    return std::filesystem::weakly_canonical(std::filesystem::absolute(path, ignored), ignored);
+  };
+  const bool special =
+      std::filesystem::exists(common.json, ignored) && !std::filesystem::is_regular_file(common.json, ignored);
+  if (!common.json.empty() && !csv.empty() && !special && place(common.json) == place(csv))
+    throw UsageError("--json and --csv name one file, " + common.json, "give each its own");
 }
 
 double ReportOptions::checked_lambda_h(const std::vector<double>& lambda_w) const {

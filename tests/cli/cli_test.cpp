@@ -380,6 +380,16 @@ TEST_F(Command, OutputsThatCannotBeWritten) {
     EXPECT_EQ(read_file(y_), before);
   }
   EXPECT_EQ(run_command(analyze({"--json", "-", "--csv", "-"})).exit_code, kUsage);
+  const std::string one = folder_.path("one"), same = folder_.path("./one");
+  for (const bool there : {false, true}) {  // one report would replace the other
+    if (there) folder_.write("one", "kept");
+    const Outcome both = run_command(analyze({"--json", one, "--csv", same}));
+    EXPECT_EQ(both.exit_code, kUsage);
+    EXPECT_NE(both.err.find("--json and --csv"), std::string::npos) << both.err;
+    EXPECT_EQ(std::filesystem::exists(one), there);
+  }
+  EXPECT_EQ(read_file(one), "kept");
+  EXPECT_EQ(run_command(analyze({"--json", "/dev/null", "--csv", "/dev/null"})).exit_code, 0);
 }
 
 // ------------------------------------------------------------------------------------------------ the listings
