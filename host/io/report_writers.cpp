@@ -52,6 +52,7 @@ std::string to_json(const Report& report) {
       {"mu", convention.centre},
       {"sigma_b", convention.sigma_b},
       {"nc1_divided_by_K", convention.divided_by_classes},
+      {"ddof", 0},
       {"centre_w", false},
       {"rank_rule", "largest min(K_seen-1, d) eigenvalues of Sigma_B above max(K_seen, d) eps lambda_max"},
       {"rank_used", convention.rank_used},

@@ -156,6 +156,7 @@ TEST_P(Writers, JsonHasTheSchemaAndEveryNumber) {
     EXPECT_EQ(j.at("shape").at("K_seen"), report.classes_seen);
     EXPECT_EQ(j.at("shape").at("D"), report.dim);
     EXPECT_EQ(j.at("convention").at("preset"), std::string(ncollapse::to_string(report.convention.preset)));
+    EXPECT_EQ(j.at("convention").at("ddof"), 0);
 
     const json& metrics = j.at("metrics");
     std::size_t numbers = 0;
