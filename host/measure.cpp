@@ -655,6 +655,8 @@ void Measurement::imbalance(const Matrix& weights, const std::vector<double>& bi
   report_.spectrum = std::move(measures.spectrum);
   report_.singular_values_w = std::move(measures.singular_values_w);
   report_.singular_values_z = std::move(measures.singular_values_z);
+  if (decays && !moments_.data().options.scatter_weights.empty() && moments_.statistics() >= Statistics::full)
+    skip("ufm_loss", "the scatter was accumulated with class weights, the loss needs weights 1");
   if (!decays || report_.classes_seen == report_.classes) return;
   for (const auto& info : metric_catalogue())
     if (needs(info, "lambda")) skip(info.key, "the minimiser is known only where every class has samples");

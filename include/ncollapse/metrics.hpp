@@ -124,7 +124,8 @@ struct Evidence {
 /// Formulas: metric_catalogue(). Absent classes are left out. Uses memory of a few d^2 and K d doubles on the device
 /// and no K x K array. Deterministic. Waits for the device.
 /// Throws UsageError when shapes do not fit, for a bias without layers, an unknown element type, weight decays that are
-/// not positive or not given together, DataError when fewer than two classes have samples.
+/// not positive or not given together, DataError when fewer than two classes have samples, and for class means beyond
+/// 1e70, all within 1e-70 of their centre without being equal, or classifier rows beyond 1e70.
 NCOLLAPSE_EXPORT Report measure(const ClassMoments& moments, const Evidence& evidence = {},
                                 Convention convention = Convention::zhu);
 

@@ -634,6 +634,14 @@ TEST_P(Measure, AScatterOfOtherWeightsIsNotUsed) {
   }
   const auto vci = number(weighted.finish(), Convention::classavg, "nc1_vci");
   if (vci) expect_close(*vci, Truth(problem).metrics(Convention::zhu).at("nc1_vci"), kRounding, kZero, "nc1_vci");
+
+  const auto head = problem.head.classifier();
+  const Report report = ncollapse::measure(
+      weighted.finish(), {.classifier = &head, .lambda_w = {1e-3}, .lambda_h = 1e-3}, Convention::classavg);
+  for (const std::string key : {"nc1_vci", "ufm_loss"}) {
+    expect_no_number(report, key, "skipped");
+    EXPECT_NE(report.status.at(key).why.find("class weights"), std::string::npos) << report.status.at(key).why;
+  }
 }
 
 TEST_P(Measure, AnOodMeanOfZeroHasNoDirection) {
