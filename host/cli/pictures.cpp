@@ -9,8 +9,11 @@
 #include <array>
 #include <cmath>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <limits>
 #include <optional>
+#include <string>
 #include <string_view>
 #include <system_error>
 
@@ -765,6 +768,13 @@ void write_script(const Picture& picture, const std::filesystem::path& folder) {
 void draw(const Picture& picture, const std::filesystem::path& folder, const std::string& remark) {
   try {
     run_gnuplot(folder, picture.script.name, remark);
+    // gnuplot does not tell when it could not write.
+    std::ifstream file(folder / picture.image, std::ios::binary);
+    const std::string image{std::istreambuf_iterator<char>(file), {}};
+    const std::string_view end = picture.image.ends_with(".svg") ? "</svg>" : "IEND";
+    if (image.rfind(end) == image.npos)
+      throw Error(ErrorKind::internal, (folder / picture.image).string() + ": gnuplot has not written a whole picture",
+                  "is the disk full?" + (remark.empty() ? "" : " " + remark));
   } catch (...) {
     std::error_code ignored;
     std::filesystem::remove(folder / picture.image, ignored);  // half a picture

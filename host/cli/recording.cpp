@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cmath>
+#include <cstdint>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -36,12 +37,31 @@ struct Place {
   throw DataError(fmt::format("{}: line {}: {}", place.file, place.line, what), hint);
 }
 
+/// Refuses text that is nested deeper than any recording: values are copied and shown by recursion, on the stack.
+Json::parser_callback_t no_deeper(const std::string& file) {
+  return [&file](int depth, Json::parse_event_t, Json&) {
+    constexpr int kDeepest = 64;
+    if (depth > kDeepest) throw DataError(fmt::format("{}: is nested more than {} levels deep", file, kDeepest));
+    return true;
+  };
+}
+
+/// The JSON of one line; discarded when it is none.
+Json parse_line(const std::string& text, const std::string& file) { return Json::parse(text, no_deeper(file), false); }
+
 // NaN for null and for what is not there.
 double number(const Json& object, const std::string& key, const Place& place) {
   const auto value = object.find(key);
   if (value == object.end() || value->is_null()) return kUndefined;
   if (!value->is_number()) fail(place, fmt::format("\"{}\" is not a number", key));
   return value->get<double>();
+}
+
+// A number of samples: whole, and not below 0.
+Index sample_count(const Json& value, const std::string& key, const Place& place) {
+  if (!value.is_number_unsigned() || value.get<std::uint64_t>() > std::uint64_t{std::numeric_limits<Index>::max()})
+    fail(place, fmt::format("\"{}\" has a number of samples that is not whole, or out of range", key));
+  return value.get<Index>();
 }
 
 // The array or object under the key; an empty one where the key is absent.
@@ -58,8 +78,10 @@ std::vector<SpectrumRow> read_spectrum(const Json& object, const Place& place) {
   for (const Json& row : part(object, "spectrum", Json::value_t::array, place)) {
     if (!row.is_object()) fail(place, "a row of \"spectrum\" is not an object");
     const double multiplicity = number(row, "multiplicity", place);
+    if (!std::isnan(multiplicity) && !(multiplicity >= 1 && multiplicity <= 0x1p53))
+      fail(place, fmt::format("a row of \"spectrum\" has the multiplicity {}", multiplicity));
     spectrum.push_back({.sigma = number(row, "sigma", place),
-                        .multiplicity = multiplicity >= 1 ? static_cast<Index>(multiplicity) : 1,
+                        .multiplicity = std::isnan(multiplicity) ? 1 : static_cast<Index>(multiplicity),
                         .w_predicted = number(row, "w_predicted", place),
                         .w_measured = number(row, "w_measured", place),
                         .z_predicted = number(row, "z_predicted", place),
@@ -69,13 +91,11 @@ std::vector<SpectrumRow> read_spectrum(const Json& object, const Place& place) {
   return spectrum;
 }
 
-std::vector<Index> whole_numbers(const Json& object, const std::string& key, const Place& place) {
-  std::vector<Index> numbers;
-  for (const Json& value : part(object, key, Json::value_t::array, place)) {
-    if (!value.is_number_integer()) fail(place, fmt::format("\"{}\" has a value that is not whole", key));
-    numbers.push_back(value.get<Index>());
-  }
-  return numbers;
+std::vector<Index> sample_counts(const Json& object, const std::string& key, const Place& place) {
+  std::vector<Index> counts;
+  for (const Json& value : part(object, key, Json::value_t::array, place))
+    counts.push_back(sample_count(value, key, place));
+  return counts;
 }
 
 // NaN for null.
@@ -91,9 +111,12 @@ std::vector<double> numbers(const Json& array, const std::string& key, const Pla
 BlockCosines read_blocks(const Json& report, const std::string& key, const Place& place) {
   const Json blocks = part(report, key, Json::value_t::object, place);
   BlockCosines result;
-  result.sizes = whole_numbers(blocks, "sizes", place);
+  result.sizes = sample_counts(blocks, "sizes", place);
   for (const Json& row : part(blocks, "cosines", Json::value_t::array, place)) {
     if (!row.is_array()) fail(place, fmt::format("a row of \"{}\" is not an array", key));
+    if (row.size() != result.sizes.size())
+      fail(place,
+           fmt::format("\"{}\" has a row of {} cosines for {} class sizes", key, row.size(), result.sizes.size()));
     const std::vector<double> cosines = numbers(row, key, place);
     result.cosines.insert(result.cosines.end(), cosines.begin(), cosines.end());
   }
@@ -190,7 +213,7 @@ void read_parts(const Json& object, const Place& place, Report& report) {
   if (auto blocks = read_blocks(object, "block_cos_w", place); !blocks.sizes.empty()) report.block_cos_w = blocks;
   const Json classes = part(object, "per_class", Json::value_t::object, place);
   if (classes.empty()) return;
-  if (auto counts = whole_numbers(classes, "counts", place); !counts.empty()) report.counts = counts;
+  if (auto counts = sample_counts(classes, "counts", place); !counts.empty()) report.counts = counts;
   report.per_class.clear();
   for (const auto& info : metric_catalogue()) {
     const std::string key(info.key);
@@ -249,7 +272,7 @@ void read_header(const Json& header, const Place& place, Recording& recording) {
   if (const double width = number(model, "width", place); std::isfinite(width))
     append(recording.title, fmt::format("d = {}", width));
   if (recording.title.empty()) recording.title = recording.file_name();
-  recording.report.counts = whole_numbers(model, "counts", place);
+  recording.report.counts = sample_counts(model, "counts", place);
   if (const auto dataset = header.find("dataset"); dataset != header.end() && dataset->is_object()) {
     for (const auto* key : {"name", "split"})
       if (dataset->contains(key) && (*dataset)[key].is_string())
@@ -336,7 +359,7 @@ void read_steps(std::istream& input, Place place, Recording& recording) {
     ++place.line;
     if (blank(line)) continue;
     if (broken > 0) break;
-    const Json json = Json::parse(line, nullptr, false);
+    const Json json = parse_line(line, place.file);
     if (json.is_object())
       reader.read_line(json, place);
     else
@@ -352,7 +375,7 @@ void read_steps(std::istream& input, Place place, Recording& recording) {
 // A document of one object over many lines.
 Json parse_document(const std::string& text, const std::string& file) {
   try {
-    return Json::parse(text);
+    return Json::parse(text, no_deeper(file));
   } catch (const Json::parse_error& error) {
     const auto end = text.begin() + static_cast<std::ptrdiff_t>(std::min(error.byte, text.size()));
     const auto line = 1 + std::count(text.begin(), end, '\n');
@@ -387,7 +410,7 @@ Recording read_recording(const std::string& file) {
   const Place first{file, 1};
   std::string text;
   std::getline(input, text);
-  Json json = Json::parse(text, nullptr, false);
+  Json json = parse_line(text, file);
   if (is_run_schema(schema_of(json))) {
     read_header(json, first, recording);
     read_steps(input, first, recording);

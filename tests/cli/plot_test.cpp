@@ -352,8 +352,15 @@ TEST_F(Plot, ABrokenLineIsAnError) {
   broken(R"({"type": "step", "iteration": 2, "spectrum": [3]})", {"spectrum", "not an object"});
   broken(R"({"type": "step", "iteration": 2, "status": {"nc1_pinv": 3}})", {"nc1_pinv", "not an object"});
   broken(R"({"type": "end", "per_class": {"counts": [1.5]}})", {"counts", "not whole"});
+  for (const auto* count : {"-1", "9223372036854775808", "1e3"})
+    broken(R"({"type": "end", "per_class": {"counts": [)" + std::string(count) + "]}}", {"counts", "not whole"});
+  for (const auto* multiplicity : {"0", "-1", "1e300"})
+    broken(R"({"type": "step", "iteration": 2, "spectrum": [{"multiplicity": )" + std::string(multiplicity) + "}]}",
+           {"spectrum", "multiplicity"});
   broken(R"({"type": "end", "per_class": {"counts": [1, 2], "nc1_per_class": [1]}})", {"nc1_per_class", "1", "2"});
   broken(R"({"type": "end", "block_cos_h": {"sizes": [1], "cosines": [[1, 2]]}})", {"block_cos_h", "2", "1"});
+  broken(R"({"type": "end", "block_cos_h": {"sizes": [2, 1], "cosines": [[1, 2, 3, 4], []]}})", {"block_cos_h", "4"});
+  broken(R"({"type": "end", "block_cos_h": {"sizes": [18446744073709551615], "cosines": [[1]]}})", {"not whole"});
 
   std::string report = a_report().dump(2);
   report.replace(report.find("\"metrics\""), 1, "?");
@@ -361,7 +368,19 @@ TEST_F(Plot, ABrokenLineIsAnError) {
   expect_error({folder_.write("report.json", report)}, kData, {"report.json", "line " + std::to_string(line) + ":"});
   Json uneven = a_report();
   uneven["block_cos_h"]["cosines"][0] = {1.0};
-  expect_error({folder_.write("uneven.json", uneven.dump())}, kData, {"uneven.json", "block_cos_h", "3", "2"});
+  expect_error({folder_.write("uneven.json", uneven.dump())}, kData, {"uneven.json", "block_cos_h", "1", "2"});
+}
+
+TEST_F(Plot, NestingWithoutEndIsAnErrorWhereverItStands) {
+  const std::string deep = std::string(200000, '[') + std::string(200000, ']'), good = a_report().dump();
+  const auto refused = [&](const std::string& text) {
+    expect_error({folder_.write("deep.json", text)}, kData, {"deep.json", "nested"});
+  };
+  refused(deep);
+  refused("{\n\"schema\": " + deep + "}");
+  refused("{\"deep\": " + deep + "," + good.substr(1));
+  refused("{\"schema\": \"ncollapse.run/1\", \"deep\": " + deep + "}\n");
+  refused(lines({header("ncollapse.run/1")}) + "{\"type\": \"step\", \"epoch\": 1, \"metrics\": " + deep + "}\n");
 }
 
 TEST_F(Plot, FilesThatCannotBeDrawn) {
@@ -436,6 +455,20 @@ TEST_F(Plot, WhatGnuplotSaysIsShownWhenItFails) {
   EXPECT_EQ(words_in(run.err, {"gnuplot failed on collapse.gp", "exit code 3", "no collapse.gp today"}), "");
   EXPECT_TRUE(made("collapse.gp"));
   EXPECT_FALSE(made("collapse.svg"));
+}
+
+TEST_F(Plot, GnuplotThatKeepsQuietAboutAFullDiskIsFoundOut) {
+  for (const std::string image : {"svg", "png"})
+    for (const std::string& wrote : {std::string("true"), ": > collapse." + image, "echo '<svg' > collapse." + image}) {
+      const std::string fake = folder_.write("gnuplot", "#!/bin/sh\n" + wrote + "\n");
+      std::filesystem::permissions(fake, std::filesystem::perms::owner_all);
+      const Path only_this(std::filesystem::path(fake).parent_path().string());
+      const Outcome run = plot({folder_.write("run.jsonl", a_run("ncollapse.run/1", "epoch")), "--format", image});
+      EXPECT_EQ(run.exit_code, kInternal) << wrote;
+      EXPECT_EQ(words_in(run.err, {"collapse." + image, "not written a whole picture", "full"}), "");
+      EXPECT_EQ(run.out, "");
+      EXPECT_FALSE(made("collapse." + image)) << wrote;
+    }
 }
 
 TEST_F(Plot, DrawsARun) {
