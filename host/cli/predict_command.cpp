@@ -197,7 +197,7 @@ std::string to_table(const UfmOptions& model, const UfmPrediction& prediction,
   text += fmt::format(" {:>16}\n", "critical lambdas");
   double log10_product = std::log10(model.lambda_h);
   for (const double lambda : model.lambda_w) log10_product += std::log10(lambda);
-  const bool full = model.width > 0 && alive == model.width;
+  const bool full = model.width > 0 && prediction.rank() == model.width;
   std::size_t rows = 0;
   for (const auto& direction : prediction.directions) {
     if (rows++ == kMaxTableRows) {
