@@ -15,11 +15,12 @@
 #include <unistd.h>
 #include <zlib.h>
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cerrno>
+#include <cmath>
 #include <cstring>
-#include <numeric>
 #include <system_error>
 
 #include "ncollapse/error.hpp"
@@ -127,6 +128,27 @@ Index promised_bytes(const Header& header) {
   const Index triangle = header.statistics >= 2 ? header.dim * (header.dim + 1) / 2 : 0;
   const Index numbers = header.classes * vectors + fast + 2 * header.classes * header.dim + triangle;
   return 8 * numbers + header.note_bytes + static_cast<Index>(sizeof(Header) + sizeof(std::uint32_t));
+}
+
+/// What was written wrongly has a right checksum.
+void check_content(const StateImage& image, const std::string& name) {
+  Index left = image.samples;
+  for (const Index count : image.counts) {
+    if (count < 0 || count > left) left = -1;
+    if (left < 0) break;
+    left -= count;
+  }
+  if (left != 0)
+    throw DataError(name + ": its class counts do not sum to its " + std::to_string(image.samples) + " samples");
+  const auto finite = [](const std::vector<double>& values) {
+    return std::all_of(values.begin(), values.end(), [](double value) { return std::isfinite(value); });
+  };
+  if (!finite(image.shifts) || !finite(image.sums) || !finite(image.square_sums) || !finite(image.scatter) ||
+      !std::isfinite(image.error_carried))
+    throw DataError(name + ": holds sums that are not finite",
+                    "were its features so large that their squares leave the range of double? rescale them");
+  if (std::any_of(image.square_sums.begin(), image.square_sums.end(), [](double sum) { return sum < 0; }))
+    throw DataError(name + ": holds a sum of squares below 0");
 }
 
 }  // namespace
@@ -274,8 +296,7 @@ StateImage read_state(const std::filesystem::path& file) {
   std::uint32_t stored = 0;
   stream.read(&stored, sizeof stored);
   if (computed != stored) throw DataError(name + ": the checksum does not match, the state file is damaged");
-  if (std::accumulate(image.counts.begin(), image.counts.end(), Index{0}) != image.samples)
-    throw DataError(name + ": its class counts do not sum to its " + std::to_string(image.samples) + " samples");
+  check_content(image, name);
   return image;
 }
 

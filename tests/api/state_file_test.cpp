@@ -1,9 +1,14 @@
 // Accumulator::save and load.
 #include <unistd.h>
+#include <zlib.h>
 
+#include <array>
+#include <cmath>
+#include <cstdint>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <limits>
 
 #include "tests/api/support.hpp"
 
@@ -167,6 +172,38 @@ TEST_P(StateFile, EveryChangedByteIsNoticed) {
     }
   write(whole);
   EXPECT_NO_THROW(Accumulator::load(context(), file()));
+}
+
+TEST_P(StateFile, WhatNoDataCanHaveAddedUpToIsRefusedThoughItsChecksumIsRight) {
+  const Samples all = samples();
+  accumulate(context(), all).save(file());
+  const std::string whole = read();
+  const auto classes = static_cast<std::size_t>(all.classes), dim = static_cast<std::size_t>(all.dim);
+  const std::size_t counts = 56, shifts = counts + 8 * classes, sums = shifts + 8 * classes * dim,
+                    squares = sums + 8 * classes * dim, scatter = squares + 8 * classes;
+  ASSERT_EQ(whole.size(), scatter + 8 * dim * (dim + 1) / 2 + 4);
+  const auto with = [&](std::size_t at, const auto& value) {
+    std::string changed = whole.substr(0, whole.size() - 4);
+    changed.replace(at, sizeof value, reinterpret_cast<const char*>(&value), sizeof value);
+    const auto checksum = static_cast<std::uint32_t>(
+        crc32(0, reinterpret_cast<const Bytef*>(changed.data()), static_cast<uInt>(changed.size())));
+    write(changed.append(reinterpret_cast<const char*>(&checksum), sizeof checksum));
+  };
+  with(shifts, 1.5);
+  EXPECT_NO_THROW(Accumulator::load(context(), file())) << "the change itself is not noticed";
+  const Index largest = std::numeric_limits<Index>::max();
+  for (const std::array<Index, 4>& wrong :
+       {std::array<Index, 4>{-1, 51, 1, 60}, {50, 0, 1, 61}, {largest, largest, 113, 0}, {0, 0, 0, 0}}) {
+    with(counts, wrong);
+    EXPECT_THROW(Accumulator::load(context(), file()), DataError) << wrong[0];
+  }
+  for (const std::size_t at : {shifts, sums, squares, scatter})
+    for (const double value : {NAN, INFINITY}) {
+      with(at, value);
+      EXPECT_THROW(Accumulator::load(context(), file()), DataError) << value << " at " << at;
+    }
+  with(squares, -1.0);
+  EXPECT_THROW(Accumulator::load(context(), file()), DataError);
 }
 
 TEST_P(StateFile, StatesMoveBetweenDevices) {
