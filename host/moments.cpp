@@ -106,8 +106,14 @@ MomentData read_out(const Context& context, const AccumulatorOptions& options, c
     out.variances = backend.to_host(state.square_sums);
     const double trace = trace_of(out.variances, options.scatter_weights);  // of T
     const auto sums_squared = backend.row_dots(state.sums, state.sums);
-    for (std::size_t k = 0; k < classes; ++k)
-      out.variances[k] = std::max(0.0, (out.variances[k] - sums_squared[k] * inverse[k]) * inverse[k]);
+    for (std::size_t k = 0; k < classes; ++k) {
+      const double variance = (out.variances[k] - sums_squared[k] * inverse[k]) * inverse[k];
+      if (!std::isfinite(variance))
+        throw DataError("the features of class " + std::to_string(k) + " are so far apart that the sum of their " +
+                            "squared distances leaves the range of double",
+                        "rescale the features: the metrics do not depend on their unit");
+      out.variances[k] = std::max(0.0, variance);
+    }
     if (options.statistics >= Statistics::full) {
       std::vector<double> squares = out.variances;
       for (std::size_t k = 0; k < classes; ++k) squares[k] *= static_cast<double>(out.counts[k]);

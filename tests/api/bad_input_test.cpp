@@ -151,6 +151,20 @@ TEST_P(BadInput, FiniteValuesWhoseSquaresAreNotAreTaken) {
   EXPECT_NEAR(accumulator.finish().means()[at(k * 6)] / (sum / count), 1.0, 1e-12);
 }
 
+TEST_P(BadInput, AVarianceBeyondDoubleIsRefusedRatherThanTakenFor0) {
+  // The mean of the first class is 0, so nothing else is out of range.
+  const Samples samples{2, 2, {1e160, 1e160, -1e160, -1e160, 1, 2, 1.1, 2.2}, {0, 0, 1, 1}};
+  for (const Statistics statistics : {Statistics::traces, Statistics::full}) {
+    AccumulatorOptions options = options_for(samples);
+    options.statistics = statistics;
+    Accumulator accumulator(context(), options);
+    add_samples(accumulator, samples);
+    EXPECT_THROW(accumulator.finish(), DataError);
+    Accumulator other(context(), options);
+    EXPECT_THROW(other.merge(accumulator), DataError);
+  }
+}
+
 constexpr auto kNoDtype = static_cast<Dtype>(9);
 constexpr auto kNoLabelType = static_cast<ncollapse::LabelType>(9);
 
