@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <set>
 #include <utility>
 
 #include "host/io/array_info.hpp"
@@ -94,12 +95,16 @@ NpzArchive::NpzArchive(const std::string& path) : path_(path) {
     fail(path, "is not a complete zip archive: " + why, "was it cut off while it was written or copied?");
   }
   constexpr std::string_view kSuffix = ".npy";
+  std::set<std::string> seen;
   const Index members = zip_get_num_entries(archive_.get(), 0);
   for (Index i = 0; i < members; ++i) {
     const char* const member = zip_get_name(archive_.get(), static_cast<zip_uint64_t>(i), 0);
     if (member == nullptr) fail(path, "the name of member " + std::to_string(i) + " of the archive cannot be read");
     std::string name = member;
     if (name.ends_with(kSuffix)) {
+      if (!seen.insert(name).second) {  // zip programs disagree about which one counts
+        fail(path, "broken archive: two members are called " + in_quotes(name));
+      }
       keys_.push_back(name.substr(0, name.size() - kSuffix.size()));
       members_.push_back(i);
     }

@@ -336,6 +336,12 @@ TEST_F(ArrayFileErrors, ArchivesThatCannotBeRead) {
                  "password");
 }
 
+TEST_F(ArrayFileErrors, ArchivesWithTwoMembersOfOneName) {
+  const Bytes array = test::npy("<f4", "(1, 1)", "abcd"), other = test::npy("<f4", "(1, 1)", "efgh");
+  const auto path = directory.write("d.npz", test::zip({{"x.npy", array}, {"y.npy", array}, {"x.npy", other}}));
+  expect_refused(path + ":x", ArrayRole::features, {"d.npz", "two members", "'x.npy'"});
+}
+
 TEST_F(ArrayFileErrors, ArchivesThatLieAboutSizes) {
   const Bytes array = test::npy("<f4", "(1000000000, 1000)", Bytes(16, 'a'));
   for (const bool deflated : {false, true}) {
