@@ -1,5 +1,6 @@
 // The command `ncollapse`. Exit codes: 0 ok, 1 internal, 2 usage, 3 bad input, 4 device or memory, 130 interrupted.
 #include <algorithm>
+#include <csignal>
 #include <iostream>
 #include <numeric>
 #include <optional>
@@ -8,6 +9,7 @@
 #include <vector>
 
 #include "host/cli/commands.hpp"
+#include "host/cli/interrupt.hpp"
 #include "host/cli/output.hpp"
 #include "host/cli/ranks.hpp"
 #include "ncollapse/error.hpp"
@@ -70,6 +72,8 @@ ncollapse::UsageError unknown_argument(const CLI::App& app, const std::string& s
 
 int main(int argc, char** argv) {
   namespace cli = ncollapse::cli;
+  cli::catch_lost_files(json_wanted(argc, argv));
+  std::signal(SIGXFSZ, SIG_IGN);  // a file that may not grow further is a failed write, with its message
   CLI::App app{
       "Measures neural collapse: what becomes of a classifier's last-layer features late in training,\n"
       "for balanced and imbalanced classes.",

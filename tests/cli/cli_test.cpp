@@ -710,6 +710,47 @@ TEST_F(Command, SimulatesNothingFromWrongInput) {
   fails(with("5,3", "1e-3", "2", {"--counts-from", y_}), kUsage, "--counts-from");
 }
 
+// ------------------------------------------------------------------------------------------------ limits
+
+TEST_F(Command, AFileThatMayNotGrowIsAMessage) {
+  for (const std::string output : {"--json", "--csv"}) {
+    const std::string report = folder_.path("long");
+    std::vector<std::string> arguments{"-c", "ulimit -f 1; exec \"$0\" \"$@\"",
+                                       NCOLLAPSE_COMMAND};  // 512 or 1024 bytes
+    for (const auto& argument : analyze({"--quiet", output, report})) arguments.push_back(argument);
+    const Outcome run = RunningCommand(arguments, 0, "/bin/sh").wait();
+    EXPECT_EQ(run.exit_code, kData) << run.err;
+    EXPECT_NE(run.err.find("cannot write"), std::string::npos) << run.err;
+    Index reports = 0;
+    for (const auto& entry : std::filesystem::directory_iterator(std::filesystem::path(report).parent_path()))
+      reports += entry.path().filename().string().starts_with("long") ? 1 : 0;
+    EXPECT_EQ(reports, 0) << "something was left of " << output;
+  }
+}
+
+TEST_F(Command, AFileThatIsCutOffWhileItIsReadIsAMessage) {
+  constexpr Index kRows = Index{1} << 19, kDim = 256;  // 512 MiB, all of it a hole in the file
+  const std::string labels =
+      folder_.write("zeros.npy", npy("|u1", "(" + std::to_string(kRows) + ",)", std::string(kRows, '\0')));
+  int cut = 0;
+  for (int wait_ms = 60; wait_ms < 1500 && cut < 4; wait_ms += 120) {
+    const std::string holes = folder_.write("holes.npy", npy("<f4", "(" + std::to_string(kRows) + ", 256)", ""));
+    std::filesystem::resize_file(holes, std::filesystem::file_size(holes) + kRows * kDim * 4);
+    const std::string state = folder_.path("state.nc");
+    std::filesystem::remove(state);
+    RunningCommand running({"accumulate", "--device", "cpu", "--features", holes, "--labels", labels, "--classes", "2",
+                            "--batch-rows", "65536", "--state", state});
+    usleep(static_cast<useconds_t>(wait_ms) * 1000);
+    std::filesystem::resize_file(holes, 200);
+    const Outcome run = running.wait();
+    if (run.exit_code == 0) continue;  // it was faster
+    ++cut;
+    EXPECT_EQ(run.exit_code, kData) << run.err;
+    EXPECT_NE(run.err.find("holes.npy"), std::string::npos) << run.err;
+  }
+  EXPECT_GT(cut, 0);
+}
+
 // ------------------------------------------------------------------------------------------------ large files
 
 TEST_F(Command, AFileLargerThanItsMemory) {
