@@ -193,6 +193,9 @@ struct Instance {
   Classifier head() const { return {.layers = {view(weights.data(), samples.shape().classes, samples.shape().dim)}}; }
 };
 
+// Noise over mean norm. From the one on all rows of a case need scores for their decisions, with the other none does.
+constexpr double kFar = 0.5, kCollapsed = 1e-2;
+
 class Suite {
  public:
   Suite(const Options& options, const Progress& progress)
@@ -226,7 +229,7 @@ class Suite {
 
   // Each fills in what only it knows.
   void add(Measurement& m, const Instance& data, const AccumulatorOptions& how);
-  void decide(Measurement& m, const Instance& data);
+  void decide(Measurement& m, const Instance& data, bool collapsed);
   void pairs(Measurement& m, const Instance& data, bool fast);
   void eigen(Measurement& m, const Instance& data);
   void svd(Measurement& m, const Instance& data);
@@ -339,6 +342,8 @@ class Suite {
 /// with their square, would be too much.
 Shape Suite::fit(const Case& from, std::string_view operation) const {
   Shape shape = from.shape;
+  if (operation == "decisions") shape.sigma = kFar;
+  if (operation == "decisions_collapsed") shape.sigma = std::min(shape.sigma, kCollapsed);
   if (options_.sigma > 0) shape.sigma = options_.sigma;
   const double dim = number(shape.dim), copy = floors_.copy(), dgemm = floors_.best(Gemm::f64),
                decide = floors_.best(cuda_ ? Gemm::f16 : Gemm::f32);
@@ -378,6 +383,7 @@ Shape Suite::fit(const Case& from, std::string_view operation) const {
   if (operation == "scatter" || operation == "scatter_fast")
     at_most(shape.samples, call_ / (of_copy + of_scatter), few);
   if (operation == "decisions") at_most(shape.samples, call_ / (of_copy + of_decisions), few);
+  if (operation == "decisions_collapsed") at_most(shape.samples, call_ / of_copy, few);
   // More samples than dimensions, as everywhere in practice: the scatter has to have full rank.
   if (quadratic)
     at_most(shape.samples, call_ / (2 * of_copy + of_scatter + of_decisions), 2 * (shape.classes + shape.dim));
@@ -390,7 +396,8 @@ Shape Suite::fit(const Case& from, std::string_view operation) const {
 const Instance& Suite::instance(const Shape& shape) {
   if (instance_) {
     const Shape& have = instance_->samples.shape();
-    if (have.id == shape.id && have.classes == shape.classes && have.dim == shape.dim && have.samples >= shape.samples)
+    if (have.id == shape.id && have.classes == shape.classes && have.dim == shape.dim && have.sigma == shape.sigma &&
+        have.samples >= shape.samples)
       return *instance_;
   }
   instance_.reset();
@@ -448,13 +455,15 @@ void Suite::add(Measurement& m, const Instance& data, const AccumulatorOptions& 
   if (cuda_ && !full) m.bar = shape.sorted ? 0.85 : shape.row_bytes() >= 1024 ? 0.75 : 0.55;
 }
 
-void Suite::decide(Measurement& m, const Instance& data) {
+void Suite::decide(Measurement& m, const Instance& data, bool collapsed) {
   constexpr double kCheckedProducts = 5e7;
   const Shape& shape = m.shape;
   const ClassMoments centres = moments(data, whole(data, shape), {.statistics = Statistics::means});
   const Classifier head = data.head();
   {
     DecisionCounter counter(centres, &head);
+    // What is made once for a counter, when it has seen four rows a class, is not timed.
+    for (Index seen = 0; collapsed && seen < 4 * shape.classes; seen += shape.samples) pass(counter, data, shape, 0);
     time(m, [&](Index i) { pass(counter, data, shape, window(data, shape, i)); });
   }
   const auto count = [&](const Shape& rows) {
@@ -479,10 +488,10 @@ void Suite::decide(Measurement& m, const Instance& data) {
 
   const double rows = number(shape.samples), dim = number(shape.dim);
   m.bytes = rows * (number(shape.row_bytes()) + 8);
-  m.flop = 2 * rows * dim * number(centres.classes_seen() + shape.classes);
+  m.flop = collapsed ? 0 : 2 * rows * dim * number(centres.classes_seen() + shape.classes);
   const Gemm type = cuda_ ? Gemm::f16 : Gemm::f32;
-  set_floor(m, type, product_rate(type, false, shape.samples, shape.classes, shape.dim));
-  m.bar = cuda_ ? (shape.dim >= 2048 ? 0.6 : 0.45) : m.floor.kind == "copy" ? 0.25 : 0.5;
+  set_floor(m, type, collapsed ? 1 : product_rate(type, false, shape.samples, shape.classes, shape.dim));
+  m.bar = cuda_ ? (shape.dim >= 2048 || collapsed ? 0.6 : 0.45) : m.floor.kind == "copy" ? 0.25 : 0.5;
 }
 
 void Suite::pairs(Measurement& m, const Instance& data, bool fast) {
@@ -641,7 +650,7 @@ void Suite::end_to_end(Measurement& m, const Instance& data) {
   const double rows = number(shape.samples), dim = number(shape.dim);
   // One rate for all products, that of the wider type: a floor below what is possible.
   const Gemm narrow = cuda_ ? Gemm::f16 : Gemm::f32;
-  const double decisions = 2 * rows * dim * (seen + number(shape.classes));
+  const double decisions = shape.sigma < kFar ? 0 : 2 * rows * dim * (seen + number(shape.classes));
   const double accumulate = rows * dim * (dim + 1), measure = flop_of_measure(seen, dim);
   m.bytes = 2 * rows * number(shape.row_bytes());
   m.flop = decisions + accumulate + measure;
@@ -705,7 +714,8 @@ Measurement Suite::measure_one(const Case& from, std::string_view operation) {
   if (operation == "sums") add(m, data, {.statistics = Statistics::traces});
   if (operation == "scatter") add(m, data, {.statistics = Statistics::full});
   if (operation == "scatter_fast") add(m, data, {.statistics = Statistics::full, .precision = Precision::fast});
-  if (operation == "decisions") decide(m, data);
+  if (operation == "decisions" || operation == "decisions_collapsed")
+    decide(m, data, operation == "decisions_collapsed");
   if (operation == "pairs" || operation == "pairs_fast") pairs(m, data, operation == "pairs_fast");
   if (operation == "eigen") eigen(m, data);
   if (operation == "svd") svd(m, data);

@@ -40,8 +40,8 @@ void expect_sound(const Results& results, double error) {
 Case tiny(const std::string& id, Index classes, Dtype dtype, Sizes sizes, bool on_host = false) {
   return {{id, 150, classes, 12, dtype, sizes, false, 1e-2, 0, on_host},
           "",
-          {"sums", "scatter", "scatter_fast", "decisions", "pairs", "pairs_fast", "eigen", "svd", "measure",
-           "end_to_end", "add_overhead"}};
+          {"sums", "scatter", "scatter_fast", "decisions", "decisions_collapsed", "pairs", "pairs_fast", "eigen", "svd",
+           "measure", "end_to_end", "add_overhead"}};
 }
 
 TEST(BenchOnCuda, EveryOperationAgreesWithItsOracle) {
