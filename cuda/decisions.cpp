@@ -192,6 +192,7 @@ struct CudaBackend::Prepared {
   std::vector<Index> centre_class;    ///< [S]
   Buffer<Ball> balls;                 ///< [K] for the way
   Buffer<double> own_leads;           ///< [S]
+  LookForNearRows look;
   Buffer<Status> fresh, status;
   std::optional<Space> space;  ///< kept from batch to batch
   Stream side;                 ///< takes the leaders out of the scores
@@ -466,8 +467,9 @@ void CudaBackend::Prepared::decide(const DecisionState& state, const FeatureBloc
                        space->block_rows};
   Index rows = features.rows;  // to be scored
   const std::int32_t* list = nullptr;
-  if (!radii.empty()) {
+  if (!radii.empty() && look.pays()) {
     rows = find_far(features, verdicts);
+    look.found(features.rows - rows, features.rows);
     // Raw rows that are to be gathered are read, written, and read again.
     if (!way->raw || 2 * rows < features.rows)
       list = space->far.get();

@@ -83,7 +83,8 @@ struct Prepared {
   std::vector<Workspace> workspaces;  // one a thread, kept from batch to batch
   Index rows = 0;                     // of all batches
   std::vector<Ball> balls;            // [classes]; empty until they pay
-  std::vector<Index> open;            // rows of a batch that need scores
+  LookForNearRows look;
+  std::vector<Index> open;  // rows of a batch that need scores
 };
 
 // Squares and products of such lengths are floats.
@@ -355,7 +356,8 @@ void CpuBackend::decide_rows(DecisionState& state, const T* data, Index stride, 
   if (prepared.balls.empty() && prepared.rows / kRowsPerRadius >= centres)
     make_balls(prepared, state, threads_for(centres * dim * classes));
   std::fill_n(centre_decisions, rows, kUndecided);
-  if (!prepared.balls.empty()) {
+  const bool look = !prepared.balls.empty() && prepared.look.pays();
+  if (look) {
 #pragma omp parallel for num_threads(threads_for(rows* dim))
     for (Index i = 0; i < rows; ++i)
       if (holds(prepared.balls[labels[i]], data + i * stride, dim))
@@ -366,6 +368,7 @@ void CpuBackend::decide_rows(DecisionState& state, const T* data, Index stride, 
     if (centre_decisions[i] == kUndecided) prepared.open.push_back(i);
 
   const auto open = static_cast<Index>(prepared.open.size());
+  if (look) prepared.look.found(rows - open, rows);
   for_each_tile(prepared, open, threads_for(open * dim * classes), [&](Workspace& work, Index first, Index count) {
     const Index* tile = prepared.open.data() + first;
     for (Index i = 0; i < count; ++i)

@@ -22,8 +22,8 @@ struct DecisionCounts {
 /// Counts, batch by batch, argmax_k (W h + b)_k and argmin_k |h - m_k| against given class means (Papyan et al. 2020,
 /// NC4). Never holds N x K scores. The counts are those of double-precision arithmetic: fast scores decide only where
 /// an error bound certifies them, and rows so near their own class mean that nothing else can win need none: late in
-/// training time grows with N d, not N K d. Ties go to the lowest class. Absent classes are no centres, but the classifier may
-/// choose them. Deterministic.
+/// training time grows with N d, not N K d. Ties go to the lowest class. Absent classes are no centres, but the
+/// classifier may choose them. Deterministic.
 class NCOLLAPSE_EXPORT DecisionCounter {
  public:
   /// `classifier` null or without layers: only the nearest centre is decided. Throws UsageError when the layers do not

@@ -35,7 +35,7 @@ sees() {
 }
 sees include 'ncollapse/'
 sees host 'ncollapse/|host/|bench/suite\.hpp'  # which is for the command alone, see below
-sees cuda 'ncollapse/|host/backend\.hpp|cuda/'
+sees cuda 'ncollapse/|host/backend\.hpp|host/safe_radius\.hpp|cuda/'
 sees bench 'ncollapse/|host/backend\.hpp|bench/|cuda/(backend|dense|element)\.hpp'
 only_in 'bench/' 'bench/|host/cli/bench_command\.cpp:|tests/'
 
