@@ -35,7 +35,8 @@ namespace ncollapse::cuda {
 namespace {
 
 constexpr int kCentres = 0, kWeights = 1;
-constexpr Index kRowsPerRadius = 4;  // rows decided before a class's radius is worth its scores
+constexpr double kSmallestNorm = 1e-140;  // whose squares are far above the least double
+constexpr Index kRowsPerRadius = 4;       // rows decided before a class's radius is worth its scores
 
 Index rounded_up(Index value, Index to) { return (value + to - 1) / to * to; }
 
@@ -309,8 +310,9 @@ void CudaBackend::Prepared::make_candidates(Way wanted) {
       bound = classifier_bound(dim, size, wanted.raw ? 0 : origin_norm, bias, lost, most);
     }
     if (wanted.raw) allow_for_range(bound, wanted.type, dim);
-    // Near the ends of the doubles nothing is certified.
-    const bool held = std::isfinite(most) && (most == 0 || std::isnormal(set.scored.factor));
+    // Near the ends of the doubles nothing is certified: there constants overflow, and norms lose squares.
+    const bool held =
+        std::isfinite(most) && (most == 0 || std::isnormal(set.scored.factor)) && (size == 0 || size > kSmallestNorm);
     if (!held) bound.constant = HUGE_VAL;
     for (std::size_t k = 0; k < exact.size(); ++k)
       narrow[static_cast<std::size_t>(set.column) + k] = held ? static_cast<float>(std::ldexp(exact[k], -unit)) : 0.0f;

@@ -634,6 +634,33 @@ TEST_P(CudaBackendTest, RowsOfExtremeSizeAreDecidedByTheFormulas) {
     }
 }
 
+// Squares of the weights are lost, all or nearly all: what depends on their norms is not to be had. The classifier
+// turns near the mean.
+TEST_P(CudaBackendTest, WeightsWhoseNormsUnderflowAreDecidedByTheFormulas) {
+  const Index rows = 8, d = 100;
+  for (const double first : {1.5e-162, 2.3e-162}) {
+    SCOPED_TRACE(first);
+    Grid centres = Grid::random(2, d, 90), weights = centres;
+    double at_mean = 0;
+    for (Index j = 0; j < d; ++j) {
+      const double weight = j == 0 ? first : 1.5e-162;
+      centres.values[static_cast<std::size_t>(j)] = -1;
+      centres.values[static_cast<std::size_t>(d + j)] = 1;
+      weights.values[static_cast<std::size_t>(j)] = -weight;
+      weights.values[static_cast<std::size_t>(d + j)] = weight;
+      at_mean += weight;
+    }
+    const std::vector<double> bias{0.9 * at_mean, -0.9 * at_mean};
+    Samples x(Dtype::f64, rows, d);
+    for (Index i = 0; i < rows; ++i)
+      for (Index j = 0; j < d; ++j) x.set(i, j, 0.94 - 0.02 * static_cast<double>(i));
+    const Labels y(LabelType::u8, std::vector<Index>(static_cast<std::size_t>(rows), 1));
+    DecisionState state = new_decisions(*backend_, 2, centres, {0, 1}, &weights, bias);
+    ASSERT_FALSE(backend_->decide_batch(state, x.host(), y.host()).any());
+    EXPECT_EQ(backend_->to_host(state.counters), count_plainly(x, y, 2, centres, {0, 1}, &weights, bias));
+  }
+}
+
 // Rows between two centres, so close that their scores are wrong, among rows whose own size would certify anything.
 TEST_P(CudaBackendTest, RowsAreCertifiedByTheirOwnSize) {
   const Index first = 140, last = 172, rows = 210, d = 16;  // a tiny tile, between the looks at what is evaluated
