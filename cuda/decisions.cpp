@@ -163,7 +163,7 @@ struct CudaBackend::Prepared {
   void score(const FeatureBlock& features, const RowRange& range, const Verdicts (&verdicts)[2]);
   void make_radii(const DecisionState& state);
   std::vector<double> leads(const DecisionState& state, int which);
-  void place_balls();
+  void place_balls(const std::vector<double>& of_centres);
   Index find_far(const FeatureBlock& features, const Verdicts (&verdicts)[2]);
   void decide(const DecisionState& state, const FeatureBlock& features, Index first_row, bool more);
   void count(DecisionState& state, const LabelBlock& labels, Index first_row);
@@ -318,7 +318,7 @@ void CudaBackend::Prepared::make_candidates(Way wanted) {
       narrow[static_cast<std::size_t>(set.column) + k] = held ? static_cast<float>(std::ldexp(exact[k], -unit)) : 0.0f;
   }
   queue->upload(constants.get(), narrow.data(), constants.bytes());
-  if (!radii.empty()) place_balls();
+  if (!radii.empty()) place_balls(radii);
   queue->wait();
   way = wanted;
 }
@@ -371,19 +371,18 @@ void CudaBackend::Prepared::make_radii(const DecisionState& state) {
           std::min(found[s], safe_classifier_radius(classifier[s], slope, centres.norms[s], rounding_of(kWeights)));
     }
   }
-  radii = std::move(found);
-  place_balls();
-  queue->wait();
+  place_balls(found);
+  radii = std::move(found);  // now that they can be used
 }
 
 /// As the candidates are rounded now.
-void CudaBackend::Prepared::place_balls() {
+void CudaBackend::Prepared::place_balls(const std::vector<double>& of_centres) {
   const CandidateSet& set = sets[kCentres];
   std::vector<Ball> of_class(static_cast<std::size_t>(balls.size()));
   const double unit = 1 / set.scored.inverse;
   const bool held = static_cast<double>(static_cast<float>(unit)) == unit && std::isnormal(static_cast<float>(unit));
-  for (std::size_t s = 0; s < radii.size() && held; ++s) {
-    const double near = near_radius(radii[s], set.norms[s], set.lost[s], dim);
+  for (std::size_t s = 0; s < of_centres.size() && held; ++s) {
+    const double near = near_radius(of_centres[s], set.norms[s], set.lost[s], dim);
     of_class[static_cast<std::size_t>(centre_class[s])] = {near * near, static_cast<std::int32_t>(s)};
   }
   queue->upload(balls.get(), of_class.data(), balls.bytes());
