@@ -270,6 +270,63 @@ TEST_F(StreamOrderTest, RowsNearTheirMeansAreNotScored) {
   }
 }
 
+TEST_F(StreamOrderTest, RadiiTakeNoMemory) {
+  const Index rows = 3 * kClasses, d = 64;  // no radii in the first batch
+  for (const auto type : {Dtype::bf16, Dtype::f32}) {
+    Samples x(type, rows, d);
+    const auto labels = make_labels(Classes::uniform, rows, kClasses, 15);
+    fill(x, labels, 0.1, 15);
+    DecisionState state = new_decisions(backend_, kClasses, d);
+    backend_.from_host(state.centres, test::Grid::random(kClasses, d, 32).values);
+    const Labels y(LabelType::i64, labels);
+    std::shared_ptr<void> keep_x, keep_y;
+    const MatrixView features = x.device(backend_, keep_x);
+    const LabelView classes = y.device(backend_, keep_y);
+    ASSERT_FALSE(backend_.decide_batch(state, features, classes).any());
+    const auto before = cuda_shim::calls();
+    ASSERT_FALSE(backend_.decide_batch(state, features, classes).any());
+    EXPECT_GT(cuda_shim::calls().vendor_calls - before.vendor_calls, 1U);  // scores of the means as well
+    EXPECT_EQ(cuda_shim::calls().allocations, before.allocations);
+  }
+}
+
+// Gathered rows lie where those of the tile before did, whose norms the second stream still needs: rows halfway between
+// two centres, which only their own norms leave open, before tiles of zeros.
+TEST_F(StreamOrderTest, GatheredRowsKeepTheirNorms) {
+  const Index tile = 32, tiles = 8, rows = 3 * tile * tiles, d = 16;
+  cuda::Limits limits;
+  limits.row_tile = tile;
+  limits.candidate_tile = 8;
+  cuda::CudaBackend backend(0, {}, limits);
+  const test::Grid centres = test::Grid::random(2, d, 33), noise = test::Grid::random(rows, d, 34);
+  DecisionState state = new_decisions(backend, 2, d);
+  backend.from_host(state.centres, centres.values);
+  backend.from_host(state.centre_class, {0, 1});
+  double between[d], square = 0;
+  for (Index j = 0; j < d; ++j) {
+    between[j] = centres.at(1, j) - centres.at(0, j);
+    square += between[j] * between[j];
+  }
+  Samples x(Dtype::bf16, rows, d);
+  std::vector<Index> nearest;
+  for (Index i = 0; i < rows; ++i) {
+    const bool near = i % 3 != 0, halfway = i / 3 / tile == 5;  // tiles of those that are not near
+    double along = 0, lead = 0;
+    for (Index j = 0; j < d; ++j) along += noise.at(i, j) * between[j];
+    for (Index j = 0; j < d; ++j) {
+      const double on_plane = centres.at(0, j) + between[j] / 2 + noise.at(i, j) - along / square * between[j];
+      x.set(i, j, near ? centres.at(0, j) : halfway ? on_plane : 0);
+      const double gaps[]{x.at(i, j) - centres.at(0, j), x.at(i, j) - centres.at(1, j)};
+      lead += gaps[1] * gaps[1] - gaps[0] * gaps[0];
+    }
+    nearest.push_back(lead >= 0 ? 0 : 1);
+  }
+  const Labels y(LabelType::u8, nearest);
+  ASSERT_FALSE(backend.decide_batch(state, x.host(), y.host()).any());
+  const auto counters = backend.to_host(state.counters);
+  EXPECT_EQ(counters[kClasses] + counters[kClasses + 1], rows);
+}
+
 // Nothing is scored then, and the second stream has nothing to do that somebody would have to wait for.
 TEST_F(StreamOrderTest, WithoutCentresSamplesAreCounted) {
   Samples x(Dtype::bf16, 30, 8);
