@@ -342,9 +342,9 @@ class Suite {
 /// with their square, would be too much.
 Shape Suite::fit(const Case& from, std::string_view operation) const {
   Shape shape = from.shape;
-  if (operation == "decisions") shape.sigma = kFar;
-  if (operation == "decisions_collapsed") shape.sigma = std::min(shape.sigma, kCollapsed);
   if (options_.sigma > 0) shape.sigma = options_.sigma;
+  if (operation == "decisions") shape.sigma = std::max(shape.sigma, kFar);
+  if (operation == "decisions_collapsed") shape.sigma = std::min(shape.sigma, kCollapsed);
   const double dim = number(shape.dim), copy = floors_.copy(), dgemm = floors_.best(Gemm::f64),
                decide = floors_.best(cuda_ ? Gemm::f16 : Gemm::f32);
   const double memory = number(context_.info().memory_bytes), host_memory = number(devices().front().memory_bytes);

@@ -36,7 +36,6 @@ namespace {
 
 constexpr int kCentres = 0, kWeights = 1;
 constexpr double kSmallestNorm = 1e-140;  // whose squares are far above the least double
-constexpr Index kRowsPerRadius = 4;       // rows decided before a class's radius is worth its scores
 
 Index rounded_up(Index value, Index to) { return (value + to - 1) / to * to; }
 

@@ -16,6 +16,9 @@
 
 namespace ncollapse {
 
+/// Rows to a class that are decided before its radius is worth its scores: these are then a quarter of all at most.
+inline constexpr Index kRowsPerRadius = 4;
+
 /// Less than the whole, by more than a distance in double is off.
 inline constexpr double kSafeShare = 1 - 1e-6;
 

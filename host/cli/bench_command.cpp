@@ -355,7 +355,10 @@ void add_bench(CLI::App& app, Common& common) {
       ->capture_default_str()
       ->check(CLI::PositiveNumber)
       ->type_name("X");
-  command->add_option("--sigma", suite.sigma, "Noise over the norm of a class mean; default: by case, 1 to 1e-4")
+  command
+      ->add_option("--sigma", suite.sigma,
+                   "Noise over the norm of a class mean, for decisions 0.5 at least, collapsed 0.01 at most; default: "
+                   "by case, 1 to 1e-4")
       ->check(CLI::PositiveNumber)
       ->type_name("X");
   command->add_option("--seconds", suite.seconds, "Timing of a row; larger cases fit in more seconds")

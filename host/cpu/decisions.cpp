@@ -31,7 +31,6 @@ namespace ncollapse::cpu {
 namespace {
 
 constexpr Index kRowTile = 256, kClassTile = 512;  // a tile's rows and scores stay in a core's own cache
-constexpr Index kRowsPerRadius = 4;                // rows decided before a class's radius is worth its scores
 constexpr Index kDistanceBlock = 256;              // columns between two looks at whether a row is out of reach
 constexpr double kUnitRoundoff = 0x1p-24;
 constexpr Index kUndecided = -1;
@@ -81,10 +80,10 @@ struct Prepared {
   std::vector<double> origin;  // [d]
   Scorer centres, classifier;
   std::vector<Workspace> workspaces;  // one a thread, kept from batch to batch
-  Index rows = 0;                     // of all batches
+  Index rows_seen = 0;                // of all batches
   std::vector<Ball> balls;            // [classes]; empty until they pay
   LookForNearRows look;
-  std::vector<Index> open;  // rows of a batch that need scores
+  std::vector<Index> far;  // rows of a batch that need scores
 };
 
 // Squares and products of such lengths are floats.
@@ -352,8 +351,8 @@ void CpuBackend::decide_rows(DecisionState& state, const T* data, Index stride, 
   Index* centre_decisions = decisions_.reserve(2 * rows);
   Index* classifier_decisions = centre_decisions + rows;
 
-  prepared.rows += rows;
-  if (prepared.balls.empty() && prepared.rows / kRowsPerRadius >= centres)
+  prepared.rows_seen += rows;
+  if (prepared.balls.empty() && prepared.rows_seen / kRowsPerRadius >= centres)
     make_balls(prepared, state, threads_for(centres * dim * classes));
   std::fill_n(centre_decisions, rows, kUndecided);
   const bool look = !prepared.balls.empty() && prepared.look.pays();
@@ -363,14 +362,14 @@ void CpuBackend::decide_rows(DecisionState& state, const T* data, Index stride, 
       if (holds(prepared.balls[labels[i]], data + i * stride, dim))
         centre_decisions[i] = classifier_decisions[i] = labels[i];
   }
-  prepared.open.clear();
+  prepared.far.clear();
   for (Index i = 0; i < rows; ++i)
-    if (centre_decisions[i] == kUndecided) prepared.open.push_back(i);
+    if (centre_decisions[i] == kUndecided) prepared.far.push_back(i);
 
-  const auto open = static_cast<Index>(prepared.open.size());
-  if (look) prepared.look.found(rows - open, rows);
-  for_each_tile(prepared, open, threads_for(open * dim * classes), [&](Workspace& work, Index first, Index count) {
-    const Index* tile = prepared.open.data() + first;
+  const auto far = static_cast<Index>(prepared.far.size());
+  if (look) prepared.look.found(rows - far, rows);
+  for_each_tile(prepared, far, threads_for(far * dim * classes), [&](Workspace& work, Index first, Index count) {
+    const Index* tile = prepared.far.data() + first;
     for (Index i = 0; i < count; ++i)
       work.norms[i] = narrow(data + tile[i] * stride, prepared.origin.data(), work.z.data() + i * dim, dim);
     decide_tile(prepared.centres, work, count, dim);
