@@ -117,6 +117,7 @@ class Measurement {
   void set_per_class(std::string_view key, const std::vector<double>& seen_values);
 
   void centre();
+  void make_means_equal();
   void variability();
   void input_rounding();
   void nearest_simplex(std::vector<double> centred_squares);
@@ -287,6 +288,7 @@ void Measurement::centre() {
     centred_norms_.push_back(squares[i] <= rounding_of_mean(i) ? 0.0 : std::sqrt(squares[i]));
     trace_between_ += between_weights_[i] * centred_norms_.back() * centred_norms_.back();
   }
+  if (norm(centred_norms_) == 0) make_means_equal();
   set("nc_drift", norm(sample_mean_));
 
   auto& block = report_.convention;
@@ -295,6 +297,19 @@ void Measurement::centre() {
   block.centre = rules_.sample_mean ? "sample mean" : "mean of class means";
   block.sigma_b = rules_.weigh_by_count ? "n_k/N" : "1/K";
   block.divided_by_classes = rules_.divide_by_classes;
+}
+
+// They differ by rounding alone: from here on not at all. Where they are nothing but rounding, they are 0.
+void Measurement::make_means_equal() {
+  bool zero = true;
+  for (std::size_t i = 0; i < seen_.size(); ++i) zero = zero && mean_squares_[i] <= rounding_of_mean(i);
+  if (zero) std::fill(sample_mean_.begin(), sample_mean_.end(), 0.0);
+  centre_ = sample_mean_;
+  const std::vector<double> ones(seen_.size(), 1.0);
+  means_ = backend_.product(backend_.from_host(ones, report_.classes_seen, 1), Transpose::no,
+                            backend_.from_host(centre_, 1, report_.dim), Transpose::no);
+  centred_ = backend_.matrix(report_.classes_seen, report_.dim);
+  mean_squares_ = backend_.row_dots(means_, means_);
 }
 
 double Measurement::scatter_scale() const {

@@ -442,6 +442,38 @@ TEST_P(Measure, MeansThatOnlyRoundingTellsApartAreEqual) {
   }
 }
 
+// What the orders of equal rows leave between the means must not pass for a distance to the predicted geometry either.
+TEST_P(Measure, EqualMeansHaveNoDistanceToTheMinimiser) {
+  const Samples half = make_samples({{20}, 6, {1.0}, 0.0, 0.0, 73});
+  const Head head = random_head(3, 6, 74);
+  for (const double mean : {0.0, 0.3})
+    for (unsigned seed = 0; seed < 5; ++seed) {
+      SCOPED_TRACE(testing::Message() << "mean " << mean << ", order " << seed);
+      Samples rows{3, 6, {}, {}};
+      for (Index i = 0; i < 160; ++i) {  // 40, 40 and 80 rows, each with its opposite
+        std::vector<double> row(half.values.begin() + i % 20 * 6, half.values.begin() + (i % 20 + 1) * 6);
+        for (double& value : row) value = mean + (i / 20 % 2 == 0 ? value : -value);
+        rows.add(std::min<Index>(i / 40, 2), row);
+      }
+      const ClassMoments moments = moments_of(context(), reordered(rows, shuffled_order(160, seed)));
+      ncollapse::Classifier classifier = head.classifier();
+      const ncollapse::Evidence evidence{.classifier = &classifier, .lambda_w = {1e-3}, .lambda_h = 1e-3};
+      const Report biased = ncollapse::measure(moments, evidence);
+      expect_sound(biased);
+      for (const std::string key :
+           {"ufmb_h", "ufmb_wh", "ufmb_col_orth", "ufmb_align_mean", "ufmb_vanished_h", "ufmb_sv"})
+        expect_no_number(biased, key, "undefined");
+      EXPECT_EQ(biased.find("nc3_uni_dot_var"), std::optional(0.0));
+      if (mean != 0) continue;
+      EXPECT_EQ(biased.find("nc_drift"), std::optional(0.0));
+      for (const std::string key : {"nc2_of_h", "nc3_wh_of", "seli_h"}) expect_no_number(biased, key, "undefined");
+      classifier.bias = {};
+      const Report plain = ncollapse::measure(moments, evidence);
+      for (const std::string key : {"gof_h", "gof_wh", "gof_w_vs_h", "gof_sv"})
+        expect_no_number(plain, key, "undefined");
+    }
+}
+
 TEST_P(Measure, EqualMeansOfManySamples) {
   const Samples rows = make_samples({{20000}, 2, {1.0}, 0.0, 0.0, 72});
   Samples samples{3, 2, {}, {}};
