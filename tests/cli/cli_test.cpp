@@ -751,6 +751,12 @@ TEST_F(Command, AFileThatIsCutOffWhileItIsReadIsAMessage) {
   EXPECT_GT(cut, 0);
 }
 
+TEST_F(Command, ABusErrorThatNoFileHasCausedStaysOne) {
+  const Outcome run = interrupted_run(folder_.path("run.jsonl"), SIGBUS);
+  EXPECT_EQ(run.exit_code, -SIGBUS);
+  EXPECT_EQ(run.err.find("read no more"), std::string::npos) << run.err;
+}
+
 // ------------------------------------------------------------------------------------------------ large files
 
 TEST_F(Command, AFileLargerThanItsMemory) {
