@@ -130,7 +130,7 @@ Index promised_bytes(const Header& header) {
   return 8 * numbers + header.note_bytes + static_cast<Index>(sizeof(Header) + sizeof(std::uint32_t));
 }
 
-/// What was written wrongly has a right checksum.
+/// What was written wrongly has a right checksum; and what could not be read again is not written.
 void check_content(const StateImage& image, const std::string& name) {
   Index left = image.samples;
   for (const Index count : image.counts) {
@@ -145,7 +145,7 @@ void check_content(const StateImage& image, const std::string& name) {
   };
   if (!finite(image.shifts) || !finite(image.sums) || !finite(image.square_sums) || !finite(image.scatter) ||
       !std::isfinite(image.error_carried))
-    throw DataError(name + ": holds sums that are not finite",
+    throw DataError(name + ": its sums are not finite",
                     "were its features so large that their squares leave the range of double? rescale them");
   if (std::any_of(image.square_sums.begin(), image.square_sums.end(), [](double sum) { return sum < 0; }))
     throw DataError(name + ": holds a sum of squares below 0");
@@ -167,6 +167,7 @@ void write_state(const std::filesystem::path& path, const StateImage& image) {
   auto temporary = file;
   temporary += kTemporary + std::to_string(::getpid());
   const std::string name = file.string();
+  check_content(image, name);
   try {
     Descriptor out(temporary, O_WRONLY | O_CREAT | O_TRUNC);
     if (out.get() < 0) throw DataError(name + ": cannot create the file: " + system_message());

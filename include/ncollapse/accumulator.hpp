@@ -146,7 +146,8 @@ class NCOLLAPSE_EXPORT Accumulator {
 
   /// Writes the state to a versioned, checksummed file; the old file is replaced only when the new one is complete.
   /// Loading it gives the same bits. `note` is kept with it, under the same checksum: what the state has seen, say, so
-  /// that a program knows where to go on. Throws DataError when it cannot be written, and as check.
+  /// that a program knows where to go on. Throws DataError when it cannot be written or its sums have left the range of
+  /// double, and as check.
   void save(const std::filesystem::path& file, const std::string& note = {}) const;
   /// Throws DataError when the file is missing, truncated, damaged, foreign or of another version.
   static Accumulator load(Context context, const std::filesystem::path& file, std::string* note = nullptr);

@@ -206,6 +206,12 @@ TEST_P(StateFile, WhatNoDataCanHaveAddedUpToIsRefusedThoughItsChecksumIsRight) {
   EXPECT_THROW(Accumulator::load(context(), file()), DataError);
 }
 
+TEST_P(StateFile, WhatNobodyCouldLoadIsNotWritten) {
+  const Samples vast{2, 2, {1e160, 1e160, -1e160, -1e160, 1, 2, 1.1, 2.2}, {0, 0, 1, 1}};
+  EXPECT_THROW(accumulate(context(), vast).save(file()), DataError);  // its squares are no numbers
+  EXPECT_FALSE(std::filesystem::exists(file()));
+}
+
 TEST_P(StateFile, StatesMoveBetweenDevices) {
   if (GetParam() == "cpu") GTEST_SKIP() << "needs a second device beside the CPU";
   const Context cpu(ncollapse::Device::parse("cpu"));
