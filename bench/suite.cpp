@@ -194,7 +194,7 @@ struct Instance {
 };
 
 // Noise over mean norm. From the one on all rows of a case need scores for their decisions, with the other none does.
-constexpr double kFar = 0.5, kCollapsed = 1e-2;
+constexpr double kFar = 0.75, kCollapsed = 1e-2;
 
 class Suite {
  public:

@@ -33,7 +33,7 @@ double safe_centre_radius(double lead, double size, Rounding rounding) {
   return safe > 0 ? safe : 0;  // not NaN
 }
 
-/// The same for the classifier's decision; `slope`: |w_k| + max|w|.
+/// The same for the classifier's decision; `slope`: at least |w_k - w_j| for every j.
 template <class Rounding>
 double safe_classifier_radius(double lead, double slope, double size, Rounding rounding) {
   if (std::isinf(lead)) return lead;

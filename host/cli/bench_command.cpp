@@ -357,7 +357,7 @@ void add_bench(CLI::App& app, Common& common) {
       ->type_name("X");
   command
       ->add_option("--sigma", suite.sigma,
-                   "Noise over the norm of a class mean, for decisions 0.5 at least, collapsed 0.01 at most; default: "
+                   "Noise over the norm of a class mean, for decisions 0.75 at least, collapsed 0.01 at most; default: "
                    "by case, 1 to 1e-4")
       ->check(CLI::PositiveNumber)
       ->type_name("X");

@@ -11,13 +11,14 @@
 // class by the same sequence of operations, so that equal centres tie exactly and the lowest class wins.
 //
 // Rows within the safe radius of their class need no scores (host/safe_radius.hpp), only their distance from its mean.
-// Late in training these are nearly all rows. The radii cost as much as scores of one row a class, so they are made
+// Late in training these are nearly all rows. The radii cost as much as scores of two rows a class, so they are made
 // once that is little beside what has been decided.
 #include <cblas.h>
 #include <omp.h>
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 
 #include "host/cpu/batch_checks.hpp"
@@ -205,7 +206,7 @@ void scan(float* scores, const float* constants, Index first, Index count, Leade
 }
 
 // Leaders of a tile of rows.
-void score_tile(const Scorer& scorer, Workspace& work, Index rows, Index dim) {
+void score_tile(const Scorer& scorer, const std::vector<float>& constants, Workspace& work, Index rows, Index dim) {
   std::fill_n(work.leaders.begin(), rows, Leader{});
   for (Index first = 0; first < scorer.count; first += kClassTile) {
     const Index count = std::min(kClassTile, scorer.count - first);
@@ -213,29 +214,36 @@ void score_tile(const Scorer& scorer, Workspace& work, Index rows, Index dim) {
                 static_cast<int>(dim), 1.0F, work.z.data(), static_cast<int>(dim), scorer.rows.data() + first * dim,
                 static_cast<int>(dim), 0.0F, work.scores.data(), static_cast<int>(count));
     for (Index i = 0; i < rows; ++i)
-      scan(work.scores.data() + i * count, scorer.constants.data() + first, first, count, work.leaders[i]);
+      scan(work.scores.data() + i * count, constants.data() + first, first, count, work.leaders[i]);
   }
 }
+
+// Of a product in floats and the constant added to it, relative to the norms' product.
+double product_error(Index dim) {
+  const double n = static_cast<double>(dim) + 3;
+  return n * kUnitRoundoff / (1 - n * kUnitRoundoff) + 2 * kUnitRoundoff;
+}
+
+// Covers products and operands that underflow; `norms`: the sum of both.
+double underflow(Index dim, double norms) { return static_cast<double>(dim + 2) * 0x1p-126 * (2 + norms); }
 
 // By how much the best score of a row of norm z leads for certain, in exact numbers and in those of the direct formula;
 // 0 where that is nothing.
 double certain_lead(const Scorer& scorer, const Leader& leader, double z, Index dim) {
   if (!(safe(z) && safe(scorer.largest_norm) && scorer.largest_constant < kLargest)) return 0;
   if (!leader.clean || !std::isfinite(leader.best)) return 0;
-  const double n = static_cast<double>(dim) + 3,
-               factor = n * kUnitRoundoff / (1 - n * kUnitRoundoff) + 2 * kUnitRoundoff;
+  const double factor = product_error(dim);
   if (!(factor > 0)) return 0;
   if (scorer.count == 1) return std::numeric_limits<double>::infinity();
-  // The last term covers products and operands that underflow.
   const double bound = factor * z * scorer.largest_norm + 2 * kUnitRoundoff * scorer.largest_constant +
-                       scorer.rounding(z) + static_cast<double>(dim + 2) * 0x1p-126 * (2 + z + scorer.largest_norm);
+                       scorer.rounding(z) + underflow(dim, z + scorer.largest_norm);
   const double lead = static_cast<double>(leader.best) - static_cast<double>(leader.second) - 2.0001 * bound;
   return lead > 0 ? lead : 0;  // not NaN
 }
 
 // Float decisions of a tile of rows; kUndecided where they are not certain.
 void decide_tile(const Scorer& scorer, Workspace& work, Index rows, Index dim) {
-  score_tile(scorer, work, rows, dim);
+  score_tile(scorer, scorer.constants, work, rows, dim);
   for (Index i = 0; i < rows; ++i)
     if (certain_lead(scorer, work.leaders[i], work.norms[i], dim) == 0) work.leaders[i].index = kUndecided;
 }
@@ -309,10 +317,20 @@ void for_each_tile(Prepared& prepared, Index rows, int threads, Body body) {
   }
 }
 
+// At least max_j |w_k - w_j|, from `farthest`, the leader of max_j |w_j|^2/2 - w_k.w_j.
+double steepest(const Scorer& classifier, Index k, const Leader& farthest, Index dim) {
+  const double own = classifier.norms[k], largest = classifier.largest_norm;
+  if (!farthest.clean || !std::isfinite(farthest.best)) return own + largest;
+  const double error = (product_error(dim) + 2 * kUnitRoundoff) * largest * largest + underflow(dim, 2 * largest);
+  return std::min(own + largest, std::sqrt(own * own + 2 * static_cast<double>(farthest.best) + 2.0001 * error));
+}
+
 void make_balls(Prepared& prepared, const DecisionState& state, int threads) {
   const Index dim = state.dim;
   const Scorer &centres = prepared.centres, &classifier = prepared.classifier;
   prepared.balls.assign(static_cast<std::size_t>(state.classes), Ball{});
+  std::vector<float> half_squares;
+  for (const double norm : classifier.norms) half_squares.push_back(static_cast<float>(norm * norm / 2));
   for_each_tile(prepared, centres.count, threads, [&](Workspace& work, Index first, Index count) {
     // The means as rows: z is c_k.
     std::copy_n(centres.rows.data() + first * dim, count * dim, work.z.data());
@@ -321,21 +339,26 @@ void make_balls(Prepared& prepared, const DecisionState& state, int threads) {
       const Leader& leader = work.leaders[i];
       return leader.index == candidate ? certain_lead(scorer, leader, work.norms[i], dim) : 0;
     };
-    double radii[kRowTile];
-    score_tile(centres, work, count, dim);
+    double radii[kRowTile], leads[kRowTile];
+    score_tile(centres, centres.constants, work, count, dim);
     for (Index i = 0; i < count; ++i)
       radii[i] = safe_centre_radius(lead_of(centres, i, first + i), work.norms[i],
                                     [&](double size) { return centres.rounding(size); });
-    if (state.weights) score_tile(classifier, work, count, dim);
-    for (Index i = 0; i < count; ++i) {
-      const Index label = state.centre_class.data()[first + i];
-      if (state.weights)
-        radii[i] =
-            std::min(radii[i], safe_classifier_radius(lead_of(classifier, i, label),
-                                                      classifier.norms[label] + classifier.largest_norm, work.norms[i],
-                                                      [&](double size) { return classifier.rounding(size); }));
-      prepared.balls[label] = {state.centres.data() + (first + i) * dim, radii[i] * radii[i]};
+    const Index* labels = state.centre_class.data() + first;
+    if (state.weights) {
+      score_tile(classifier, classifier.constants, work, count, dim);
+      for (Index i = 0; i < count; ++i) leads[i] = lead_of(classifier, i, labels[i]);
+      for (Index i = 0; i < count; ++i)
+        std::transform(classifier.rows.data() + labels[i] * dim, classifier.rows.data() + (labels[i] + 1) * dim,
+                       work.z.data() + i * dim, std::negate<>());
+      score_tile(classifier, half_squares, work, count, dim);
+      for (Index i = 0; i < count; ++i)
+        radii[i] = std::min(
+            radii[i], safe_classifier_radius(leads[i], steepest(classifier, labels[i], work.leaders[i], dim),
+                                             work.norms[i], [&](double size) { return classifier.rounding(size); }));
     }
+    for (Index i = 0; i < count; ++i)
+      prepared.balls[labels[i]] = {state.centres.data() + (first + i) * dim, radii[i] * radii[i]};
   });
 }
 
