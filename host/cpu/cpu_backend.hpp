@@ -76,8 +76,10 @@ class CpuBackend final : public Backend {
   bool add_rows(MomentState& state, const T* data, Index stride, Index rows);
   void keep(const MomentState& state);
   void bring_back(MomentState& state);
+  /// Decides the rows of a batch whose labels are in labels_; false where some may hold NaN or infinite values.
   template <class T>
-  void decide_rows(DecisionState& state, const T* data, Index stride, Index rows);
+  bool decide_rows(DecisionState& state, const T* data, Index stride, Index rows);
+  void count_decisions(DecisionState& state, Index rows);
 
   /// Threads worth waking for `work` elements: waking them costs more than some ten thousand additions.
   int threads_for(Index work) const { return work < kParallelWork ? 1 : threads_; }

@@ -17,6 +17,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -365,7 +366,7 @@ void make_balls(Prepared& prepared, const DecisionState& state, int threads) {
 }  // namespace
 
 template <class T>
-void CpuBackend::decide_rows(DecisionState& state, const T* data, Index stride, Index rows) {
+bool CpuBackend::decide_rows(DecisionState& state, const T* data, Index stride, Index rows) {
   if (!state.prepared) state.prepared = prepare(state, threads_);
   auto& prepared = *static_cast<Prepared*>(state.prepared.get());
   const Index dim = state.dim, classes = state.classes, centres = state.centres.rows;
@@ -391,10 +392,13 @@ void CpuBackend::decide_rows(DecisionState& state, const T* data, Index stride, 
 
   const auto far = static_cast<Index>(prepared.far.size());
   if (look) prepared.look.found(rows - far, rows);
+  std::atomic<bool> all_finite = true;  // near rows are
   for_each_tile(prepared, far, threads_for(far * dim * classes), [&](Workspace& work, Index first, Index count) {
     const Index* tile = prepared.far.data() + first;
-    for (Index i = 0; i < count; ++i)
+    for (Index i = 0; i < count; ++i) {
       work.norms[i] = narrow(data + tile[i] * stride, prepared.origin.data(), work.z.data() + i * dim, dim);
+      if (!std::isfinite(work.norms[i])) all_finite = false;
+    }
     decide_tile(prepared.centres, work, count, dim);
     for (Index i = 0; i < count; ++i) {
       Index centre = work.leaders[i].index;
@@ -409,7 +413,14 @@ void CpuBackend::decide_rows(DecisionState& state, const T* data, Index stride, 
           best == kUndecided ? best_class(data + tile[i] * stride, state.weights, state.bias, dim) : best;
     }
   });
+  return all_finite;
+}
 
+void CpuBackend::count_decisions(DecisionState& state, Index rows) {
+  const Index *labels = labels_.reserve(rows), *centre_decisions = decisions_.reserve(2 * rows),
+              *classifier_decisions = centre_decisions + rows;
+  const Index classes = state.classes;
+  const bool has_classifier = static_cast<bool>(state.weights);
   Index* counters = state.counters.data();
   for (Index i = 0; i < rows; ++i) {
     const Index label = labels[i];
@@ -423,9 +434,14 @@ void CpuBackend::decide_rows(DecisionState& state, const T* data, Index stride, 
 
 BatchFaults CpuBackend::decide_batch(DecisionState& state, const MatrixView& features, const LabelView& labels) {
   BatchFaults faults = check_labels(labels, state.classes, labels_.reserve(features.rows));
-  check_features(features, threads_for(features.rows * features.cols), faults);
+  const auto look_for_faults = [&] { check_features(features, threads_for(features.rows * features.cols), faults); };
+  if (faults.any()) look_for_faults();
   if (faults.any() || features.rows == 0) return faults;
-  with_elements(features, [&](const auto* data) { decide_rows(state, data, features.row_stride(), features.rows); });
+  bool all_finite = true;
+  with_elements(features,
+                [&](const auto* data) { all_finite = decide_rows(state, data, features.row_stride(), features.rows); });
+  if (!all_finite) look_for_faults();  // or squares overflow
+  if (!faults.any()) count_decisions(state, features.rows);
   return faults;
 }
 

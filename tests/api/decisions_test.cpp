@@ -1,6 +1,8 @@
 // DecisionCounter: the counts of double arithmetic, whatever arithmetic made them.
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <utility>
 
 #include "tests/api/support.hpp"
 
@@ -211,6 +213,34 @@ TEST_P(Decisions, CollapsedFeaturesAndAFewThatStray) {
     Head own{K, d, train.values, std::vector<double>(at(K), 0.0)};  // what collapse makes of W
     expect_oracle_counts(context(), train, own, rounded(test, dtype), dtype);
   }
+}
+
+TEST_P(Decisions, ABadRowAmongNearOnesIsFound) {
+  const Samples train = random_centres(3, 5, 108);
+  Samples test{3, 5, {}, {}};
+  for (Index i = 0; i < 30; ++i)
+    test.add(i % 3, {train.values.begin() + i % 3 * 5, train.values.begin() + (i % 3 + 1) * 5});
+  const ClassMoments moments = moments_of(context(), train);
+  DecisionCounter counter(moments, nullptr);
+  const auto add = [&] {
+    counter.add(ncollapse::view(test.values.data(), test.rows(), 5), label_view(test.labels, 0, test.rows()));
+  };
+  add();
+  for (const double bad : {std::numeric_limits<double>::quiet_NaN(), -std::numeric_limits<double>::infinity()}) {
+    const double good = std::exchange(test.values[17 * 5 + 4], bad);
+    try {
+      add();
+      ADD_FAILURE() << bad << " was taken";
+    } catch (const ncollapse::DataError& error) {
+      EXPECT_NE(std::string(error.what()).find("row 47, column 4"), std::string::npos) << error.what();
+    }
+    test.values[17 * 5 + 4] = good;
+  }
+  test.values[17 * 5 + 4] = 1e200;  // whose square overflows
+  add();
+  EXPECT_EQ(counter.finish().samples, (std::vector<Index>{20, 20, 20}));
+  EXPECT_EQ(
+      counter.finish().correct_centre[0] + counter.finish().correct_centre[1] + counter.finish().correct_centre[2], 59);
 }
 
 TEST_P(Decisions, TiesGoToTheLowestClass) {
