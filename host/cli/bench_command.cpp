@@ -4,6 +4,7 @@
 
 #include <unistd.h>
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <ctime>
 #include <fstream>
@@ -345,6 +346,15 @@ void run(BenchOptions& options, const Common& common) {
 }  // namespace
 
 void add_bench(CLI::App& app, Common& common) {
+  const CLI::Validator positive(
+      [](std::string& text) {
+        double value = 0;
+        const auto [stop, status] = std::from_chars(text.data(), text.data() + text.size(), value);
+        const bool good =
+            status == std::errc{} && stop == text.data() + text.size() && value > 0 && std::isfinite(value);
+        return good ? std::string() : "'" + text + "' must be a number above 0";
+      },
+      "");
   auto options = std::make_shared<BenchOptions>();
   bench::Options& suite = options->suite;
   CLI::App* command = app.add_subcommand("bench", "Speed of every operation here, beside copies and products");
@@ -353,23 +363,23 @@ void add_bench(CLI::App& app, Common& common) {
   command->add_flag("--list", options->list, "Cases and operations, and nothing is measured");
   command->add_option("--scale", suite.scale, "Times the samples of a case, before it is fitted to the machine")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber)
+      ->check(positive)
       ->type_name("X");
   command
       ->add_option("--sigma", suite.sigma,
                    "Noise over the norm of a class mean, for decisions 0.75 at least, collapsed 0.01 at most; default: "
                    "by case, 1 to 1e-4")
-      ->check(CLI::PositiveNumber)
+      ->check(positive)
       ->type_name("X");
   command->add_option("--seconds", suite.seconds, "Timing of a row; larger cases fit in more seconds")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber)
+      ->check(positive)
       ->type_name("S");
   command->add_option("--repeats", suite.repeats, "Timed repetitions, at most; default: 7, on a GPU 20")
       ->check(kAtLeastOne)
       ->type_name("R");
   command->add_option("--limit", suite.limit, "Begin no further row after so many seconds")
-      ->check(CLI::PositiveNumber)
+      ->check(positive)
       ->type_name("S");
   command->add_flag("--plain", suite.baseline,
                     "Beside end_to_end: one-hot products and separate passes, by BLAS alone");

@@ -132,7 +132,7 @@ TEST(BenchCommand, WrongArgumentsAreRefused) {
   refused({"--case", "C1", "--op", "pairs"}, kUsage, "pairs");
   refused({"--op", "sort"}, kUsage, "end_to_end");  // the hint lists what there is
   refused({"--seconds", "0"}, kUsage, "--seconds");
-  refused({"--scale", "-1"}, kUsage, "--scale");
+  refused({"--scale", "-1"}, kUsage, "'-1' must be a number above 0");
   refused({"--repeats", "0"}, kUsage, "--repeats");
   refused({"--device", "tpu"}, kUsage, "tpu");
   refused({"--device", "cuda:77"}, kDevice, "");
