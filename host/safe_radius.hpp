@@ -6,7 +6,7 @@
 // Classifier: s_j = w_j.h + b_j, s_k - s_j >= lead - |e| |w_k - w_j|, and |w_k - w_j| <= |w_k| + max|w|.
 // Decisions are those of the formulas evaluated in double, so s_k - s_j has to exceed twice the rounding of a score,
 // which takes its share of the radius. Collapse is features gathering in these balls: D is at least the shortest edge
-// of the simplex, and |e| tends to 0. What a radius costs is one row of scores, for its mean.
+// of the simplex, and |e| tends to 0. A radius costs the scores of its mean.
 #pragma once
 
 #include <algorithm>
@@ -16,7 +16,7 @@
 
 namespace ncollapse {
 
-/// Rows to a class that are decided before its radius is worth its scores: these are then a quarter of all at most.
+/// Rows to a class that are decided before its radius is worth the scores of one row, or, for a steeper slope, of two.
 inline constexpr Index kRowsPerRadius = 4;
 
 /// Less than the whole, by more than a distance in double is off.
