@@ -60,20 +60,6 @@ def file_name(name, dtype):
     return f"{name}.safetensors" if name == "features" and dtype == "bf16" else f"{name}.npy"
 
 
-def save_bf16(path, array):
-    """A safetensors file of one tensor: the length of its header, the header, the elements rounded to nearest even."""
-    import numpy as np
-
-    size = array.size * 2
-    header = json.dumps({"features": {"dtype": "BF16", "shape": array.shape, "data_offsets": [0, size]}}).encode()
-    header += b" " * (-len(header) % 8)
-    with open(path, "wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for at in range(0, len(array), 10000):
-            bits = array[at : at + 10000].view(np.uint32)
-            file.write(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16).tobytes())
-
-
 def load(folder, name):
     import numpy as np
     import torch
@@ -87,25 +73,33 @@ def load(folder, name):
     return torch.from_numpy(raw[begin:].view(np.int16)).view(torch.bfloat16).reshape(shape)
 
 
-def generate(case, folder):
+def generate(case, folder, device):
     """Gaussian class means of unit-variance entries, within-class noise of 0.3, head = means + noise; labels uniform."""
     import numpy as np
+    import torch
 
     n, d, k, dtype = parse(case)
-    random = np.random.default_rng(20)
-    means = random.standard_normal((k, d), dtype=np.float32)
-    labels = random.integers(0, k, n)
-    labels[:k] = np.arange(k)  # no absent class: the peer would take it for one with a zero mean
-    features = means[labels]
-    for at in range(0, n, 10000):
-        block = features[at : at + 10000]
-        block += np.float32(0.3) * random.standard_normal(block.shape, dtype=np.float32)
-    weights = (means + random.standard_normal((k, d), dtype=np.float32)) / np.float32(d)
-    for name, array in (("features", features), ("labels", labels), ("W", weights), ("b", np.zeros(k, np.float32))):
-        if file_name(name, dtype).endswith(".npy"):
-            np.save(folder / f"{name}.npy", array)
+    random = torch.Generator(device).manual_seed(20)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=random, device=device)
+
+    means = normal(k, d)
+    labels = torch.randint(k, (n,), generator=random, device=device)
+    labels[:k] = torch.arange(k)  # no absent class: the peer would take it for one with a zero mean
+    with open(folder / file_name("features", dtype), "wb") as file:
+        if dtype == "bf16":  # safetensors: the length of the header, the header, the elements
+            header = json.dumps({"features": {"dtype": "BF16", "shape": [n, d], "data_offsets": [0, 2 * n * d]}}).encode()
+            header += b" " * (-len(header) % 8)
+            file.write(len(header).to_bytes(8, "little") + header)
         else:
-            save_bf16(folder / file_name(name, dtype), array)
+            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (n, d)})
+        for own in labels.split(10000):
+            block = means[own] + 0.3 * normal(len(own), d)
+            file.write((block.bfloat16().view(torch.int16) if dtype == "bf16" else block).cpu().numpy())
+    weights = (means + normal(k, d)) / d
+    for name, array in (("labels", labels), ("W", weights), ("b", torch.zeros(k))):
+        np.save(folder / f"{name}.npy", array.cpu().numpy())
 
 
 def run_peer(folder, package, batch, device):
@@ -220,7 +214,7 @@ def contestants(folder, case, options):
     this = [sys.executable, Path(__file__).resolve()]
     result = {"peer": this + ["--as-peer", folder, "--peer", options.peer, "--batch", options.batch, "--device",
                               options.device]}
-    if not options.peer_only:
+    if options.only != ["peer"]:
         arrays = [files["features"], files["labels"], files["W"], files["b"], "--batch", options.batch, "--device",
                   options.device]
         ours = ["env", f"LD_LIBRARY_PATH={LIBRARIES}"] if LIBRARIES else []
@@ -230,7 +224,7 @@ def contestants(folder, case, options):
         result["command"] = [*ours, options.command or find_program(options.build, "ncollapse"), "analyze", "--features",
                              files["features"], "--labels", files["labels"], "--weights", files["W"], "--bias",
                              files["b"], "--convention", "peer", "--device", options.device, "--json", "-"]
-    return result
+    return {who: command for who, command in result.items() if who in options.only}
 
 
 def find_program(build, name):
@@ -244,21 +238,22 @@ def run_case(case, options):
     runs = {}
     with tempfile.TemporaryDirectory(prefix="ncollapse-peer-") as name:
         folder = Path(name)
-        measured([sys.executable, Path(__file__).resolve(), "--generate", case, "--into", folder])
+        measured([sys.executable, Path(__file__).resolve(), "--generate", case, "--into", folder, "--device", options.device])
         commands = contestants(folder, case, options)
-        for turn in range(options.repeats + 1):
+        # On the CPU one turn before brings the files into the page cache; on a GPU they were just written.
+        for turn in range(0 if options.device == "cpu" else 1, options.repeats + 1):
             for who, command in list(commands.items()):
                 try:
                     output, wall, peak, others = (measured_alone if turn and not options.at_once else measured)(command)
                 except ContestantFailed as failure:
-                    if who != "peer" or options.peer_only:
+                    if who != "peer" or options.only == ["peer"]:
                         raise
                     print(failure, file=sys.stderr)
                     del commands[who]
                     runs.pop(who, None)
                     continue
                 if turn == 0:
-                    continue  # brings the files into the page cache
+                    continue
                 answer = json.loads(output)
                 seconds = wall if who == "command" else answer["seconds"]
                 runs.setdefault(who, []).append({"seconds": seconds, "wall_seconds": wall,
@@ -335,14 +330,15 @@ def main():
     parser.add_argument("--batch", type=int, default=1000)
     parser.add_argument("--at-once", action="store_true", help="do not wait for others to leave the processor alone; rows "
                         "say where they took part")
-    parser.add_argument("--peer-only", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), metavar="CONTESTANT",
+                        help=f"of {', '.join(CONTESTANTS)}; default: all")
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results")
     parser.add_argument("--as-peer", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--generate", help=argparse.SUPPRESS)
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.generate:
-        return generate(options.generate, options.into)
+        return generate(options.generate, options.into, options.device)
     if options.as_peer:
         return run_peer(options.as_peer, options.peer, options.batch, options.device)
 
@@ -387,7 +383,7 @@ def main():
     target.with_suffix(".json").write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
     target.with_suffix(".md").write_text(table + "\n")
     print(f"written: {target}.md, {target}.json")
-    if disagree and not options.peer_only:
+    if disagree:
         sys.exit("values disagree: " + "; ".join(disagree))
 
 
