@@ -29,11 +29,16 @@ double error_of_triplets(const std::vector<double>& A, Index m, Index n, const s
   const Index r = std::min(m, n);
   double largest = 0;
   for (const Index v : {Index{0}, r / 2, r - 1}) {
-    Real squares = 0, length = 0;
+    std::vector<Real> sums(static_cast<std::size_t>(m));
+#pragma omp parallel for
     for (Index i = 0; i < m; ++i) {
       Real sum = -static_cast<Real>(values[v]) * left(i, v);
       for (Index j = 0; j < n; ++j) sum += static_cast<Real>(A[i * n + j]) * right[v * n + j];
-      squares += sum * sum;
+      sums[i] = sum;
+    }
+    Real squares = 0, length = 0;
+    for (Index i = 0; i < m; ++i) {
+      squares += sums[i] * sums[i];
       length += static_cast<Real>(left(i, v)) * left(i, v);
     }
     grow(largest, static_cast<double>(std::sqrt(squares / norm)));
@@ -70,14 +75,17 @@ double error_of_sums(const Samples& samples, Index rows, const ClassMoments& mom
   double largest = 0;
   for (const auto& [k, list] : members) {
     const auto count = static_cast<Real>(list.size());
-    std::vector<Real> mean(static_cast<std::size_t>(dim));
-    for (const Index i : list)
-      for (Index j = 0; j < dim; ++j) mean[j] += samples.value(i, j) / count;
-    Real trace = 0, norm = 0, gap = 0;
-    for (const Index i : list)
-      for (Index j = 0; j < dim; ++j)
-        trace += (samples.value(i, j) - mean[j]) * (samples.value(i, j) - mean[j]) / count;
+    std::vector<Real> mean(static_cast<std::size_t>(dim)), spread(static_cast<std::size_t>(dim));
+#pragma omp parallel for
     for (Index j = 0; j < dim; ++j) {
+      std::vector<double> column;
+      for (const Index i : list) column.push_back(samples.value(i, j));
+      for (const double x : column) mean[j] += x / count;
+      for (const double x : column) spread[j] += (x - mean[j]) * (x - mean[j]) / count;
+    }
+    Real trace = 0, norm = 0, gap = 0;
+    for (Index j = 0; j < dim; ++j) {
+      trace += spread[j];
       norm += mean[j] * mean[j];
       gap += (mean[j] - means[k * dim + j]) * (mean[j] - means[k * dim + j]);
     }
@@ -91,30 +99,32 @@ double error_of_sums(const Samples& samples, Index rows, const ClassMoments& mom
 double error_of_scatter(const Samples& samples, Index rows, const ClassMoments& moments) {
   constexpr Index kColumns = 5;
   const Index dim = samples.shape().dim, classes = samples.shape().classes;
-  std::vector<std::vector<Real>> centred;
-  std::vector<Index> columns;
-  for (Index c = 0; c < std::min(kColumns, dim); ++c) {
-    const Index j = c * (dim - 1) / std::max<Index>(std::min(kColumns, dim) - 1, 1);
+  const auto count = std::min(kColumns, dim);
+  std::vector<std::vector<Real>> centred(static_cast<std::size_t>(count));
+  std::vector<Index> columns(static_cast<std::size_t>(count));
+#pragma omp parallel for
+  for (Index c = 0; c < count; ++c) {
+    const Index j = c * (dim - 1) / std::max<Index>(count - 1, 1);
     std::vector<Real> column(static_cast<std::size_t>(rows)), means(static_cast<std::size_t>(classes));
     for (Index i = 0; i < rows; ++i) {
       column[i] = samples.value(i, j);
       means[samples.labels()[i]] += column[i] / static_cast<Real>(moments.counts()[samples.labels()[i]]);
     }
     for (Index i = 0; i < rows; ++i) column[i] -= means[samples.labels()[i]];
-    centred.push_back(std::move(column));
-    columns.push_back(j);
+    centred[c] = std::move(column);
+    columns[c] = j;
   }
-  const auto entry = [&](std::size_t a, std::size_t b) {
-    Real sum = 0;
-    for (Index i = 0; i < rows; ++i) sum += centred[a][i] * centred[b][i];
-    return sum;
-  };
+  std::vector<Real> entries(static_cast<std::size_t>(count * count));  // on and below the diagonal
+#pragma omp parallel for schedule(dynamic)
+  for (Index at = 0; at < count * count; ++at)
+    if (const Index a = at / count, b = at % count; b <= a)
+      for (Index i = 0; i < rows; ++i) entries[at] += centred[a][i] * centred[b][i];
   const std::vector<double> scatter = moments.within_scatter();
   double largest = 0;
-  for (std::size_t a = 0; a < columns.size(); ++a)
-    for (std::size_t b = 0; b <= a; ++b)
-      grow(largest,
-           relative(scatter[columns[a] * dim + columns[b]], entry(a, b), std::sqrt(entry(a, a) * entry(b, b))));
+  for (Index a = 0; a < count; ++a)
+    for (Index b = 0; b <= a; ++b)
+      grow(largest, relative(scatter[columns[a] * dim + columns[b]], entries[a * count + b],
+                             std::sqrt(entries[a * count + a] * entries[b * count + b])));
   return largest;
 }
 
@@ -122,9 +132,10 @@ double error_of_decisions(const Samples& samples, Index rows, const std::vector<
                           const std::vector<Index>& counts, const std::vector<float>& weights,
                           const DecisionCounts& decisions) {
   const Index dim = samples.shape().dim, classes = samples.shape().classes;
-  std::vector<Index> centre(static_cast<std::size_t>(classes)), classifier(centre), agree(centre);
-  std::vector<double> x(static_cast<std::size_t>(dim));
+  std::vector<Index> highest_of(static_cast<std::size_t>(rows)), nearest_of(highest_of);
+#pragma omp parallel for
   for (Index i = 0; i < rows; ++i) {
+    std::vector<double> x(static_cast<std::size_t>(dim));
     for (Index j = 0; j < dim; ++j) x[j] = samples.value(i, j);
     Index best = -1, nearest = -1;
     Real highest = 0, smallest = 0;
@@ -144,10 +155,15 @@ double error_of_decisions(const Samples& samples, Index rows, const std::vector<
         smallest = squared;
       }
     }
+    highest_of[i] = best;
+    nearest_of[i] = nearest;
+  }
+  std::vector<Index> centre(static_cast<std::size_t>(classes)), classifier(centre), agree(centre);
+  for (Index i = 0; i < rows; ++i) {
     const Index label = samples.labels()[i];
-    centre[label] += nearest == label ? 1 : 0;
-    classifier[label] += best == label ? 1 : 0;
-    agree[label] += best == nearest ? 1 : 0;
+    centre[label] += nearest_of[i] == label ? 1 : 0;
+    classifier[label] += highest_of[i] == label ? 1 : 0;
+    agree[label] += highest_of[i] == nearest_of[i] ? 1 : 0;
   }
   Index wrong = 0;
   for (Index k = 0; k < classes; ++k)
@@ -160,7 +176,11 @@ double error_of_pairs(const std::vector<double>& A, Index rows, Index dim, const
                       const PairSums& sums) {
   const auto count = static_cast<Real>(rows);
   const Real expected = -1 / (count - 1), scale = std::sqrt(2 * count / (count - 1));
-  Real cosines = 0, cosine_squares = 0, distances = 0, cdnv = 0, pairs = 0, cosine_sizes = 0, distance_sizes = 0;
+  struct Sums {
+    Real cosines = 0, cosine_squares = 0, distances = 0, cdnv = 0, cosine_sizes = 0, distance_sizes = 0;
+  };
+  std::vector<Sums> of_row(static_cast<std::size_t>(rows));  // over the rows after it
+#pragma omp parallel for schedule(dynamic)
   for (Index a = 0; a < rows; ++a)
     for (Index b = a + 1; b < rows; ++b) {
       Real aa = 0, bb = 0, ab = 0, gap = 0;
@@ -172,19 +192,24 @@ double error_of_pairs(const std::vector<double>& A, Index rows, Index dim, const
         gap += (x - y) * (x - y);
       }
       const Real e = ab / std::sqrt(aa * bb) - expected, f = std::sqrt(2 - 2 * ab / std::sqrt(aa * bb)) - scale;
-      cosines += e;
-      cosine_squares += e * e;
-      distances += f;
-      cosine_sizes += std::abs(e);
-      distance_sizes += std::abs(f);
-      cdnv += (static_cast<Real>(variances[a]) + variances[b]) / (2 * gap);
-      ++pairs;
+      Sums& own = of_row[a];
+      own.cosines += e;
+      own.cosine_squares += e * e;
+      own.distances += f;
+      own.cosine_sizes += std::abs(e);
+      own.distance_sizes += std::abs(f);
+      own.cdnv += (static_cast<Real>(variances[a]) + variances[b]) / (2 * gap);
     }
-  double largest = sums.angles == static_cast<Index>(pairs) ? 0 : 1;
-  grow(largest, relative(sums.cos_sum, cosines, cosine_sizes));
-  grow(largest, relative(sums.cos_square_sum, cosine_squares, cosine_squares));
-  grow(largest, relative(sums.distance_sum, distances, distance_sizes));
-  grow(largest, relative(sums.cdnv_sum, cdnv, cdnv));
+  Sums all;
+  for (const Sums& own : of_row)
+    for (const auto field : {&Sums::cosines, &Sums::cosine_squares, &Sums::distances, &Sums::cdnv, &Sums::cosine_sizes,
+                             &Sums::distance_sizes})
+      all.*field += own.*field;
+  double largest = sums.angles == rows * (rows - 1) / 2 ? 0 : 1;
+  grow(largest, relative(sums.cos_sum, all.cosines, all.cosine_sizes));
+  grow(largest, relative(sums.cos_square_sum, all.cosine_squares, all.cosine_squares));
+  grow(largest, relative(sums.distance_sum, all.distances, all.distance_sizes));
+  grow(largest, relative(sums.cdnv_sum, all.cdnv, all.cdnv));
   return largest;
 }
 
@@ -204,28 +229,24 @@ double error_of_svd(const std::vector<double>& A, Index m, Index n, const std::v
 double error_of_report(const Samples& samples, Index rows, const Report& report) {
   const Index dim = samples.shape().dim, classes = samples.shape().classes;
   std::vector<Real> means(static_cast<std::size_t>(classes * dim)), centre(static_cast<std::size_t>(dim)),
-      counts(static_cast<std::size_t>(classes));
-  std::vector<Real> row(static_cast<std::size_t>(dim));
-  const auto load = [&](Index i) {
-    for (Index j = 0; j < dim; ++j) row[j] = samples.value(i, j);
-  };
+      spread(static_cast<std::size_t>(dim)), counts(static_cast<std::size_t>(classes));
   for (Index i = 0; i < rows; ++i) counts[samples.labels()[i]] += 1;
-  for (Index i = 0; i < rows; ++i) {
-    load(i);
-    const Index k = samples.labels()[i];
-    for (Index j = 0; j < dim; ++j) {
-      means[k * dim + j] += row[j] / counts[k];
-      centre[j] += row[j] / static_cast<Real>(rows);
+#pragma omp parallel for
+  for (Index j = 0; j < dim; ++j) {
+    std::vector<double> column;
+    for (Index i = 0; i < rows; ++i) column.push_back(samples.value(i, j));
+    for (Index i = 0; i < rows; ++i) {
+      const Index k = samples.labels()[i];
+      means[k * dim + j] += column[i] / counts[k];
+      centre[j] += column[i] / static_cast<Real>(rows);
+    }
+    for (Index i = 0; i < rows; ++i) {
+      const Real gap = column[i] - means[samples.labels()[i] * dim + j];
+      spread[j] += gap * gap;
     }
   }
   Real within = 0, between = 0, seen = 0, norm_sum = 0, norm_squares = 0;
-  for (Index i = 0; i < rows; ++i) {
-    load(i);
-    for (Index j = 0; j < dim; ++j) {
-      const Real gap = row[j] - means[samples.labels()[i] * dim + j];
-      within += gap * gap;
-    }
-  }
+  for (const Real squares : spread) within += squares;
   for (Index k = 0; k < classes; ++k) {
     if (counts[k] == 0) continue;
     Real squares = 0;
