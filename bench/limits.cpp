@@ -267,7 +267,8 @@ void measure_pairs(const Options& options) {
          {std::pair<Index, Index>{512, 512}, {1024, 1024}, {2048, 2048}, {1024, 2048}, {1024, 4096}, {2048, 4096}}) {
       if (!fast && height != width) continue;
       Limits limits;
-      limits.pair_tile = height;
+      limits.pair_rows = height;
+      limits.pair_columns = width;
       limits.half_pair_rows = height;
       limits.half_pair_columns = width;
       cuda::CudaBackend backend(0, {}, limits);

@@ -33,49 +33,64 @@ struct Rectangle {
   Index number, first_row, height, first_col, width;
 };
 
-/// Rectangles that cover the upper triangle, or all: strips of rows, each cut from its diagonal, or from column 0, on.
+/// Rectangles that cover the upper triangle, or all: strips of rows, each cut from its diagonal, or from column 0, on,
+/// into as few as `width` allows, of about the same width.
 std::vector<Rectangle> cut_into_tiles(Index count, Index height, Index width, bool upper) {
+  constexpr Index kMultiple = 128;
   std::vector<Rectangle> tiles;
-  for (Index i = 0; i < count; i += height)
-    for (Index j = upper ? i : 0; j < count; j += width)
-      tiles.push_back(
-          {static_cast<Index>(tiles.size()), i, std::min(height, count - i), j, std::min(width, count - j)});
+  for (Index i = 0; i < count; i += height) {
+    const Index begin = upper ? i : 0, pieces = (count - begin + width - 1) / width;
+    const Index even = ((count - begin + pieces - 1) / pieces + kMultiple - 1) / kMultiple * kMultiple;
+    const Index step = std::min(width, even);
+    for (Index j = begin; j < count; j += step)
+      tiles.push_back({static_cast<Index>(tiles.size()), i, std::min(height, count - i), j, std::min(step, count - j)});
+  }
   return tiles;
 }
 
-/// Two tiles of products. Those of even number are made on the queue's stream while others are reduced on a second one,
-/// and the other way round; a single one takes no second stream.
+/// Rows of a warp: `most`, or as few as it takes for a tile to give `enough` blocks.
+template <class T>
+Index rows_of_a_warp(Index height, Index width, Index most, Index enough) {
+  constexpr Index kLeast = 8;
+  while (most > kLeast && pair_blocks<T>(height, width, most) < enough) most /= 2;
+  return most;
+}
+
+/// Tiles of products. One, where there are no more or `beside` is not wanted: made and reduced in turn. Or two: those
+/// of even number are made on the queue's stream while others are reduced on a second one, and the other way round.
 template <class T>
 class Sweep {
  public:
-  Sweep(Queue& queue, Index height, Index width, Index pieces, Index tiles)
+  Sweep(Queue& queue, Index height, Index width, Index pieces, Index tiles, bool beside)
       : queue_(queue),
         pieces_(pieces),
         pitch_((width + kPacket<T> - 1) / kPacket<T> * kPacket<T>),
-        apart_(height * pitch_) {
+        apart_(height * pitch_),
+        two_(beside && tiles > 1) {
     products_[0] = Buffer<T>(queue, pieces * apart_);
-    if (tiles < 2) return;
-    products_[1] = Buffer<T>(queue, pieces * apart_);
-    beside_.emplace();
+    if (two_) products_[1] = Buffer<T>(queue, pieces * apart_);
   }
   Index pitch() const { return pitch_; }
   Index apart() const { return apart_; }
-  PairTile<T> tile(const Rectangle& at, const T* products) const {
-    return {products, pitch_, pieces_, apart_, at.first_row, at.height, at.first_col, at.width};
+  PairTile<T> tile(const Rectangle& at, const T* products, Index warp_rows) const {
+    return {products, pitch_, pieces_, apart_, at.first_row, at.height, at.first_col, at.width, warp_rows};
   }
 
   /// make(tile, products) queues on the queue's stream, reduce(stream, tile, products) on what it is given. prepare()
   /// queues what reductions need on the queue's stream: after the first product, so that the host does it meanwhile.
-  /// What is queued afterwards comes after all of it.
+  /// What is queued afterwards comes after all of it. Once.
   template <class Make, class Prepare, class Reduce>
   void run(const std::vector<Rectangle>& tiles, const Make& make, const Prepare& prepare, const Reduce& reduce) {
-    const WaitOnException guard(beside_ ? beside_->stream.get() : queue_.stream());
+    std::optional<WaitOnException> guard;
     int turn = 0;
     bool prepared = false;
     for (const Rectangle& at : tiles) {
       if (beside_) beside_->taken[turn].hold(queue_.stream());
       make(at, products_[turn].get());
-      if (!std::exchange(prepared, true)) prepare();
+      if (!std::exchange(prepared, true)) {
+        prepare();
+        if (two_) guard.emplace(beside_.emplace().stream.get());
+      }
       if (!beside_) {
         reduce(queue_.stream(), at, products_[turn].get());
         continue;
@@ -98,6 +113,7 @@ class Sweep {
 
   Queue& queue_;
   Index pieces_, pitch_, apart_;
+  bool two_;
   Buffer<T> products_[2];
   std::optional<Beside> beside_;
 };
@@ -119,9 +135,9 @@ PairTask<T> make_task(const Matrix& A, const PairQuery& query, const PairInput& 
                    .variances = input.variances,
                    .nearest = nearest,
                    .dim = A.cols,
-                   .close = static_cast<T>(2 * close),
-                   .target = PairTarget<T>(etf),
-                   .exact_target = PairTarget<double>(etf),
+                   .close = static_cast<T>(2 * close / etf.square),
+                   .below = static_cast<T>(1 / static_cast<double>(A.rows)),
+                   .above = static_cast<T>(1 - 1 / static_cast<double>(A.rows)),
                    .etf = etf,
                    .gram_scale = 1 / query.gram_norm,
                    .frame_scale = input.frame_scale,
@@ -129,7 +145,7 @@ PairTask<T> make_task(const Matrix& A, const PairQuery& query, const PairInput& 
                    .gram_unit = 2 / input.unit / input.unit,
                    .units = {}};
   for (int f = 0; f < kPairUnits; ++f)
-    task.units[f] = pair_unit(f, kPairLogUnit<T>, input.variance_unit / input.unit / input.unit / 2);
+    task.units[f] = pair_unit(f, etf.distance, kPairLogUnit<T>, input.variance_unit / input.unit / input.unit / 2);
   return task;
 }
 
@@ -140,8 +156,11 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
   const DeviceGuard on(queue_->device());
   const Index count = A.rows, d = A.cols;
   const bool distances = !query.variances.empty();
-  const Index height = std::min(query.fast ? limits_.half_pair_rows : limits_.pair_tile, count);
-  const Index width = std::min(query.fast ? limits_.half_pair_columns : limits_.pair_tile, count);
+  const Index height = std::min(query.fast ? limits_.half_pair_rows : limits_.pair_rows, count);
+  const Index width = std::min(query.fast ? limits_.half_pair_columns : limits_.pair_columns, count);
+  const Index warp_rows = query.fast
+                              ? rows_of_a_warp<float>(height, width, limits_.half_pair_warp_rows, limits_.pair_blocks)
+                              : rows_of_a_warp<double>(height, width, limits_.pair_warp_rows, limits_.pair_blocks);
   auto tiles = cut_into_tiles(count, height, width, true);
 
   Packed packed;
@@ -154,6 +173,7 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
                      .scales = scales,
                      .variances = distances ? input.get() + variances_at : nullptr,
                      .offsets = query.offsets.empty() ? nullptr : input.get() + offsets_at,
+                     .distance = simplex(count).distance,
                      .frame_scale = 1 / query.frame_norm,
                      .unit = unit,
                      .variance_unit = variance_unit};
@@ -162,12 +182,8 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
   const Index nearest_at = kPairFields, sum_at = nearest_at + (distances ? count : 0);
   const Buffer<double> result(*queue_, sum_at + (query.fast ? d : 0));
   const auto nearest = distances ? reinterpret_cast<unsigned long long*>(result.get() + nearest_at) : nullptr;
-  const Index blocks = pair_blocks<double>(height, width);
+  const Index blocks = pair_blocks<double>(height, width, warp_rows);
   const Buffer<double> totals(*queue_, blocks * kPairFields);
-  const auto start = [&] {
-    packed.upload(*queue_, input);
-    launch_start_totals(queue_->stream(), blocks, kPairFields, kPairSums, totals.get());
-  };
   const Buffer<PairRow<double>> exact_rows(*queue_, count);
   const double unit = unit_of(query.norms);
   const PairInput exact_input = input_in_units(nullptr, unit, 1);
@@ -181,8 +197,8 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
         },
         prepare,
         [&](cudaStream_t stream, const Rectangle& at, const double* products) {
-          launch_reduce_pairs(stream, exact_task, sweep.tile(at, products), only ? only + at.number * patches : nullptr,
-                              nullptr, totals.get());
+          launch_reduce_pairs(stream, exact_task, sweep.tile(at, products, warp_rows),
+                              only ? only + at.number * patches : nullptr, nullptr, totals.get());
         });
   };
   PairSums sums;
@@ -191,7 +207,7 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
     require_exact_halves(*queue_, "use the exact precision");
     sums.cosine_error = half_pair_error(d);
     const Index padded = padded_columns(d), terms = limits_.pair_terms;
-    const Index patches = pair_patches(height, width), tile_count = static_cast<Index>(tiles.size());
+    const Index patches = pair_patches(height, width, warp_rows), tile_count = static_cast<Index>(tiles.size());
     const Buffer<Half> rows(*queue_, count * padded);
     const Buffer<double> scales(*queue_, count), own_norms(*queue_, count), lost(*queue_, count);
     const Buffer<double> chunk_sums(*queue_, row_chunks(count) * d);
@@ -200,7 +216,7 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
     const PairInput narrow_input = input_in_units(scales.get(), unit, unit_of(query.variances));
     const auto task =
         make_task<float>(A, query, narrow_input, pair_rows.get(), kPairMargin * sums.cosine_error, nearest);
-    Sweep<float> sweep(*queue_, height, width, (padded + terms - 1) / terms, tile_count);
+    Sweep<float> sweep(*queue_, height, width, (padded + terms - 1) / terms, tile_count, limits_.half_pairs_beside);
     launch_narrow_rows(queue_->stream(), {A.data(), Dtype::f64, count, d, d}, nullptr, padded, Dtype::f16, rows.get(),
                        scales.get(), own_norms.get(), lost.get());
     sweep.run(
@@ -212,15 +228,15 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
                             std::min(terms, padded - first), products, sweep.pitch());
         },
         [&] {
-          start();
+          packed.upload(*queue_, input);
           check(cudaMemsetAsync(left.get(), 0, static_cast<std::size_t>(left.bytes()), queue_->stream()));
-          launch_pair_rows(queue_->stream(), narrow_input, count, pair_rows.get(), nearest);
+          launch_pair_rows(queue_->stream(), narrow_input, count, pair_rows.get(), nearest, blocks, totals.get());
           launch_weighted_row_sum(queue_->stream(), A.data(), input.get() + ones_at, count, d, chunk_sums.get(),
                                   result.get() + sum_at);
         },
         [&](cudaStream_t stream, const Rectangle& at, const float* products) {
-          launch_reduce_pairs(stream, task, sweep.tile(at, products), nullptr, left.get() + at.number * patches,
-                              totals.get());
+          launch_reduce_pairs(stream, task, sweep.tile(at, products, warp_rows), nullptr,
+                              left.get() + at.number * patches, totals.get());
         });
 
     const auto dense = left.to_host();
@@ -229,15 +245,16 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
       return std::find(first, first + patches, 1) == first + patches;
     });
     if (!tiles.empty()) {
-      Sweep<double> again(*queue_, height, width, 1, static_cast<Index>(tiles.size()));
-      sweep_exact(again, left.get(), patches,
-                  [&] { launch_pair_rows(queue_->stream(), exact_input, count, exact_rows.get(), nullptr); });
+      Sweep<double> again(*queue_, height, width, 1, static_cast<Index>(tiles.size()), limits_.pairs_beside);
+      sweep_exact(again, left.get(), patches, [&] {
+        launch_pair_rows(queue_->stream(), exact_input, count, exact_rows.get(), nullptr, 0, nullptr);
+      });
     }
   } else {
-    Sweep<double> sweep(*queue_, height, width, 1, static_cast<Index>(tiles.size()));
+    Sweep<double> sweep(*queue_, height, width, 1, static_cast<Index>(tiles.size()), limits_.pairs_beside);
     sweep_exact(sweep, nullptr, 0, [&] {
-      start();
-      launch_pair_rows(queue_->stream(), exact_input, count, exact_rows.get(), nearest);
+      packed.upload(*queue_, input);
+      launch_pair_rows(queue_->stream(), exact_input, count, exact_rows.get(), nearest, blocks, totals.get());
     });
   }
   launch_fold(queue_->stream(), totals.get(), blocks, kPairFields, kPairSums, result.get());
@@ -252,8 +269,9 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
   sums.distance_sum = total[kDistanceSum];
   sums.distance_square_sum = total[kDistanceSquareSum];
   if (sums.angles > 0) {
-    sums.cos_max = 1 - total[kMinUnitSquare] / 2;
-    sums.min_unit_distance = std::sqrt(total[kMinUnitSquare]);
+    const double least = std::min(total[kMinUnitSquare], 4.0);  // more by rounding
+    sums.cos_max = 1 - least / 2;
+    sums.min_unit_distance = std::sqrt(least);
   }
   sums.coincident_directions = static_cast<Index>(total[kCoincidentDirections]);
   sums.log_sum = total[kLogSum];
@@ -272,11 +290,11 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
 
 ProductSums CudaBackend::product_sums(const Matrix& A, const Matrix& B, const ProductQuery& query) {
   const DeviceGuard on(queue_->device());
-  const Index count = A.rows, d = A.cols, side = std::min(limits_.pair_tile, count), blocks = product_blocks(side);
+  const Index count = A.rows, d = A.cols, side = std::min(limits_.product_tile, count), blocks = product_blocks(side);
   const auto tiles = cut_into_tiles(count, side, side, false);
   const Buffer<double> offsets(*queue_, static_cast<Index>(query.row_offsets.size()));
   const Buffer<double> totals(*queue_, blocks * kProductFields), total(*queue_, kProductFields);
-  Sweep<double> sweep(*queue_, side, side, 1, static_cast<Index>(tiles.size()));
+  Sweep<double> sweep(*queue_, side, side, 1, static_cast<Index>(tiles.size()), limits_.pairs_beside);
   const ProductTask task{query.row_offsets.empty() ? nullptr : offsets.get(), 1 / query.product_norm,
                          query.frame_norm > 0 ? 1 / query.frame_norm : 0.0, simplex(count)};
   sweep.run(

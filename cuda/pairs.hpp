@@ -73,14 +73,17 @@ enum PairField {
   kPairFields
 };
 
-/// The unit in which the sums up to kFrameResidual are added up: of w = -2 e, of log(|a_j^ - a_k^|^2 / s^2) / log_unit,
-/// of quotients (v_j + v_k) / |a_j - a_k|^2 in some unit.
+/// The unit in which the sums up to kFrameResidual are added up: of w = -2 e and of f in powers of `distance`, of
+/// log(|a_j^ - a_k^|^2 / s^2) / log_unit, of quotients (v_j + v_k) / |a_j - a_k|^2 in some unit.
 inline constexpr int kPairUnits = kFrameResidual + 1;
-__host__ __device__ constexpr double pair_unit(int field, double log_unit, double cdnv_unit) {
+__host__ __device__ constexpr double pair_unit(int field, double distance, double log_unit, double cdnv_unit) {
+  const double square = distance * distance;
   switch (field) {
-    case kCosSum: return -0.5;
-    case kCosSquareSum: return 0.25;
-    case kCosAbsSum: return 0.5;
+    case kCosSum: return -0.5 * square;
+    case kCosSquareSum: return 0.25 * square * square;
+    case kCosAbsSum: return 0.5 * square;
+    case kDistanceSum: return distance;
+    case kDistanceSquareSum: return square;
     case kLogSum: return -0.5 * log_unit;
     case kLogSquareSum: return 0.25 * log_unit * log_unit;
     case kCdnvSum: return cdnv_unit;
@@ -91,14 +94,14 @@ __host__ __device__ constexpr double pair_unit(int field, double log_unit, doubl
 }
 /// log_unit of a tier.
 template <class T>
-inline constexpr double kPairLogUnit = sizeof(T) == sizeof(double) ? 1 : 0.69314718055994530942;
+inline constexpr double kPairLogUnit = sizeof(T) == sizeof(double) ? 4 : 0.69314718055994530942;
 
 /// What a pair takes from each of its rows.
 template <class T>
 struct PairRow;
 template <>
 struct alignas(16) PairRow<double> {
-  double inverse;   ///< product inverse_j inverse_k is a cosine; 0 where the norm is 0
+  double inverse;   ///< product inverse_j inverse_k is a cosine / s^2; 0 where the norm is 0
   double offset;    ///< of the uncentred Gram, times PairTask::frame_scale
   double square;    ///< |a|^2 / unit^2
   double variance;  ///< / variance_unit; 0 without
@@ -115,30 +118,20 @@ struct alignas(16) PairRow<float> {
 struct PairInput {
   const double *norms, *scales, *variances, *offsets;  ///< all but norms may be null; row k is scales_k times what was
                                                        ///< multiplied
+  double distance;                                     ///< s
   double frame_scale;                                  ///< 1/|uncentred G|_F
   double unit, variance_unit;                          ///< powers of two
 };
 
 /// The simplex ETF of R vectors. Its Gram matrices have norm 1.
 struct Simplex {
-  double cosine_shift;  ///< 2/(R-1): minus twice its cosine
-  double square;        ///< squared distance of two of its unit vectors
+  double square, distance;  ///< s^2, s of two of its unit vectors
   double off, diagonal, frame_diagonal;
 };
 inline Simplex simplex(Index count) {
-  const double r = static_cast<double>(count), root = std::sqrt(r - 1);
-  return {2 / (r - 1), 2 * r / (r - 1), -1 / r / root, (1 - 1 / r) / root, 1 / std::sqrt(r)};
+  const double r = static_cast<double>(count), root = std::sqrt(r - 1), square = 2 * r / (r - 1);
+  return {square, std::sqrt(square), -1 / r / root, (1 - 1 / r) / root, 1 / std::sqrt(r)};
 }
-
-/// What a pair is compared with.
-template <class T>
-struct PairTarget {
-  explicit PairTarget(const Simplex& etf)
-      : shift(static_cast<T>(etf.cosine_shift)),
-        distance(static_cast<T>(std::sqrt(etf.square))),
-        inverse_square(static_cast<T>(1 / etf.square)) {}
-  T shift, distance, inverse_square;
-};
 
 /// Device pointers and constants of one query.
 template <class T>
@@ -149,9 +142,8 @@ struct PairTask {
   const double* variances;      ///< [R], or null: no distances of rows
   unsigned long long* nearest;  ///< [R] bits of the smallest squared distance so far; null where variances are
   Index dim;                    ///< d
-  T close;                      ///< of a squared distance of unit vectors
-  PairTarget<T> target;
-  PairTarget<double> exact_target;  ///< for pairs that are recomputed
+  T close;                      ///< of |a_j^ - a_k^|^2 / s^2
+  T below, above;  ///< 1/R and 1 - 1/R: of -2 cos / s^2 the first makes w / s^2, the other |a_j^ - a_k^|^2 / s^2
   Simplex etf;
   double gram_scale, frame_scale;  ///< 1/|G|_F, 1/|uncentred G|_F
   double unit, gram_unit;          ///< that of PairInput, and 2 / unit^2
@@ -160,12 +152,14 @@ struct PairTask {
 
 /// Rows first_row .. of A times rows first_col .. of A, first_col >= first_row: [height x width], the sum of `pieces`
 /// arrays, each `pitch` from row to row (a multiple of 4) and `apart` from the one before. What lies below the diagonal
-/// of the whole matrix is not read.
+/// of the whole matrix is not read. A warp takes warp_rows rows: a multiple of 8, at most kMostWarpRows.
+inline constexpr Index kMostWarpRows = 32;
 template <class T>
 struct PairTile {
   const T* products;
   Index pitch, pieces, apart;
   Index first_row, height, first_col, width;
+  Index warp_rows;
 };
 
 /// E of the fast tier.
@@ -176,14 +170,17 @@ inline double half_pair_error(Index dim) {
 
 /// Blocks that a tile takes, at most as many as a larger one.
 template <class T>
-Index pair_blocks(Index height, Index width);
+Index pair_blocks(Index height, Index width, Index warp_rows);
 /// Patches of the fast tier in a tile, each with a byte in `left` and `only`.
-inline Index pair_patches(Index height, Index width) { return pair_blocks<float>(height, width); }
+inline Index pair_patches(Index height, Index width, Index warp_rows) {
+  return pair_blocks<float>(height, width, warp_rows);
+}
 
-/// rows [count] from the input, and all of nearest [count] (null: none) infinite.
+/// rows [count] from the input, all of nearest [count] (null: none) infinite, totals [blocks x kPairFields] (0 blocks:
+/// none) before anything is added to them: zeros, and infinite minima.
 template <class T>
 void launch_pair_rows(cudaStream_t stream, const PairInput& input, Index count, PairRow<T>* rows,
-                      unsigned long long* nearest);
+                      unsigned long long* nearest, Index blocks, double* totals);
 /// totals [pair_blocks x kPairFields] take the pairs of the tile that lie above the diagonal of the whole matrix; in
 /// double also the residuals, diagonal included. left [pair_patches], or null: becomes 1 for a patch that is left; only
 /// [pair_patches], or null: nothing is done where it is 0.

@@ -29,9 +29,12 @@ cuda::Limits tiny_limits() {
   limits.fold = 2;
   limits.row_tile = 33;
   limits.candidate_tile = 7;
-  limits.pair_tile = 9;
-  limits.half_pair_rows = 11;
+  limits.product_tile = 9;
+  limits.pair_rows = 21;
+  limits.pair_columns = 12;
+  limits.half_pair_rows = 41;
   limits.half_pair_columns = 14;
+  limits.pair_blocks = 1;
   limits.pair_terms = 16;
   return limits;
 }
@@ -1288,6 +1291,40 @@ TEST_P(CudaBackendTest, FastPairSumsOfExactProducts) {
 }
 
 TEST_P(CudaBackendTest, FastPairSumsRepeatTheirBits) { expect_same_pair_bits(*backend_, kSmall ? 33 : 200, 17); }
+
+// Patches of a tile of which all pairs are taken together, in whole strips and not; of some that are close, and of some
+// that only the fast tier takes so (cosines above 1/2).
+TEST_P(CudaBackendTest, PairSumsOfWholePatches) {
+  const Index rows = 301, d = 9;
+  Grid A = Grid::random(rows, d, 37);
+  for (const auto& [j, k, gap] : {std::tuple<Index, Index, double>{270, 1, 0},
+                                  {271, 1, 1e-7},
+                                  {260, 34, 0.1},
+                                  {261, 35, 0.4},
+                                  {150, 2, 0},
+                                  {130, 0, 0.3},
+                                  {289, 77, 1e-3}})
+    for (Index l = 0; l < d; ++l) A.at(j, l) = A.at(k, l) * (1 + gap * static_cast<double>(l % 3));
+  cuda::Limits limits;
+  limits.pair_blocks = 1;
+  for (const auto& [height, width, warp_rows] :
+       {std::tuple<Index, Index, Index>{301, 301, 32}, {96, 256, 16}, {44, 140, 32}, {301, 128, 8}}) {
+    SCOPED_TRACE(testing::Message() << height << " x " << width << ", " << warp_rows << " rows a warp");
+    limits.pair_rows = limits.half_pair_rows = height;
+    limits.pair_columns = limits.half_pair_columns = width;
+    limits.pair_warp_rows = limits.half_pair_warp_rows = warp_rows;
+    limits.pairs_beside = limits.half_pairs_beside = std::string(GetParam()) == "defaults";
+    cuda::CudaBackend backend(backend_->info().device.index, {}, limits);
+    PairQuery query;
+    query.offsets = Grid::random(1, rows, 38).values;
+    expect_pairs(backend, A, query);
+    query.variances.assign(static_cast<std::size_t>(rows), 0.5);
+    expect_pairs(backend, A, query);
+    expect_pairs(backend, A, query, cuda::half_pair_error(d));
+    query.variances.clear();
+    expect_pairs(backend, A, query, cuda::half_pair_error(d));
+  }
+}
 
 TEST_P(CudaBackendTest, ProductSums) {
   for (const auto& [rows, d] : shapes()) {

@@ -448,7 +448,7 @@ void refuse_each_launch(const Verb& verb) {
 TEST_F(StreamOrderTest, AnExceptionLeavesNoWorkBehindOnASecondStream) {
   cuda::Limits limits = small_chunks();
   limits.row_tile = limits.candidate_tile = limits.half_pair_rows = limits.half_pair_columns = 8;
-  limits.pair_tile = 2;
+  limits.pair_rows = limits.pair_columns = limits.product_tile = 2;
   cuda::CudaBackend backend(0, {}, limits);
   const OneBatch batch(backend, 100, 14);
   const Matrix centres = Grid::random(kClasses, kDim, 15).on(backend);
