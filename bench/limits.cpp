@@ -4,7 +4,7 @@
 //   bias       what sums of halves' products lose in one slice, beside double: it grows with the rows of the slice
 //   sums       bytes of a block, runs of a group
 //   decisions  rows and candidates of a tile of scores
-//   pairs      rows and columns of a tile
+//   pairs      products of tiles by themselves; rows and columns of a tile, rows of a warp, one stream or two
 // --seconds: of a setting, 0.2 by default. --small: shapes for a trial where time does not matter.
 #include <algorithm>
 #include <chrono>
@@ -238,44 +238,113 @@ void measure_decisions(const Options& options) {
   }
 }
 
-void measure_pairs(const Options& options) {
+/// The product of a tile of pairs by itself.
+void measure_pair_products(const Options& options) {
   struct Case {
-    Index count, d;
+    Index height, width, d;
     bool fast;
   };
   const std::vector<Case> cases =
-      options.small
-          ? std::vector<Case>{{20, 16, false}, {20, 16, true}}
-          : std::vector<Case>{{1000, 2048, false}, {16384, 1024, false}, {50000, 768, true}, {50000, 2048, true}};
-  for (const auto& [count, d, fast] : cases) {
+      options.small ? std::vector<Case>{{20, 30, 16, false}, {20, 30, 64, true}}
+                    : std::vector<Case>{{1000, 1000, 2048, false}, {512, 1000, 2048, false},  {512, 4096, 2048, false},
+                                        {512, 8192, 2048, false},  {1024, 4096, 2048, false}, {512, 8192, 2048, true},
+                                        {1024, 8192, 2048, true},  {1024, 4096, 768, true},   {1024, 8192, 768, true},
+                                        {2048, 8192, 768, true}};
+  cuda::Queue queue(0, nullptr);
+  for (const auto& [height, width, d, fast] : cases) {
+    const cuda::Buffer<double> rows(queue, (height + width) * d), products(queue, height * width);
+    Noise noise;
+    std::vector<double> block(static_cast<std::size_t>(std::min<Index>(height, 256) * d));
+    std::vector<Half> narrow;
+    for (double& value : block) {
+      value = noise.next();
+      narrow.push_back(cuda::to_half(static_cast<float>(value)));
+    }
+    const cuda::Buffer<Half> halves(queue, (height + width) * d);
+    repeat(queue, block, rows);
+    repeat(queue, narrow, halves);
+    const double seconds = median_seconds(options, [&, height = height, width = width, d = d, fast = fast] {
+      if (fast)
+        cuda::multiply_narrow(queue, Dtype::f16, halves.get(), d, height, halves.get() + height * d, d, width, d,
+                              reinterpret_cast<float*>(products.get()), width);
+      else
+        cuda::gemm(queue, Transpose::no, Transpose::yes, height, width, d, rows.get(), d, rows.get() + height * d, d,
+                   products.get(), width);
+      queue.wait();
+    });
+    line(fast ? "product of halves" : "product", by(height, width) + " x " + std::to_string(d), "and a wait", seconds,
+         2.0 * static_cast<double>(height * width) * static_cast<double>(d) * 1e-12, "TFLOP/s");
+  }
+}
+
+void measure_pairs(const Options& options) {
+  measure_pair_products(options);
+  struct Setting {
+    Index height, width, warp_rows;
+    bool beside = true;
+  };
+  struct Case {
+    Index count, d;
+    bool fast;
+    std::vector<Setting> settings;
+  };
+  const std::vector<Setting> halves{{1024, 8192, 32},        {1024, 8192, 16},       {1024, 8192, 8},
+                                    {512, 8192, 32},         {512, 8192, 16},        {1024, 4096, 16},
+                                    {2048, 4096, 32},        {2048, 8192, 32},       {2048, 8192, 16},
+                                    {1024, 4096, 16, false}, {512, 8192, 16, false}, {1024, 8192, 32, false},
+                                    {1024, 8192, 16, false}, {2048, 8192, 32, false}};
+  const std::vector<Case> cases =
+      options.small ? std::vector<Case>{{20, 16, false, {{8, 12, 8}, {8, 12, 8, false}}}, {20, 16, true, {{8, 12, 8}}}}
+                    : std::vector<Case>{{1000,
+                                         2048,
+                                         false,
+                                         {{1024, 1024, 8},
+                                          {1024, 1024, 16},
+                                          {512, 1024, 8},
+                                          {512, 1024, 8, false},
+                                          {256, 1024, 8},
+                                          {512, 512, 8}}},
+                                        {8142,
+                                         2048,
+                                         false,
+                                         {{512, 4096, 16},
+                                          {512, 4096, 8},
+                                          {512, 4096, 32},
+                                          {512, 8192, 16},
+                                          {512, 2048, 16},
+                                          {256, 8192, 16},
+                                          {1024, 1024, 8},
+                                          {1024, 2048, 16},
+                                          {1024, 4096, 16},
+                                          {2048, 2048, 16},
+                                          {512, 4096, 16, false},
+                                          {512, 8192, 16, false}}},
+                                        {8142, 2048, true, halves},
+                                        {50000, 768, true, halves}};
+  for (const auto& [count, d, fast, settings] : cases) {
     PairQuery query;
     query.gram_norm = query.frame_norm = 1;
     query.fast = fast;
     Noise noise;
     std::vector<double> rows(static_cast<std::size_t>(count * d));
-    for (Index k = 0; k < count; ++k) {
-      double square = 0;
-      for (Index j = 0; j < d; ++j) {
-        double& value = rows[static_cast<std::size_t>(k * d + j)];
-        value = noise.next();
-        square += value * value;
-      }
-      query.norms.push_back(std::sqrt(square));
-      query.variances.push_back(1e-4);
-    }
-    for (const auto& [height, width] :
-         {std::pair<Index, Index>{512, 512}, {1024, 1024}, {2048, 2048}, {1024, 2048}, {1024, 4096}, {2048, 4096}}) {
-      if (!fast && height != width) continue;
+    for (double& value : rows) value = noise.next();
+    cuda::CudaBackend owner(0, {});
+    const Matrix A = owner.from_host(rows, count, d);
+    for (const double squared : owner.row_dots(A, A)) query.norms.push_back(std::sqrt(squared));
+    query.variances.assign(static_cast<std::size_t>(count), 1e-4);
+    for (const Setting& at : settings) {
       Limits limits;
-      limits.pair_rows = height;
-      limits.pair_columns = width;
-      limits.half_pair_rows = height;
-      limits.half_pair_columns = width;
+      limits.pair_rows = limits.half_pair_rows = at.height;
+      limits.pair_columns = limits.half_pair_columns = at.width;
+      limits.pair_warp_rows = limits.half_pair_warp_rows = at.warp_rows;
+      limits.pairs_beside = limits.half_pairs_beside = at.beside;
+      limits.pair_blocks = 1;
       cuda::CudaBackend backend(0, {}, limits);
-      const Matrix A = backend.from_host(rows, count, d);
-      const double seconds = median_seconds(options, [&] { backend.pair_sums(A, query); });
-      line(fast ? "pairs of halves" : "pairs", by(count, d), "tiles of " + by(height, width), seconds,
-           static_cast<double>(count * d) * static_cast<double>(count) * 1e-12, "TFLOP/s as K^2 d");
+      const double seconds = median_seconds(options, [&, &A = A, &query = query] { backend.pair_sums(A, query); });
+      line(fast ? "pairs of halves" : "pairs", by(count, d),
+           "tiles of " + by(at.height, at.width) + ", warps of " + std::to_string(at.warp_rows) + " rows" +
+               (at.beside ? "" : ", one stream"),
+           seconds, static_cast<double>(count * d) * static_cast<double>(count) * 1e-12, "TFLOP/s as K^2 d");
     }
   }
 }

@@ -30,29 +30,52 @@ class Packed {
 };
 
 struct Rectangle {
-  Index number, first_row, height, first_col, width;
+  Index first_row, height, first_col, width;
+  Index number;  ///< in the list
 };
 
-/// Rectangles that cover the upper triangle, or all: strips of rows, each cut from its diagonal, or from column 0, on,
-/// into as few as `width` allows, of about the same width.
-std::vector<Rectangle> cut_into_tiles(Index count, Index height, Index width, bool upper) {
-  constexpr Index kMultiple = 128;
+/// Rectangles of height x width, or less, that cover a square.
+std::vector<Rectangle> cut_square(Index count, Index height, Index width) {
   std::vector<Rectangle> tiles;
-  for (Index i = 0; i < count; i += height) {
-    const Index begin = upper ? i : 0, pieces = (count - begin + width - 1) / width;
-    const Index even = ((count - begin + pieces - 1) / pieces + kMultiple - 1) / kMultiple * kMultiple;
-    const Index step = std::min(width, even);
-    for (Index j = begin; j < count; j += step)
-      tiles.push_back({static_cast<Index>(tiles.size()), i, std::min(height, count - i), j, std::min(step, count - j)});
+  for (Index i = 0; i < count; i += height)
+    for (Index j = 0; j < count; j += width)
+      tiles.push_back(
+          {i, std::min(height, count - i), j, std::min(width, count - j), static_cast<Index>(tiles.size())});
+  return tiles;
+}
+
+/// Rectangles of an area of up to height x width that cover the upper triangle of a square: for memory, and for
+/// products that keep the whole device busy, the area is what counts. Strips of rows, from the diagonal on, are of that
+/// height and cut into pieces of about the same width, or higher where they need not be cut; the last one is a square.
+std::vector<Rectangle> cut_triangle(Index count, Index height, Index width) {
+  constexpr Index kMultiple = 128;
+  const Index area = height * width;
+  std::vector<Rectangle> tiles;
+  for (Index i = 0, rows = 0; i < count; i += rows) {
+    const Index across = count - i;
+    rows = across * across <= area ? across : std::max(height, area / across / kMultiple * kMultiple);
+    rows = std::min(rows, across);
+    const Index pieces = rows > height ? 1 : (across + width - 1) / width, each = (across + pieces - 1) / pieces;
+    const Index step = pieces == 1 ? across : std::min(width, (each + kMultiple - 1) / kMultiple * kMultiple);
+    for (Index j = i; j < count; j += step)
+      tiles.push_back({i, rows, j, std::min(step, count - j), static_cast<Index>(tiles.size())});
   }
   return tiles;
 }
 
-/// Rows of a warp: `most`, or as few as it takes for a tile to give `enough` blocks.
+/// The most that `measure` of height and width says of a tile.
+template <class Measure>
+Index largest(const std::vector<Rectangle>& tiles, const Measure& measure) {
+  Index most = 0;
+  for (const Rectangle& at : tiles) most = std::max(most, measure(at.height, at.width));
+  return most;
+}
+
+/// Rows of a warp: `most`, or as few as it takes for the first tile to give `enough` blocks.
 template <class T>
-Index rows_of_a_warp(Index height, Index width, Index most, Index enough) {
+Index rows_of_a_warp(const Rectangle& tile, Index most, Index enough) {
   constexpr Index kLeast = 8;
-  while (most > kLeast && pair_blocks<T>(height, width, most) < enough) most /= 2;
+  while (most > kLeast && pair_blocks<T>(tile.height, tile.width, most) < enough) most /= 2;
   return most;
 }
 
@@ -61,19 +84,18 @@ Index rows_of_a_warp(Index height, Index width, Index most, Index enough) {
 template <class T>
 class Sweep {
  public:
-  Sweep(Queue& queue, Index height, Index width, Index pieces, Index tiles, bool beside)
+  Sweep(Queue& queue, const std::vector<Rectangle>& tiles, Index pieces, bool beside)
       : queue_(queue),
         pieces_(pieces),
-        pitch_((width + kPacket<T> - 1) / kPacket<T> * kPacket<T>),
-        apart_(height * pitch_),
-        two_(beside && tiles > 1) {
+        apart_(largest(tiles, [](Index height, Index width) { return height * pitch(width); })),
+        two_(beside && tiles.size() > 1) {
     products_[0] = Buffer<T>(queue, pieces * apart_);
     if (two_) products_[1] = Buffer<T>(queue, pieces * apart_);
   }
-  Index pitch() const { return pitch_; }
+  static Index pitch(Index width) { return (width + kPacket<T> - 1) / kPacket<T> * kPacket<T>; }
   Index apart() const { return apart_; }
   PairTile<T> tile(const Rectangle& at, const T* products, Index warp_rows) const {
-    return {products, pitch_, pieces_, apart_, at.first_row, at.height, at.first_col, at.width, warp_rows};
+    return {products, pitch(at.width), pieces_, apart_, at.first_row, at.height, at.first_col, at.width, warp_rows};
   }
 
   /// make(tile, products) queues on the queue's stream, reduce(stream, tile, products) on what it is given. prepare()
@@ -112,7 +134,7 @@ class Sweep {
   };
 
   Queue& queue_;
-  Index pieces_, pitch_, apart_;
+  Index pieces_, apart_;
   bool two_;
   Buffer<T> products_[2];
   std::optional<Beside> beside_;
@@ -156,17 +178,15 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
   const DeviceGuard on(queue_->device());
   const Index count = A.rows, d = A.cols;
   const bool distances = !query.variances.empty();
-  const Index height = std::min(query.fast ? limits_.half_pair_rows : limits_.pair_rows, count);
-  const Index width = std::min(query.fast ? limits_.half_pair_columns : limits_.pair_columns, count);
+  auto tiles = query.fast ? cut_triangle(count, limits_.half_pair_rows, limits_.half_pair_columns)
+                          : cut_triangle(count, limits_.pair_rows, limits_.pair_columns);
   const Index warp_rows = query.fast
-                              ? rows_of_a_warp<float>(height, width, limits_.half_pair_warp_rows, limits_.pair_blocks)
-                              : rows_of_a_warp<double>(height, width, limits_.pair_warp_rows, limits_.pair_blocks);
-  auto tiles = cut_into_tiles(count, height, width, true);
+                              ? rows_of_a_warp<float>(tiles.front(), limits_.half_pair_warp_rows, limits_.pair_blocks)
+                              : rows_of_a_warp<double>(tiles.front(), limits_.pair_warp_rows, limits_.pair_blocks);
 
   Packed packed;
   const Index norms_at = packed.add(query.norms), variances_at = packed.add(query.variances),
-              offsets_at = packed.add(query.offsets),
-              ones_at = packed.add(std::vector<double>(query.fast ? query.norms.size() : 0, 1.0));
+              offsets_at = packed.add(query.offsets);
   const Buffer<double> input(*queue_, packed.size());
   const auto input_in_units = [&](const double* scales, double unit, double variance_unit) {
     return PairInput{.norms = input.get() + norms_at,
@@ -182,7 +202,8 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
   const Index nearest_at = kPairFields, sum_at = nearest_at + (distances ? count : 0);
   const Buffer<double> result(*queue_, sum_at + (query.fast ? d : 0));
   const auto nearest = distances ? reinterpret_cast<unsigned long long*>(result.get() + nearest_at) : nullptr;
-  const Index blocks = pair_blocks<double>(height, width, warp_rows);
+  const Index blocks =
+      largest(tiles, [&](Index height, Index width) { return pair_blocks<double>(height, width, warp_rows); });
   const Buffer<double> totals(*queue_, blocks * kPairFields);
   const Buffer<PairRow<double>> exact_rows(*queue_, count);
   const double unit = unit_of(query.norms);
@@ -193,7 +214,7 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
         tiles,
         [&](const Rectangle& at, double* products) {
           gemm(*queue_, Transpose::no, Transpose::yes, at.height, at.width, d, A.data() + at.first_row * d, d,
-               A.data() + at.first_col * d, d, products, sweep.pitch());
+               A.data() + at.first_col * d, d, products, sweep.pitch(at.width));
         },
         prepare,
         [&](cudaStream_t stream, const Rectangle& at, const double* products) {
@@ -201,22 +222,25 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
                               only ? only + at.number * patches : nullptr, nullptr, totals.get());
         });
   };
+  const auto fold = [&] { launch_fold(queue_->stream(), totals.get(), blocks, kPairFields, kPairSums, result.get()); };
+  std::vector<double> total;
   PairSums sums;
 
   if (query.fast) {
     require_exact_halves(*queue_, "use the exact precision");
     sums.cosine_error = half_pair_error(d);
     const Index padded = padded_columns(d), terms = limits_.pair_terms;
-    const Index patches = pair_patches(height, width, warp_rows), tile_count = static_cast<Index>(tiles.size());
+    const Index patches =
+        largest(tiles, [&](Index height, Index width) { return pair_patches(height, width, warp_rows); });
     const Buffer<Half> rows(*queue_, count * padded);
     const Buffer<double> scales(*queue_, count), own_norms(*queue_, count), lost(*queue_, count);
     const Buffer<double> chunk_sums(*queue_, row_chunks(count) * d);
     const Buffer<PairRow<float>> pair_rows(*queue_, count);
-    const Buffer<unsigned char> left(*queue_, tile_count * patches);
+    const Buffer<unsigned char> left(*queue_, static_cast<Index>(tiles.size()) * patches);
     const PairInput narrow_input = input_in_units(scales.get(), unit, unit_of(query.variances));
     const auto task =
         make_task<float>(A, query, narrow_input, pair_rows.get(), kPairMargin * sums.cosine_error, nearest);
-    Sweep<float> sweep(*queue_, height, width, (padded + terms - 1) / terms, tile_count, limits_.half_pairs_beside);
+    Sweep<float> sweep(*queue_, tiles, (padded + terms - 1) / terms, limits_.half_pairs_beside);
     launch_narrow_rows(queue_->stream(), {A.data(), Dtype::f64, count, d, d}, nullptr, padded, Dtype::f16, rows.get(),
                        scales.get(), own_norms.get(), lost.get());
     sweep.run(
@@ -225,13 +249,13 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
           for (Index first = 0; first < padded; first += terms, products += sweep.apart())
             multiply_narrow(*queue_, Dtype::f16, rows.get() + at.first_row * padded + first, padded, at.height,
                             rows.get() + at.first_col * padded + first, padded, at.width,
-                            std::min(terms, padded - first), products, sweep.pitch());
+                            std::min(terms, padded - first), products, sweep.pitch(at.width));
         },
         [&] {
           packed.upload(*queue_, input);
           check(cudaMemsetAsync(left.get(), 0, static_cast<std::size_t>(left.bytes()), queue_->stream()));
           launch_pair_rows(queue_->stream(), narrow_input, count, pair_rows.get(), nearest, blocks, totals.get());
-          launch_weighted_row_sum(queue_->stream(), A.data(), input.get() + ones_at, count, d, chunk_sums.get(),
+          launch_weighted_row_sum(queue_->stream(), A.data(), nullptr, count, d, chunk_sums.get(),
                                   result.get() + sum_at);
         },
         [&](cudaStream_t stream, const Rectangle& at, const float* products) {
@@ -239,27 +263,30 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
                               left.get() + at.number * patches, totals.get());
         });
 
-    const auto dense = left.to_host();
-    std::erase_if(tiles, [&](const Rectangle& at) {
-      const auto first = dense.begin() + at.number * patches;
+    fold();
+    auto dense = left.fetch();
+    total = result.to_host();
+    std::erase_if(tiles, [&, flags = dense.take()](const Rectangle& at) {
+      const auto first = flags.begin() + at.number * patches;
       return std::find(first, first + patches, 1) == first + patches;
     });
     if (!tiles.empty()) {
-      Sweep<double> again(*queue_, height, width, 1, static_cast<Index>(tiles.size()), limits_.pairs_beside);
+      Sweep<double> again(*queue_, tiles, 1, limits_.pairs_beside);
       sweep_exact(again, left.get(), patches, [&] {
         launch_pair_rows(queue_->stream(), exact_input, count, exact_rows.get(), nullptr, 0, nullptr);
       });
+      fold();
+      total = result.to_host();
     }
   } else {
-    Sweep<double> sweep(*queue_, height, width, 1, static_cast<Index>(tiles.size()), limits_.pairs_beside);
+    Sweep<double> sweep(*queue_, tiles, 1, limits_.pairs_beside);
     sweep_exact(sweep, nullptr, 0, [&] {
       packed.upload(*queue_, input);
       launch_pair_rows(queue_->stream(), exact_input, count, exact_rows.get(), nearest, blocks, totals.get());
     });
+    fold();
+    total = result.to_host();
   }
-  launch_fold(queue_->stream(), totals.get(), blocks, kPairFields, kPairSums, result.get());
-
-  const auto total = result.to_host();
   sums.etf_residual = total[kEtfResidual];
   sums.frame_residual = total[kFrameResidual];
   sums.angles = static_cast<Index>(total[kAngles]);
@@ -291,25 +318,25 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
 ProductSums CudaBackend::product_sums(const Matrix& A, const Matrix& B, const ProductQuery& query) {
   const DeviceGuard on(queue_->device());
   const Index count = A.rows, d = A.cols, side = std::min(limits_.product_tile, count), blocks = product_blocks(side);
-  const auto tiles = cut_into_tiles(count, side, side, false);
+  const auto tiles = cut_square(count, side, side);
   const Buffer<double> offsets(*queue_, static_cast<Index>(query.row_offsets.size()));
   const Buffer<double> totals(*queue_, blocks * kProductFields), total(*queue_, kProductFields);
-  Sweep<double> sweep(*queue_, side, side, 1, static_cast<Index>(tiles.size()), limits_.pairs_beside);
+  Sweep<double> sweep(*queue_, tiles, 1, limits_.pairs_beside);
   const ProductTask task{query.row_offsets.empty() ? nullptr : offsets.get(), 1 / query.product_norm,
                          query.frame_norm > 0 ? 1 / query.frame_norm : 0.0, simplex(count)};
   sweep.run(
       tiles,
       [&](const Rectangle& at, double* products) {
         gemm(*queue_, Transpose::no, Transpose::yes, at.height, at.width, d, A.data() + at.first_row * d, d,
-             B.data() + at.first_col * d, d, products, sweep.pitch());
+             B.data() + at.first_col * d, d, products, sweep.pitch(at.width));
       },
       [&] {
         queue_->upload(offsets.get(), query.row_offsets.data(), offsets.bytes());
         launch_start_totals(queue_->stream(), blocks, kProductFields, kProductFields, totals.get());
       },
       [&](cudaStream_t stream, const Rectangle& at, const double* products) {
-        launch_reduce_product(stream, task, products, sweep.pitch(), at.first_row, at.height, at.first_col, at.width,
-                              totals.get());
+        launch_reduce_product(stream, task, products, sweep.pitch(at.width), at.first_row, at.height, at.first_col,
+                              at.width, totals.get());
       });
   launch_fold(queue_->stream(), totals.get(), blocks, kProductFields, kProductFields, total.get());
   const auto sums = total.to_host();

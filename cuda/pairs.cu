@@ -281,6 +281,15 @@ __global__ void __launch_bounds__(kBlock, 2)
   const bool distances = task.variances != nullptr;
 
   PairScratch<T>& scratch = *shared_memory<PairScratch<T>>();
+  const T* const from = tile.products + first * tile.pitch + column;
+  // Those of the next rows, on their way while others are taken; where nothing is special.
+  Products<T> next[kAtOnce];
+  const T* next_from = from;
+  const auto fetch = [&] {
+    for (int n = 0; n < kAtOnce; ++n) next[n] = *reinterpret_cast<const Products<T>*>(next_from + n * tile.pitch);
+  };
+  if (end == V && rows >= kAtOnce) fetch();
+
   T inverse[V], other[V], square[V], variance[V], nearest[V];
   bool plain = end == V && ahead >= rows && rows % kAtOnce == 0 && tile.pieces == 1;
   for (int v = 0; v < V; ++v) {
@@ -308,16 +317,6 @@ __global__ void __launch_bounds__(kBlock, 2)
   T parts[kFields<T>] = {};                                          // of the sums of marked rows before
   unsigned near = 0;
   int excluded = 0;
-  const T* const from = tile.products + first * tile.pitch + column;
-  // Those of the next rows, where all is plain; on their way while others are taken.
-  Products<T> next[kAtOnce];
-  const T* next_from = from;
-  const auto fetch = [&] {
-    for (Products<T>& each : next) {
-      each = *reinterpret_cast<const Products<T>*>(next_from);
-      next_from += tile.pitch;
-    }
-  };
   const auto squared_of = [&](const PairRow<T>& row, T product, int v) {
     if constexpr (kExact<T>)
       return row.square + square[v] - task.gram_unit * product;
@@ -354,7 +353,8 @@ __global__ void __launch_bounds__(kBlock, 2)
           }
         }
       }
-    if (i + kAtOnce < rows) fetch();
+    if (i + kAtOnce < rows) next_from += kAtOnce * tile.pitch;
+    fetch();  // the last ones again, which costs less than not to
     if (!ordinary) return false;
     least = lesser(least, closest);
     for (int n = 0; n < kAtOnce; ++n)
@@ -407,7 +407,6 @@ __global__ void __launch_bounds__(kBlock, 2)
   };
 
   __syncwarp();  // scratch.rows
-  if (whole && rows > 0) fetch();
   NCOLLAPSE_ROLLED
   for (int i = 0; i < rows; i += kAtOnce) {
     const int stop = min(rows, i + kAtOnce);

@@ -10,7 +10,7 @@
 namespace ncollapse::cuda {
 namespace {
 
-constexpr Index kOutgoingBytes = Index{1} << 20, kIncomingBytes = Index{1} << 18;
+constexpr Index kOutgoingBytes = Index{2} << 20, kIncomingBytes = Index{1} << 20;
 constexpr Index kBlasWorkspaceBytes = Index{32} << 20;  // what cuBLAS asks for on Hopper; enough elsewhere
 
 Owned<cudaMemPool_t, cudaMemPoolDestroy> make_pool(int device) {

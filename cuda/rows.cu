@@ -67,7 +67,7 @@ __global__ void weighted_chunk_sums(const double* A, const double* w, Index rows
   const Index col = thread_id(), last = min((blockIdx.y + Index{1}) * chunk, rows);
   if (col >= cols) return;
   double sum = 0;
-  for (Index k = blockIdx.y * chunk; k < last; ++k) sum += w[k] * A[k * cols + col];
+  for (Index k = blockIdx.y * chunk; k < last; ++k) sum += (w ? w[k] : 1) * A[k * cols + col];
   partial[blockIdx.y * cols + col] = sum;
 }
 

@@ -29,7 +29,7 @@ void launch_centre_rows(cudaStream_t stream, double* A, const double* centre, In
 void launch_row_dots(cudaStream_t stream, const double* A, const double* B, Index rows, Index cols, double* out);
 /// out [3 x rows]: |A_k|^2, |B_k|^2, <A_k, B_k>.
 void launch_row_products(cudaStream_t stream, const double* A, const double* B, Index rows, Index cols, double* out);
-/// out [cols] = sum_k w_k A_k; partial [row_chunks(rows) x cols].
+/// out [cols] = sum_k w_k A_k (w null: all 1); partial [row_chunks(rows) x cols].
 void launch_weighted_row_sum(cudaStream_t stream, const double* A, const double* w, Index rows, Index cols,
                              double* partial, double* out);
 /// partial [inner_parts(size)]; their sum in order is sum_i A_i B_i.
