@@ -288,7 +288,8 @@ void measure_pairs(const Options& options) {
     bool fast;
     std::vector<Setting> settings;
   };
-  const std::vector<Setting> halves{{1024, 8192, 32},        {1024, 8192, 16},       {1024, 8192, 8},
+  const std::vector<Setting> halves{{1024, 4096, 8},         {1408, 3072, 16},       {1408, 6144, 32},
+                                    {1024, 8192, 32},        {1024, 8192, 16},       {1024, 8192, 8},
                                     {512, 8192, 32},         {512, 8192, 16},        {1024, 4096, 16},
                                     {2048, 4096, 32},        {2048, 8192, 32},       {2048, 8192, 16},
                                     {1024, 4096, 16, false}, {512, 8192, 16, false}, {1024, 8192, 32, false},

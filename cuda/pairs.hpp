@@ -1,10 +1,11 @@
-// Reduction of tiles of a Gram or product matrix. A tile comes from cuBLAS, lives in a buffer that fits the L2 cache,
-// and is reduced while the next one is made; no K x K array exists. A block takes a patch of the tile and adds to
-// totals of its own, from tile to tile; `fold` adds up the blocks' totals in order. Counts are carried as doubles
-// (exact to 2^53).
+// Reduction of tiles of a Gram or product matrix. A tile comes from cuBLAS, lives in a buffer of which the L2 cache
+// keeps much, and is reduced while the next one is made; no K x K array exists. A block takes a patch of the tile and
+// adds to totals of its own, from tile to tile; `fold` adds up the blocks' totals in order. Counts are carried as
+// doubles (exact to 2^53).
 //
-// Of a pair this takes w = |a_j^ - a_k^|^2 - s^2 = -2 e, with s^2 = 2R/(R-1) that of the simplex: near collapse nothing
-// is lost to a difference of numbers of size 1. min |a_j^ - a_k^|^2 = 2 - 2 max cos, so one of them is enough.
+// Of a pair this takes w = |a_j^ - a_k^|^2 / s^2 - 1 = -2 e / s^2, with s^2 = 2R/(R-1) the squared distance of unit
+// vectors of the simplex: near collapse nothing is lost to a difference of numbers of size 1. min |a_j^ - a_k^|^2 = 2 -
+// 2 max cos, so one of them is enough.
 //
 // Close pairs. |a_j - a_k|^2 = |a_j|^2 + |a_k|^2 - 2 a_j.a_k loses digits: relative error about E (|a_j|^2 + |a_k|^2)
 // / |a_j - a_k|^2, with E the error of a product relative to |a_j||a_k|. With c >= 0 the cosine it is at least
@@ -17,7 +18,8 @@
 // weight beside squared norms of kShortest.
 //
 // exact. Products in double, close = 1e-4: at most 1e-12 is lost above it. Roots, logarithms and quotients start from
-// rough ones of single precision, which refining makes right to a few 2^-53.
+// rough ones of single precision, which refining makes right to a few 2^-53. Where no cosine is above 1/2, one quotient
+// gives the root and the logarithm.
 //
 // fast. Products of halves (decide.hpp: row k is 2^f_k z_k with |z_k| in [64, 128)), of at most Limits::pair_terms
 // columns each, whose sums are added in double. From there on single precision does. u = 2^-24. E, relative to
@@ -26,17 +28,19 @@
 // the second rounding (2^-23), and 6 u for what follows; sqrt(d) 2^-30 for elements below 2^-14, which keep no more
 // than 2^-25 absolutely, of norms of 64. No more than kFastError up to d = 2^18. close = 64 E, so that a squared
 // distance above it is good to 1/64. What follows:
-//   cosine         4 u for two inverse norms and two products; another u, and a rounded 1/(R-1), for w or 2 - 2 cos.
+//   cosine         3 u for two inverse norms and a product; another u, and a rounded 1/R, for w and 1 + w.
 //   squared        |a_j - a_k|^2: 4 u of the squared norms for these, their sum and the difference; a_j.a_k takes
 //                  powers of two alone. Numbers below 2^-126 count as 0: 2^-46 of kShortest = 2^-80.
-//   |a_j^ - a_k^|  a root of 2^-22, then one step of Newton's for f^2 + 2 s f = w, the distance's excess over s: f is
-//                  exact to 5 u (|f| + 2^-21), as far as w is; near the simplex rounding s changes it by less still.
+//   |a_j^ - a_k^|  over s: a root of 1 + w to 2^-22, then one step for f^2 + 2 f = w, what it is above 1, along the
+//   slope
+//                  at f = 0: that leaves 6 u |f|, and rounding some more: f is exact to 9 u (|f| + 2^-21), as far as w.
 //   logarithm      |g| off by 2^-22 (1 + |g|), g that of a distance over s.
 //   quotient       (v_j + v_k) / |a_j - a_k|^2 to 2^-21; variances in a power of two above the largest one, where
 //                  numbers below 2^-126 count as 0: 2^-20 of the sum for up to 2^18 rows, whose largest variance alone
 //                  makes (R-1)/8 of it in these units.
-//   sums           of 32 pairs of a lane and of 8 lanes in single precision, the rest in double: each off by at most 40
-//                  u of the sum of the terms' sizes, usually by about u.
+//   sums           of 32 pairs of a lane, of 4 of these and of 8 lanes in single precision, the rest in double: each
+//   off
+//                  by at most 44 u of the sum of the terms' sizes, usually by about u.
 //
 // What a warp does to take a pair from its rows takes far longer than a product. A patch of which more than one pair in
 // 32 is close is therefore left for the exact tier (`left`), which then makes those tiles in double, for those patches
@@ -73,8 +77,8 @@ enum PairField {
   kPairFields
 };
 
-/// The unit in which the sums up to kFrameResidual are added up: of w = -2 e and of f in powers of `distance`, of
-/// log(|a_j^ - a_k^|^2 / s^2) / log_unit, of quotients (v_j + v_k) / |a_j - a_k|^2 in some unit.
+/// The unit in which the sums up to kFrameResidual are added up: of w and f = |a_j^ - a_k^| / s - 1, with `distance` s,
+/// of log(|a_j^ - a_k^|^2 / s^2) / log_unit, of quotients (v_j + v_k) / |a_j - a_k|^2 in some unit.
 inline constexpr int kPairUnits = kFrameResidual + 1;
 __host__ __device__ constexpr double pair_unit(int field, double distance, double log_unit, double cdnv_unit) {
   const double square = distance * distance;
@@ -143,7 +147,7 @@ struct PairTask {
   unsigned long long* nearest;  ///< [R] bits of the smallest squared distance so far; null where variances are
   Index dim;                    ///< d
   T close;                      ///< of |a_j^ - a_k^|^2 / s^2
-  T below, above;  ///< 1/R and 1 - 1/R: of -2 cos / s^2 the first makes w / s^2, the other |a_j^ - a_k^|^2 / s^2
+  T below, above;               ///< 1/R, 1 - 1/R: w = -2 cos / s^2 - below, 1 + w = -2 cos / s^2 + above
   Simplex etf;
   double gram_scale, frame_scale;  ///< 1/|G|_F, 1/|uncentred G|_F
   double unit, gram_unit;          ///< that of PairInput, and 2 / unit^2

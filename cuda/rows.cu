@@ -66,8 +66,15 @@ __global__ void weighted_chunk_sums(const double* A, const double* w, Index rows
                                     double* partial) {
   const Index col = thread_id(), last = min((blockIdx.y + Index{1}) * chunk, rows);
   if (col >= cols) return;
+  constexpr int kAhead = 16;  // rows on their way at the same time
   double sum = 0;
-  for (Index k = blockIdx.y * chunk; k < last; ++k) sum += (w ? w[k] : 1) * A[k * cols + col];
+  Index k = blockIdx.y * chunk;
+  for (; k + kAhead <= last; k += kAhead) {
+    double value[kAhead];
+    for (int i = 0; i < kAhead; ++i) value[i] = A[(k + i) * cols + col];
+    for (int i = 0; i < kAhead; ++i) sum += (w ? w[k + i] : 1) * value[i];
+  }
+  for (; k < last; ++k) sum += (w ? w[k] : 1) * A[k * cols + col];
   partial[blockIdx.y * cols + col] = sum;
 }
 
