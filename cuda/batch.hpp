@@ -24,7 +24,7 @@ struct Limits {
   Index slice_rows = 4096;                                ///< of a product whose partial results are added up by us
   Index row_tile = 2048, candidate_tile = 2048;           ///< scores of decisions: two of 16 MB
   Index pair_rows = 512, pair_columns = 4096;             ///< of a tile of a Gram matrix: two of 16 MB
-  Index half_pair_rows = 1024, half_pair_columns = 4096;  ///< of a tile of halves: two of 16 MB a product
+  Index half_pair_rows = 1024, half_pair_columns = 8192;  ///< of a tile of halves: two of 32 MB a product
   Index pair_warp_rows = 16, half_pair_warp_rows = 32;    ///< that a warp reduces, at most; 8, 16 or 32
   Index pair_blocks = 256;                                ///< as few rows as it takes for so many blocks a tile
   bool pairs_beside = true, half_pairs_beside = true;     ///< products on one stream, reductions on another

@@ -46,14 +46,15 @@ std::vector<Rectangle> cut_square(Index count, Index height, Index width) {
 
 /// Rectangles of an area of up to height x width that cover the upper triangle of a square: for memory, and for
 /// products that keep the whole device busy, the area is what counts. Strips of rows, from the diagonal on, are of that
-/// height and cut into pieces of about the same width, or higher where they need not be cut; the last one is a square.
+/// height and cut into pieces of about the same width, or higher where they need not be cut; the last one is a square,
+/// of up to a quarter more.
 std::vector<Rectangle> cut_triangle(Index count, Index height, Index width) {
   constexpr Index kMultiple = 128;
   const Index area = height * width;
   std::vector<Rectangle> tiles;
   for (Index i = 0, rows = 0; i < count; i += rows) {
     const Index across = count - i;
-    rows = across * across <= area ? across : std::max(height, area / across / kMultiple * kMultiple);
+    rows = 4 * across * across <= 5 * area ? across : std::max(height, area / across / kMultiple * kMultiple);
     rows = std::min(rows, across);
     const Index pieces = rows > height ? 1 : (across + width - 1) / width, each = (across + pieces - 1) / pieces;
     const Index step = pieces == 1 ? across : std::min(width, (each + kMultiple - 1) / kMultiple * kMultiple);
