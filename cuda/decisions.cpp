@@ -387,8 +387,7 @@ void CudaBackend::Prepared::place_balls(const std::vector<double>& of_centres) {
   queue->upload(balls.get(), of_class.data(), balls.bytes());
 }
 
-/// Looks for faults in a block, takes the norms of raw rows, decides what is near its mean, and returns how many rows
-/// are left, in space->far. Waits.
+/// Looks for faults in a block, decides what is near its mean, and returns how many rows are left, in space->far. Waits.
 Index CudaBackend::Prepared::find_far(const FeatureBlock& features, const Verdicts (&verdicts)[2]) {
   const CandidateSet& set = sets[kCentres];
   const NearRows near{space->labels.get(),
@@ -402,7 +401,7 @@ Index CudaBackend::Prepared::find_far(const FeatureBlock& features, const Verdic
                       sets[kWeights].count > 0 ? verdicts[kWeights].decisions : nullptr,
                       space->far.get(),
                       &status.get()->far};
-  launch_check_rows(queue->stream(), features, space->norms.get(), record(), &near);
+  launch_find_near_rows(queue->stream(), features, near, record());
   unsigned long long far = 0;
   queue->download(&far, near.count, sizeof far);
   return static_cast<Index>(far);
@@ -423,8 +422,7 @@ void CudaBackend::Prepared::score(const FeatureBlock& features, const RowRange& 
     copied.round(stream, x, origin.get(), Dtype::f16, 0, {least_exponent, 1000}, record(), list, range.count);
     z = {Dtype::f16, copied.rows.get(), copied.padded, copied.scales.get(), copied.norms.get(), copied.lost.get()};
   } else if (list) {
-    launch_gather_rows(stream, x, list, range.count, space->norms.get(), copied.padded, copied.rows.get(),
-                       copied.norms.get());
+    launch_gather_rows(stream, x, list, range.count, copied.padded, copied.rows.get(), copied.norms.get());
     z = {x.dtype, copied.rows.get(), copied.padded, nullptr, copied.norms.get(), nullptr};
   } else {
     z = {x.dtype, x.data, x.stride, nullptr, space->norms.get() + range.first, nullptr};
@@ -475,9 +473,8 @@ void CudaBackend::Prepared::decide(const DecisionState& state, const FeatureBloc
       list = space->far.get();
     else
       rows = features.rows;
-  } else if (columns == 0 || way->raw) {
-    launch_check_rows(stream, features, space->norms.get(), record());
   }
+  if (columns == 0 || (way->raw && !list)) launch_check_rows(stream, features, space->norms.get(), record());
   for (Index first = 0; columns > 0 && first < rows;) {
     const Index tile = way->raw && !list ? space->raw_tile : space->shifted_tile, count = std::min(tile, rows - first);
     score(features, {first, count, list}, verdicts);

@@ -25,6 +25,46 @@ __device__ double lanes_sum(double value, int lanes) {
 template <class T>
 using Shifted = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
+template <class T>
+struct alignas(kPacket<T> * 2) NarrowPacket {
+  std::uint16_t bits[kPacket<T>];
+};
+
+/// 16-bit numbers by twos, as they are loaded: a number by itself would take a register of its own, and instructions.
+template <int kWords>
+struct alignas(4 * kWords) Words {
+  std::uint32_t word[kWords];
+};
+/// A packet, and as many 16-bit numbers.
+template <class T>
+using Loaded = std::conditional_t<sizeof(T) == 2, Words<4>, Packet<T>>;
+template <class T>
+using LoadedNarrow = Words<kPacket<T> / 2>;
+
+template <class N, int kWords, class S>
+__device__ void widen(const Words<kWords>& words, S (&z)[2 * kWords]) {
+  for (int w = 0; w < kWords; ++w) {
+    const std::uint32_t word = words.word[w];
+    if constexpr (std::is_same_v<N, Bfloat16>) {
+      z[2 * w] = static_cast<S>(float_of_bits(word << 16));
+      z[2 * w + 1] = static_cast<S>(float_of_bits(word & 0xffff0000u));
+    } else {
+      z[2 * w] = static_cast<S>(to_float(N{static_cast<std::uint16_t>(word)}));
+      z[2 * w + 1] = static_cast<S>(to_float(N{static_cast<std::uint16_t>(word >> 16)}));
+    }
+  }
+}
+template <class T>
+__device__ void widen(const Packet<T>& packet, Shifted<T> (&z)[kPacket<T>]) {
+  if constexpr (sizeof(T) == 2) {
+    Words<4> words;
+    memcpy(&words, &packet, sizeof packet);
+    widen<T>(words, z);
+  } else {
+    for (int v = 0; v < kPacket<T>; ++v) z[v] = packet.value[v];
+  }
+}
+
 /// The packet of a row from column col on, less the origin (null: 0). Beyond the row both are 0.
 template <class T>
 __device__ void shift(const Packet<T>& packet, const float* origin, Index col, Index padded,
@@ -34,104 +74,162 @@ __device__ void shift(const Packet<T>& packet, const float* origin, Index col, I
   if (origin && col < padded)
     for (int part = 0; part < V / 4; ++part)
       away[part] = *reinterpret_cast<const Packet<float>*>(origin + col + 4 * part);
-  for (int v = 0; v < V; ++v) {
-    const float o = away[v / 4].value[v % 4];
-    if constexpr (std::is_same_v<T, double>)
-      z[v] = packet.value[v] - static_cast<double>(o);
-    else
-      z[v] = to_float(packet.value[v]) - o;
-  }
+  widen(packet, z);
+  for (int v = 0; v < V; ++v) z[v] -= static_cast<Shifted<T>>(away[v / 4].value[v % 4]);
 }
 
+/// Whether packets of a row from column `first` on, `step` apart, hold NaN or infinite values; asked where its norm or
+/// distance is not finite, which they are for large values, too.
 template <class T>
-struct alignas(kPacket<T> * 2) NarrowPacket {
-  std::uint16_t bits[kPacket<T>];
-};
+__device__ bool lane_has_fault(const Rows<T>& x, const T* row, Index first, Index step) {
+  bool found = false;
+  NCOLLAPSE_ROLLED
+  for (Index col = first; col < x.cols; col += step) {
+    const Packet<T> packet = x.read(row, col);
+    for (int v = 0; v < kPacket<T>; ++v) found = found || !(fabs(to_double(packet.value[v])) <= DBL_MAX);
+  }
+  return found;
+}
+template <class T>
+__device__ bool has_fault(const Rows<T>& x, const T* row) {
+  constexpr Index V = kPacket<T>;
+  return __ballot_sync(kAllLanes, lane_has_fault(x, row, lane_id() * V, kWarp * V)) != 0;
+}
 
-/// 2^log2 lanes share a row. Single precision holds the squares of halves and of eight of them, those of bf16 numbers
-/// below 2^-63 in part. N: of the means that rows may be near to; void: none.
-template <class T, class N>
-__global__ void check_rows(Rows<T> x, int log2, double* norms, BatchRecord* record, const NearRows near) {
+/// The sum of squares of a 16-bit row's packet. Single precision holds the squares of halves and of eight of them, those
+/// of bf16 numbers below 2^-63 in part.
+template <class T>
+__device__ double square_of(const Packet<T>& packet) {
+  float values[kPacket<T>], sum = 0;
+  widen(packet, values);
+  for (const float value : values) sum += value * value;
+  return static_cast<double>(sum);
+}
+/// The norm from the sum of all squares.
+template <class T>
+__device__ double norm_of(double square, Index cols) {
+  const double lost = std::is_same_v<T, Bfloat16> ? sqrt(static_cast<double>(cols)) * 0x1p-74 : 0;
+  return sqrt(square) * (1 + 0x1p-21) + lost;
+}
+
+/// 2^log2 lanes share a row.
+template <class T>
+__global__ void check_rows(Rows<T> x, int log2, double* norms, BatchRecord* record) {
   constexpr int V = kPacket<T>;
-  constexpr bool kNear = !std::is_void_v<N>;
   using S = Shifted<T>;
   const int lanes = 1 << log2, lane = lane_id() & (lanes - 1);
   const Index step = lanes * V, per_warp = kWarp >> log2;
-  const double lost = std::is_same_v<T, Bfloat16> ? sqrt(static_cast<double>(x.cols)) * 0x1p-74 : 0;
   S check = 0;  // 0 times everything
   for (Index base = warp_id() * per_warp; base < x.rows; base += warp_count() * per_warp) {
     const Index i = base + (lane_id() >> log2);
     const T* row = x.row(min(i, x.rows - 1));
-    double square = 0, distance = 0;
-    Ball ball;
-    std::uint32_t label = 0;
-    const std::uint16_t* mean = nullptr;
-    if constexpr (kNear) {
-      label = near.labels[min(i, x.rows - 1)];
-      ball = near.balls[label];
-      mean = near.means + ball.candidate * near.padded;
-    }
+    double square = 0;
     for (Index first = i < x.rows ? lane * V : x.cols; first < x.cols; first += kInFlight * step) {
       Packet<T> packet[kInFlight];
       NCOLLAPSE_UNROLLED
       for (int u = 0; u < kInFlight; ++u) packet[u] = x.read(row, first + u * step);
       NCOLLAPSE_UNROLLED
       for (int u = 0; u < kInFlight; ++u) {
-        if constexpr (kNear) {
-          const Index col = first + u * step;
-          NarrowPacket<T> theirs{};
-          if (col < near.padded) theirs = *reinterpret_cast<const NarrowPacket<T>*>(mean + col);
-          S z[V], part = 0;
-          shift(packet[u], near.origin, col, near.padded, z);
-          for (int v = 0; v < V; ++v) {
-            const S gap = z[v] - static_cast<S>(near.unit) * static_cast<S>(to_float(N{theirs.bits[v]}));
-            part += gap * gap;
-          }
-          distance += static_cast<double>(part);
-        }
-        S part = 0;
-        for (int v = 0; v < V; ++v) {
-          S value;
-          if constexpr (std::is_same_v<S, double>)
-            value = packet[u].value[v];
-          else
-            value = to_float(packet[u].value[v]);
-          check += value * 0;
-          if (sizeof(T) == 2) part += value * value;
-        }
-        if (sizeof(T) == 2) square += static_cast<double>(part);
-      }
-    }
-    const bool answers = lane == 0 && i < x.rows;
-    if constexpr (kNear) {
-      distance = lanes_sum(distance, lanes);
-      const bool is_near = distance < ball.square;  // not NaN
-      const unsigned others = __ballot_sync(kAllLanes, answers && !is_near);
-      const Count at = append(others, near.count);
-      if (answers && !is_near) near.far[at] = static_cast<std::int32_t>(i);
-      if (answers && is_near) {
-        near.centre[i] = ball.candidate;
-        if (near.classifier) near.classifier[i] = static_cast<std::int32_t>(label);
+        S values[V];
+        widen(packet[u], values);
+        for (const S value : values) check += value * 0;
+        if constexpr (sizeof(T) == 2) square += square_of(packet[u]);
       }
     }
     if (sizeof(T) != 2 || !norms) continue;  // the same for all
     square = lanes_sum(square, lanes);
-    if (answers) norms[i] = sqrt(square) * (1 + 0x1p-21) + lost;
+    if (lane == 0 && i < x.rows) norms[i] = norm_of<T>(square, x.cols);
   }
   if (!record) return;
   const unsigned found = __ballot_sync(kAllLanes, !(check == 0));
   if (found != 0 && lane_id() == 0) atomicAdd(&record->nonfinite, static_cast<Count>(__popc(found)));
 }
 
-/// Whether the row holds NaN or infinite values; asked where its norm is not finite, which it is for large values, too.
-template <class T>
-__device__ bool has_fault(const Rows<T>& x, const T* row) {
-  bool found = false;
-  for (Index col = Index{lane_id()} * kPacket<T>; col < x.cols; col += kWarp * kPacket<T>) {
-    const Packet<T> packet = x.read(row, col);
-    for (int v = 0; v < kPacket<T>; ++v) found = found || !(fabs(to_double(packet.value[v])) <= DBL_MAX);
+/// 2^log2 lanes share a row. What a row is measured from is known from its label by two loads, so those of the next row
+/// are asked for before. N: type of the means. kWhole: every row is whole packets at multiples of 16 bytes, and
+/// takes a warp.
+template <class T, class N, bool kWhole>
+__global__ void __launch_bounds__(kBlock, kWhole && !std::is_same_v<T, double> ? 4 : 2)
+    find_near_rows(Rows<T> x, int log2, BatchRecord* record, const NearRows near) {
+  constexpr int V = kPacket<T>;
+  using S = Shifted<T>;
+  if (kWhole) log2 = 5;
+  const int lanes = 1 << log2, lane = lane_id() & (lanes - 1), row_in_warp = lane_id() >> log2;
+  const Index step = lanes * V, per_warp = kWarp >> log2, stride = warp_count() * per_warp;
+  const S unit = static_cast<S>(near.unit);
+  const auto label_of = [&](Index i) { return near.labels[min(i, x.rows - 1)]; };
+  const Index first_row = warp_id() * per_warp;
+  if (first_row >= x.rows) return;  // the whole warp
+  std::uint32_t label = label_of(first_row + row_in_warp);
+  Ball ball = near.balls[label];
+  for (Index base = first_row; base < x.rows; base += stride) {
+    const Index i = base + row_in_warp;
+    const std::uint32_t next_label = label_of(i + stride);
+    double distance = 0;
+    {
+      Index col = i < x.rows ? lane * V : x.cols;
+      const T* mine = x.row(min(i, x.rows - 1)) + col;
+      const std::uint16_t* theirs = near.means + ball.candidate * near.padded + col;
+      const float* origin = near.origin + col;
+      NCOLLAPSE_ROLLED
+      for (; col < x.cols; col += kInFlight * step) {
+        Loaded<T> packet[kInFlight]{};
+        LoadedNarrow<T> mean[kInFlight]{};
+        NCOLLAPSE_UNROLLED
+        for (int u = 0; u < kInFlight; ++u) {
+          if (col + u * step >= x.cols) continue;
+          if constexpr (kWhole) {
+            packet[u] = *reinterpret_cast<const Loaded<T>*>(mine + u * step);
+          } else {
+            const Packet<T> read = x.read(mine - col, col + u * step);
+            memcpy(&packet[u], &read, sizeof read);
+          }
+          mean[u] = *reinterpret_cast<const LoadedNarrow<T>*>(theirs + u * step);
+        }
+        S sum = 0;
+        NCOLLAPSE_UNROLLED
+        for (int u = 0; u < kInFlight; ++u) {
+          if (col + u * step >= x.cols) continue;
+          S z[V], means[V];
+          if constexpr (sizeof(T) == 2)
+            widen<T>(packet[u], z);
+          else
+            widen(packet[u], z);
+          widen<N>(mean[u], means);
+          for (int part = 0; part < V; part += 4) {
+            const auto o = *reinterpret_cast<const Packet<float>*>(origin + u * step + part);
+            for (int v = 0; v < 4; ++v) {
+              const S gap = z[part + v] - static_cast<S>(o.value[v]) - unit * means[part + v];
+              sum += gap * gap;
+            }
+          }
+        }
+        distance += static_cast<double>(sum);
+        mine += kInFlight * step;
+        theirs += kInFlight * step;
+        origin += kInFlight * step;
+      }
+    }
+    const Ball next_ball = near.balls[next_label];
+    distance = lanes_sum(distance, lanes);
+    const bool answers = lane == 0 && i < x.rows, is_near = distance < ball.square;  // not NaN
+    const unsigned others = __ballot_sync(kAllLanes, answers && !is_near);
+    if (answers && is_near) {
+      near.centre[i] = ball.candidate;
+      if (near.classifier) near.classifier[i] = static_cast<std::int32_t>(label);
+    }
+    if (others != 0) {
+      const Count at = append(others, near.count);
+      if (answers && !is_near) near.far[at] = static_cast<std::int32_t>(i);
+      // Where a value is not finite, the distance is not.
+      bool fault = false;
+      if (record && i < x.rows && !(distance < HUGE_VAL)) fault = lane_has_fault(x, x.row(i), Index{lane} * V, step);
+      const unsigned found = __ballot_sync(kAllLanes, fault);
+      if (found != 0 && lane_id() == 0) atomicAdd(&record->nonfinite, static_cast<Count>(__popc(found)));
+    }
+    label = next_label;
+    ball = next_ball;
   }
-  return __ballot_sync(kAllLanes, found) != 0;
 }
 
 /// A warp per row, which is read once for its norm and once more, from the cache, to be rounded.
@@ -202,13 +300,18 @@ __global__ void narrow_rows(Rows<T> x, const float* origin, Index padded, Expone
 
 /// A warp per row.
 template <class T>
-__global__ void gather_rows(Rows<T> x, const std::int32_t* list, Index count, const double* norms_of_all, Index padded,
-                            std::uint16_t* rows, double* norms) {
+__global__ void gather_rows(Rows<T> x, const std::int32_t* list, Index count, Index padded, std::uint16_t* rows,
+                            double* norms) {
   for (Index i = warp_id(); i < count; i += warp_count()) {
     const T* row = x.row(list[i]);
-    for (Index col = Index{lane_id()} * kPacket<T>; col < x.cols; col += kWarp * kPacket<T>)
-      *reinterpret_cast<Packet<T>*>(rows + i * padded + col) = x.read(row, col);
-    if (lane_id() == 0) norms[i] = norms_of_all[list[i]];
+    double square = 0;
+    for (Index col = Index{lane_id()} * kPacket<T>; col < x.cols; col += kWarp * kPacket<T>) {
+      const Packet<T> packet = x.read(row, col);
+      *reinterpret_cast<Packet<T>*>(rows + i * padded + col) = packet;
+      square += square_of(packet);
+    }
+    square = warp_sum(square);
+    if (lane_id() == 0) norms[i] = norm_of<T>(square, x.cols);
   }
 }
 
@@ -240,31 +343,40 @@ void launch_narrow_rows(cudaStream_t stream, const FeatureBlock& x, const float*
   });
 }
 
-void launch_check_rows(cudaStream_t stream, const FeatureBlock& x, double* norms, BatchRecord* record,
-                       const NearRows* near) {
+void launch_check_rows(cudaStream_t stream, const FeatureBlock& x, double* norms, BatchRecord* record) {
   if (x.rows == 0) return;
   with_element(x.dtype, [&]<class T>(T) {
     const int log2 = lanes_log2<T>(x.cols);
-    const auto start = [&](auto kernel) {
-      launch(stream, {blocks_for(x.rows << log2)}, kernel, rows_of<T>(x), log2, norms, record,
-             near ? *near : NearRows{});
-    };
-    if (!near)
-      start(check_rows<T, void>);
-    else if (near->type == Dtype::f16)
-      start(check_rows<T, Half>);
-    else
-      start(check_rows<T, Bfloat16>);
+    launch(stream, {blocks_for(x.rows << log2)}, check_rows<T>, rows_of<T>(x), log2, norms, record);
   });
 }
 
-void launch_gather_rows(cudaStream_t stream, const FeatureBlock& x, const std::int32_t* list, Index count,
-                        const double* norms_of_all, Index padded, std::uint16_t* rows, double* norms) {
+void launch_find_near_rows(cudaStream_t stream, const FeatureBlock& x, const NearRows& near, BatchRecord* record) {
+  if (x.rows == 0) return;
+  constexpr Index kRowsOfWarp = 4, kEnough = 2048;  // one after the other, where there are blocks enough
+  const auto start = [&]<class T>(const Rows<T>& rows, auto kernel) {
+    const int log2 = lanes_log2<T>(x.cols);
+    const Index blocks = blocks_for(x.rows << log2);
+    launch(stream, {std::max(std::min(blocks, kEnough), (blocks + kRowsOfWarp - 1) / kRowsOfWarp)}, kernel, rows, log2,
+           record, near);
+  };
+  with_element(x.dtype, [&]<class T>(T) {
+    const Rows<T> rows = rows_of<T>(x);
+    const bool whole = rows.aligned && x.cols % kPacket<T> == 0, half = near.type == Dtype::f16;
+    if (whole)
+      half ? start(rows, find_near_rows<T, Half, true>) : start(rows, find_near_rows<T, Bfloat16, true>);
+    else
+      half ? start(rows, find_near_rows<T, Half, false>) : start(rows, find_near_rows<T, Bfloat16, false>);
+  });
+}
+
+void launch_gather_rows(cudaStream_t stream, const FeatureBlock& x, const std::int32_t* list, Index count, Index padded,
+                        std::uint16_t* rows, double* norms) {
   const Grid grid{blocks_for(count, kWarps)};
   if (x.dtype == Dtype::f16)
-    launch(stream, grid, gather_rows<Half>, rows_of<Half>(x), list, count, norms_of_all, padded, rows, norms);
+    launch(stream, grid, gather_rows<Half>, rows_of<Half>(x), list, count, padded, rows, norms);
   else
-    launch(stream, grid, gather_rows<Bfloat16>, rows_of<Bfloat16>(x), list, count, norms_of_all, padded, rows, norms);
+    launch(stream, grid, gather_rows<Bfloat16>, rows_of<Bfloat16>(x), list, count, padded, rows, norms);
 }
 
 }  // namespace ncollapse::cuda
