@@ -22,7 +22,9 @@ struct Limits {
   Index centred_bytes = Index{512} << 20;                 ///< Z of a chunk; there are two where a block has several
   Index wide_dim = 1024;                                  ///< above it the exact scatter is one DSYRK a chunk
   Index slice_rows = 4096;                                ///< of a product whose partial results are added up by us
-  Index row_tile = 2048, candidate_tile = 2048;           ///< scores of decisions: two of 16 MB
+  Index row_tile = 2048, candidate_tile = 2048;           ///< scores of decisions: tiles of 16 MB
+  bool narrow_scores = true;                              ///< in 16 bits, twice the rows, where that certifies enough
+  int score_buffers = 2;                                  ///< tiles of scores: 2, one taken while one is made, or 1
   Index pair_rows = 512, pair_columns = 4096;             ///< of a tile of a Gram matrix: two of 16 MB
   Index half_pair_rows = 1024, half_pair_columns = 8192;  ///< of a tile of halves: two of 32 MB a product
   Index pair_warp_rows = 16, half_pair_warp_rows = 32;    ///< that a warp reduces, at most; 8, 16 or 32

@@ -1,6 +1,7 @@
 #include "cuda/decide.hpp"
 
 #include "cuda/device.hpp"
+#include "cuda/words.hpp"
 
 namespace ncollapse::cuda {
 namespace {
@@ -55,30 +56,41 @@ struct RowLimits {
   double margin = 0;     // 2E in units of the row
   bool certain = false;  // whether there is anything to certify
 };
-__device__ RowLimits limits_of(const NarrowRows& z, const Candidates& set, Index i) {
-  const double norm = z.norms[i], down = z.scales ? inverse_of_power(z.scales[i]) : 1;
+__device__ RowLimits limits_of(const NarrowRows& z, const Candidates& set, const ProductForm& form, Index i) {
+  const double norm = z.norms[i], to_row = z.scales ? inverse_of_power(z.scales[i]) : 1, down = to_row * form.scale;
   const double error = set.bound.of(norm, z.lost ? z.lost[i] : 0), scaled = error * set.inverse;
   const double factor = set.factor * down;
   RowLimits limits;
   limits.factor = static_cast<float>(max(factor, 0x1p-126));
-  limits.margin = 2 * (scaled * down + 0x1p-125);
+  limits.margin = 2 * (scaled * down + 0x1p-125 + form.subnormal);
   // Far from where doubles end. Every comparison is false for NaN.
   limits.certain = error < 1e280 && scaled > 1e-280 && scaled < 1e280 && norm < set.bound.largest_norm &&
-                   factor <= 0x1p100 && limits.margin < 0x1p100;
+                   norm * to_row < form.largest_norm && factor <= 0x1p100 && limits.margin < 0x1p100;
   return limits;
 }
 
-static_assert(kScoreSlack == kWarp * 2 * kInFlight * kPacket<float>);
-constexpr int kPackets = 2 * kInFlight;  // of scores that a lane has a look at before the row goes on
-constexpr int kFewLanes = 8;             // between a thread for a row and a warp
+constexpr int kOfLane = 32;   // scores of a row that a lane has a look at before the row goes on
+constexpr int kFewLanes = 8;  // between a thread for a row and a warp
+static_assert(kScoreSlack == kWarp * kOfLane);
 
-/// Block (x, y): rows of part y, kLanes lanes a row. Of kPackets packets of scores a lane keeps the maxima. Where one
-/// of a row is above its threshold, which is seldom, the highest packet of the row is read once more, by all its lanes
-/// alike, for the row's leaders; then the threshold is higher, and so on.
-template <int kLanes>
+/// S: float, or what products are.
+template <class S>
+__device__ void read_products(const Words<4>& words, float (&products)[16 / sizeof(S)]) {
+  if constexpr (std::is_same_v<S, float>) {
+    for (int w = 0; w < 4; ++w) products[w] = float_of_bits(words.word[w]);
+  } else {
+    widen<S>(words, products);
+  }
+}
+
+/// Block (x, y): rows of part y, kLanes lanes a row. Of kOfLane scores in packets a lane keeps the packets' maxima.
+/// Where one of a row is above its threshold, which is seldom, the highest packet of the row is read once more, by all
+/// its lanes alike, for the row's leaders; then the threshold is higher, and so on. The first products are asked for
+/// before anything else, later ones before the ones at hand are looked at.
+template <int kLanes, class S>
 __global__ void __launch_bounds__(kBlock, 3)
     merge_leaders(ScoreTile tile, NarrowRows z, const TileParts parts, Count* evaluations) {
-  constexpr int V = kPacket<float>, kStep = kLanes * V, kRows = kWarp / kLanes;
+  constexpr int V = 16 / sizeof(S), kStep = kLanes * V, kRows = kWarp / kLanes, kPackets = kOfLane / V;
   const TilePart& part = parts.part[blockIdx.y];
   const int lane = lane_id() % kLanes, width = static_cast<int>(part.width);
   const unsigned mates = (kLanes == kWarp ? kAllLanes : (1u << kLanes % kWarp) - 1) << (lane_id() - lane);
@@ -86,10 +98,18 @@ __global__ void __launch_bounds__(kBlock, 3)
   for (Index base = warp_id() * kRows; base < tile.rows; base += warp_count() * kRows) {
     const Index i = base + lane_id() / kLanes;
     const bool present = i < tile.rows;
-    const float* products = tile.products + (present ? i : 0) * tile.pitch + part.column;
+    const S* products = static_cast<const S*>(tile.products) + (present ? i : 0) * tile.pitch + part.column;
     const float* constants = part.set.constants + part.first;
+    Words<4> words[kInFlight];
+    const auto ask_from = [&](int begin) {
+      NCOLLAPSE_UNROLLED
+      for (int u = 0; u < kInFlight; ++u)  // maybe beyond the part, which is cheaper than to ask
+        words[u] = *reinterpret_cast<const Words<4>*>(products + begin + lane * V + u * kStep);
+    };
+    ask_from(0);
+    __syncwarp();  // over which the compiler moves no load: what follows waits for others
     RowLimits limits;
-    if (present) limits = limits_of(z, part.set, i);
+    if (present) limits = limits_of(z, part.set, tile.form, i);
     const float factor = limits.factor;
     const bool scored = present && limits.certain;
     LeaderList list;
@@ -117,23 +137,24 @@ __global__ void __launch_bounds__(kBlock, 3)
     NCOLLAPSE_ROLLED
     for (int begin = 0; begin < width; begin += kPackets * kStep) {
       const int column = begin + lane * V;
-      const float *my_products = products + column, *my_constants = constants + column;
       float best[kPackets], top = kNoFloat;
       for (int p = 0; p < kPackets; ++p) best[p] = kNoFloat;
-      for (int half = 0; half < kPackets; half += kInFlight) {
-        if (begin + half * kStep >= width) continue;  // the same for all
-        Packet<float> product[kInFlight], constant[kInFlight];
-        NCOLLAPSE_UNROLLED
-        for (int u = 0; u < kInFlight; ++u) {  // maybe beyond the part, which is cheaper than to ask
-          product[u] = *reinterpret_cast<const Packet<float>*>(my_products + (half + u) * kStep);
-          constant[u] = *reinterpret_cast<const Packet<float>*>(my_constants + (half + u) * kStep);
-        }
+      NCOLLAPSE_UNROLLED
+      for (int part_of = 0; part_of < kPackets; part_of += kInFlight) {
+        if (begin + part_of * kStep >= width) continue;  // the same for all
         NCOLLAPSE_UNROLLED
         for (int u = 0; u < kInFlight; ++u) {
-          float most = product[u].value[0] + constant[u].value[0] * factor;
-          for (int v = 1; v < V; ++v) most = max(most, product[u].value[v] + constant[u].value[v] * factor);
-          best[half + u] = column + (half + u) * kStep < width ? most : kNoFloat;
+          const int at = column + (part_of + u) * kStep;
+          float product[V], most = kNoFloat;
+          read_products<S>(words[u], product);
+          for (int v = 0; v < V; v += 4) {
+            const auto constant = *reinterpret_cast<const Packet<float>*>(constants + at + v);
+            for (int w = 0; w < 4; ++w) most = max(most, product[v + w] + constant.value[w] * factor);
+          }
+          best[part_of + u] = at < width ? most : kNoFloat;
         }
+        const int next = begin + (part_of + kInFlight) * kStep;
+        if (next < width) ask_from(next);
       }
       for (int p = 0; p < kPackets; ++p) top = max(top, best[p]);
       NCOLLAPSE_ROLLED
@@ -147,10 +168,12 @@ __global__ void __launch_bounds__(kBlock, 3)
           if (best[p] == top) packet = p;
         const int at = __shfl_sync(kAllLanes, column + packet * kStep, max(holder, 0));
         if (above) {
-          const auto product = *reinterpret_cast<const Packet<float>*>(products + at);
-          const auto constant = *reinterpret_cast<const Packet<float>*>(constants + at);
+          float product[V];
+          Packet<float> constant[V / 4];
+          read_products<S>(*reinterpret_cast<const Words<4>*>(products + at), product);
+          for (int v = 0; v < V; v += 4) constant[v / 4] = *reinterpret_cast<const Packet<float>*>(constants + at + v);
           for (int v = 0; v < V; ++v) {
-            const float score = product.value[v] + constant.value[v] * factor;
+            const float score = product[v] + constant[v / 4].value[v % 4] * factor;
             if (score > threshold) list.insert(score, static_cast<std::int32_t>(part.first) + at + v);
           }
           threshold = threshold_of();
@@ -201,12 +224,12 @@ __global__ void __launch_bounds__(kBlock, 3)
 /// A warp per row.
 __global__ void find_leads(ScoreTile tile, NarrowRows z, TilePart part, const Index* own, double* leads) {
   for (Index i = warp_id(); i < tile.rows; i += warp_count()) {
-    const RowLimits limits = limits_of(z, part.set, i);
+    const RowLimits limits = limits_of(z, part.set, tile.form, i);
     const Index row = tile.first_row + i, mine = own ? own[row] : row;
     float score = kNoFloat, rival = kNoFloat;
     for (Index k = lane_id(); k < part.width; k += kWarp) {
-      const float value =
-          tile.products[i * tile.pitch + part.column + k] + part.set.constants[part.first + k] * limits.factor;
+      const float value = static_cast<const float*>(tile.products)[i * tile.pitch + part.column + k] +
+                          part.set.constants[part.first + k] * limits.factor;
       if (part.first + k == mine)
         score = value;
       else
@@ -383,23 +406,30 @@ double relative_error(Index n) {
   return nu < 1 ? nu / (1 - nu) : HUGE_VAL;
 }
 
-double product_error(Index dim, double largest, double lost) {
-  return lost + static_cast<double>(dim + 65) * 0x1p-23 * (largest + lost);
+double product_error(Index dim, double largest, double lost, double rounding) {
+  const double sum = static_cast<double>(dim + 65) * 0x1p-23;
+  return lost + (sum + rounding + sum * rounding) * (largest + lost);
 }
 
 }  // namespace
 
-ScoreBound centre_bound(Index dim, double largest_centre, double origin, double lost, double largest_constant) {
+ProductForm narrow_form(Dtype type) {
+  if (type == Dtype::bf16) return {2, 0x1p-8, 1, 0x1p-126, HUGE_VAL};
+  return {2, 0x1p-10, 0x1p-4, 0x1p-24, 0x1p12};
+}
+
+ScoreBound centre_bound(Index dim, double largest_centre, double origin, double lost, double largest_constant,
+                        double rounding) {
   const double g = 3 * relative_error(dim + 32), size = origin + largest_centre;
   return {g * size * size + 0x1p-22 * largest_constant, 2 * g * size, g, largest_centre,
-          product_error(dim, largest_centre, lost)};
+          product_error(dim, largest_centre, lost, rounding)};
 }
 
 ScoreBound classifier_bound(Index dim, double largest_weights, double origin, double largest_bias, double lost,
-                            double largest_constant) {
+                            double largest_constant, double rounding) {
   const double g = relative_error(2 * dim + 64);
   return {g * (largest_weights * origin + largest_bias) + 0x1p-22 * largest_constant, g * largest_weights, 0,
-          largest_weights, product_error(dim, largest_weights, lost)};
+          largest_weights, product_error(dim, largest_weights, lost, rounding)};
 }
 
 void allow_for_range(ScoreBound& bound, Dtype type, Index dim) {
@@ -408,7 +438,7 @@ void allow_for_range(ScoreBound& bound, Dtype type, Index dim) {
   bound.largest_norm = 0x1p119;
 }
 
-Index columns_of(Index count) { return (count + kPacket<float> - 1) / kPacket<float> * kPacket<float>; }
+Index columns_of(Index count) { return (count + kScorePacket - 1) / kScorePacket * kScorePacket; }
 
 void launch_merge_leaders(cudaStream_t stream, const ScoreTile& tile, const NarrowRows& z, const TilePart (&parts)[2],
                           Count* evaluations) {
@@ -422,13 +452,20 @@ void launch_merge_leaders(cudaStream_t stream, const ScoreTile& tile, const Narr
   const auto start = [&](Index lanes, auto kernel) {
     launch(stream, {blocks_for(tile.rows * lanes), count}, kernel, tile, z, given, evaluations);
   };
-  constexpr Index kOfLane = kPackets * kPacket<float>;
-  if (width <= kOfLane)
-    start(1, merge_leaders<1>);
-  else if (width <= kOfLane * kFewLanes)
-    start(kFewLanes, merge_leaders<kFewLanes>);
+  const auto start_for = [&]<class S>(S) {
+    if (width <= kOfLane)
+      start(1, merge_leaders<1, S>);
+    else if (width <= kOfLane * kFewLanes)
+      start(kFewLanes, merge_leaders<kFewLanes, S>);
+    else
+      start(kWarp, merge_leaders<kWarp, S>);
+  };
+  if (tile.form.bytes == 4)
+    start_for(float{});
+  else if (z.type == Dtype::bf16)
+    start_for(Bfloat16{});
   else
-    start(kWarp, merge_leaders<kWarp>);
+    start_for(Half{});
 }
 
 void launch_find_leads(cudaStream_t stream, const ScoreTile& tile, const NarrowRows& z, const TilePart& part,

@@ -38,6 +38,12 @@
 // double that underflow lose less than 1e-300 in all; rows for which anything could overflow are not certified. Equal
 // scores never are.
 //
+// Where that certifies enough, products are taken from the tensor cores as 16-bit numbers of the rows' type, which halves
+// what goes through the cache. They are then off by another 2^-8 (bf16) or 2^-10 (f16) of themselves, truncation allowed
+// for, and are taken times A: 1, or 2^-4 for f16, where rows with |z| / F >= 2^12 are not certified, so that products
+// stay below 2^15 (1 + 2^-6). Scores are then compared in units of A F C. What is subnormal loses 2^-24 (f16) or 2^-126
+// of such a unit. P becomes R + (t + e + t e)(max|c| + R), t = (d + 65) 2^-23, e = 2^-8 or 2^-10.
+//
 // 2E is known before the scores: what is further than that below the best so far is passed over. Of the others four
 // are kept, and what does not reach the fourth is passed over as well: with four within 2E all are evaluated anyway.
 #pragma once
@@ -52,22 +58,37 @@ namespace ncollapse::cuda {
 struct ScoreBound {
   double constant = 0, linear = 0, quadratic = 0;
   double candidate = 0;            ///< max|c|
-  double product = 0;              ///< R + (d + 65) 2^-23 (max|c| + R)
+  double product = 0;              ///< P
   double largest_norm = HUGE_VAL;  ///< of z: from here on products may overflow
 
   __host__ __device__ double of(double a, double r) const {
     return 1.001 * (constant + a * (linear + a * quadratic) + r * candidate + (a + r) * product) + 1e-300;
   }
 };
-/// `lost`: R. `origin`: |o| where rows are raw, else 0. `largest_constant`: G.
-ScoreBound centre_bound(Index dim, double largest_centre, double origin, double lost, double largest_constant);
+/// `lost`: R. `origin`: |o| where rows are raw, else 0. `largest_constant`: G. `rounding`: e, 0 for products in single
+/// precision.
+ScoreBound centre_bound(Index dim, double largest_centre, double origin, double lost, double largest_constant,
+                        double rounding = 0);
 /// `origin`: |o| where rows are shifted, else 0.
 ScoreBound classifier_bound(Index dim, double largest_weights, double origin, double largest_bias, double lost,
-                            double largest_constant);
+                            double largest_constant, double rounding = 0);
 /// For raw rows of that type.
 void allow_for_range(ScoreBound& bound, Dtype type, Index dim);
 
-/// A set of candidates. Its columns among the products come up to a multiple of kPacket<float>.
+/// How products come from the tensor cores.
+struct ProductForm {
+  int bytes = 4;                    ///< 4: floats; 2: numbers of the rows' type
+  double rounding = 0;              ///< e
+  double scale = 1;                 ///< A
+  double subnormal = 0;             ///< what is lost there
+  double largest_norm = HUGE_VAL;  ///< of z / F: from here on they may overflow
+};
+/// In 16 bits.
+ProductForm narrow_form(Dtype type);
+
+/// Columns of a set among the products, and of its parts, come in multiples of it: 16 bytes of 16-bit products.
+inline constexpr Index kScorePacket = 8;
+/// A set of candidates.
 struct Candidates {
   Index count = 0;
   const float* constants = nullptr;  ///< [columns] constant_k / U; -infinity in columns of no candidate
@@ -75,7 +96,7 @@ struct Candidates {
   double inverse = 1;                ///< 1/C
   ScoreBound bound;
 };
-/// Behind the last product and the last constant so many floats may be read, whatever they are.
+/// Behind the last product and the last constant so many of them may be read, whatever they are.
 inline constexpr Index kScoreSlack = 1024;
 /// The columns that their scores take.
 Index columns_of(Index count);
@@ -104,17 +125,18 @@ struct Verdicts {
 /// Some columns of a row tile's products, of neighbouring candidates of one set.
 struct TilePart {
   Candidates set;
-  Index column = 0, width = 0;  ///< in the tile; multiples of kPacket<float>
+  Index column = 0, width = 0;  ///< in the tile; multiples of kScorePacket
   Index first = 0;              ///< the candidate of the first one: 0 starts anew
   bool last = false;            ///< no candidate is left: rows are certified, or opened
   Leaders leaders{};            ///< of the tile; not used where a part is first and last
   Verdicts verdicts{};
 };
 struct ScoreTile {
-  const float* products;  ///< [rows x pitch], rows at multiples of 16 bytes
+  const void* products;  ///< [rows x pitch], rows at multiples of 16 bytes
   Index rows, pitch;
   Index first_row;                     ///< in the block
   const std::int32_t* list = nullptr;  ///< [rows] instead: each row's place in the block
+  ProductForm form{};
 };
 /// Takes the candidates of up to two parts, of different sets, into their leaders; a part of width 0 is none.
 /// evaluations (or null) += how many candidates are to be evaluated directly.
@@ -123,7 +145,7 @@ void launch_merge_leaders(cudaStream_t stream, const ScoreTile& tile, const Narr
 
 /// By how much the score of a row's own candidate, own[first_row + i] (null: first_row + i), leads all others of the
 /// set for certain: leads[first_row + i], infinite where there are no others, 0 where it does not. Columns come as in
-/// launch_merge_leaders, of leaders only the scores are used.
+/// launch_merge_leaders, as floats; of leaders only the scores are used.
 void launch_find_leads(cudaStream_t stream, const ScoreTile& tile, const NarrowRows& z, const TilePart& part,
                        const Index* own, double* leads);
 

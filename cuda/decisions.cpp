@@ -6,11 +6,11 @@
 // A row tile's scores, of all candidates where they are few, stay in the L2 cache; there are two such tiles, so that
 // one is made while a second stream takes the leaders out of the other.
 //
-// Rows of f16 and bf16 start raw: the products read them where they lie, after a look for faults that takes their
-// norms. Whether that certifies enough is seen from the evaluations it leaves: the count is looked at after 1, 2, 4, ..
-// tiles (so a pass waits a few times in all), and where there were more than one for two rows, which costs about what
-// shifting them does, rows are shifted from then on, which finds the faults as well. Decisions are exact either way, so
-// nothing depends on it but time.
+// Rows start the quick way: those of f16 and bf16 raw (the products read them where they lie, after a look for faults
+// that takes their norms), and scores in 16 bits. Whether that certifies enough is seen from the evaluations it leaves:
+// the count is looked at after 1, 2, 4, .. tiles (so a pass waits a few times in all), and where there were more than
+// one for two rows, which costs about what shifting them does, rows go the fine way from then on: shifted, which finds
+// the faults as well, and scores in single precision. Decisions are exact either way, so nothing depends on it but time.
 //
 // Rows within the safe radius of their class need no scores: the look for faults measures how far they are from its
 // mean, too, and late in training that is all that happens to nearly all rows. The host then waits for how many are
@@ -64,46 +64,49 @@ struct NarrowBuffers {
   Buffer<double> scales, norms, lost;
 };
 
-/// How rows are scored: Dtype::f16 and bf16 as they lie, or shifted.
+/// How rows are scored: Dtype::f16 and bf16 as they lie, or shifted; scores in 16 bits or in single precision.
 struct Way {
   Dtype type = Dtype::f16;
-  bool raw = false;
+  bool raw = false, narrow_scores = false;
   bool operator==(const Way&) const = default;
+  ProductForm form() const { return narrow_scores ? narrow_form(type) : ProductForm{}; }
 };
+constexpr Way kFineWay{};
 
 /// On the device. A batch starts with a fresh record, a block with nothing open.
 struct Status {
   BatchRecord record;
   unsigned long long open[2][2] = {};
   unsigned long long far = 0;          ///< rows of the block that are not near their mean
-  unsigned long long evaluations = 0;  ///< that raw rows left
+  unsigned long long evaluations = 0;  ///< that the quick way left
 };
 
 /// Scratch for tiles and blocks, and the decisions of a batch.
 struct Space {
   Space(Queue& queue, const Limits& limits, Index dim, Index columns, Index batch, Index block)
       : batch_rows(batch), block_rows(block) {
-    const Index scores = limits.row_tile * limits.candidate_tile;  // of a tile
+    const Index scores = limits.row_tile * limits.candidate_tile;  // of a tile, in single precision
     const auto tile = [&](Index row, Index room) {
       const Index fitting = room / std::max<Index>(row, 1) / limits.row_tile * limits.row_tile;
       return std::min(std::max(fitting, limits.row_tile), block);
     };
     const Index tiles = std::max<Index>((columns + limits.candidate_tile - 1) / limits.candidate_tile, 1);
-    width = std::min(rounded_up((columns + tiles - 1) / tiles, 2 * kPacket<float>), columns);
-    raw_tile = tile(width, scores);
-    shifted_tile = std::min(raw_tile, tile(padded_columns(dim), 4 * scores));  // halves: twice the bytes of the scores
-    z.emplace(queue, shifted_tile, dim);
-    for (auto& each : products) {
-      each = Buffer<float>(queue, raw_tile * width + kScoreSlack);
-      check(cudaMemsetAsync(each.get(), 0, static_cast<std::size_t>(each.bytes()), queue.stream()));
+    width = std::min(rounded_up((columns + tiles - 1) / tiles, kScorePacket), columns);
+    score_tile = tile(width, scores);
+    narrow_score_tile = tile(width, limits.narrow_scores ? 2 * scores : scores);
+    shifted_tile = tile(padded_columns(dim), 4 * scores);  // halves: twice the bytes of the scores
+    z.emplace(queue, std::min(shifted_tile, narrow_score_tile), dim);
+    for (int each = 0; each < limits.score_buffers; ++each) {
+      products[each] = Buffer<float>(queue, std::max(score_tile, (narrow_score_tile + 1) / 2) * width + kScoreSlack);
+      check(cudaMemsetAsync(products[each].get(), 0, static_cast<std::size_t>(products[each].bytes()), queue.stream()));
     }
     norms = Buffer<double>(queue, block);
     labels = Buffer<std::uint32_t>(queue, block);
     far = Buffer<std::int32_t>(queue, block);
     for (int set = 0; set < 2; ++set) {
       if (width < columns) {
-        leader_scores[set] = Buffer<float>(queue, raw_tile * kLeaders);
-        leader_candidates[set] = Buffer<std::int32_t>(queue, raw_tile * kLeaders);
+        leader_scores[set] = Buffer<float>(queue, narrow_score_tile * kLeaders);
+        leader_candidates[set] = Buffer<std::int32_t>(queue, narrow_score_tile * kLeaders);
       }
       decisions[set] = Buffer<std::int32_t>(queue, batch);
       open[set] = Buffer<OpenRow>(queue, block);
@@ -111,9 +114,10 @@ struct Space {
     }
   }
 
-  Index batch_rows, block_rows, width, raw_tile, shifted_tile;
-  std::optional<NarrowBuffers> z;  ///< of a shifted tile
-  Buffer<float> products[2];       ///< [tile x width], and kScoreSlack
+  Index batch_rows, block_rows, width;
+  Index score_tile, narrow_score_tile, shifted_tile;  ///< rows at once, of either kind of scores and of those in z
+  std::optional<NarrowBuffers> z;                     ///< of a shifted tile
+  Buffer<float> products[2];                          ///< [tile x width], and kScoreSlack
   Buffer<double> norms;            ///< of a block's raw rows
   Buffer<std::uint32_t> labels;    ///< of a block
   Buffer<std::int32_t> far;        ///< its rows that are not near their mean
@@ -151,8 +155,9 @@ struct CandidateSet {
 
 /// What scores need besides the state; see decide.hpp.
 struct CudaBackend::Prepared {
-  explicit Prepared(std::shared_ptr<Queue> on)
+  Prepared(std::shared_ptr<Queue> on, const Limits& given)
       : queue(std::move(on)),
+        limits(given),
         fresh(*queue, std::vector<Status>(1)),
         status(*queue, std::vector<Status>(1)),
         side(nullptr, Stream::kBeside) {}
@@ -167,7 +172,13 @@ struct CudaBackend::Prepared {
   void decide(const DecisionState& state, const FeatureBlock& features, Index first_row, bool more);
   void count(DecisionState& state, const LabelBlock& labels, Index first_row);
   BatchRecord* record() const { return &status.get()->record; }
-  void judge_raw(Index evaluations) { raw_pays = 2 * evaluations <= raw_rows; }
+  Way quick_way(const FeatureBlock& features) const;
+  void judge_quick_way(Index evaluations) { quick_pays = 2 * evaluations <= quick_rows; }
+  Index tile_rows(bool in_place) const {
+    const Index scored = way->narrow_scores ? space->narrow_score_tile : space->score_tile;
+    return in_place ? scored : std::min(scored, space->shifted_tile);
+  }
+  cudaStream_t taker() const { return limits.score_buffers == 1 ? queue->stream() : side.get(); }
   const std::int32_t* decisions_of(int which, Index first_row) const {
     return sets[which].count == 0 ? nullptr : space->decisions[which].get() + first_row;
   }
@@ -176,17 +187,18 @@ struct CudaBackend::Prepared {
   }
 
   std::shared_ptr<Queue> queue;  // first: what follows frees its memory there
+  Limits limits;
   Index dim = 0;
   CandidateSet sets[2];  ///< kCentres, kWeights
-  Index columns = 0;     ///< of both, those of each in multiples of kPacket<float>
+  Index columns = 0;     ///< of both, those of each in multiples of kScorePacket
   Buffer<float> origin;  ///< [padded]
   double origin_norm = 0;
   int least_exponent = -1000;  ///< of shifted rows: far below the centres nothing needs its digits
   std::optional<NarrowBuffers> candidates;
   Buffer<float> constants;  ///< [columns + kScoreSlack]
   std::optional<Way> way;   ///< for which these and the balls are made
-  bool has_bf16 = false, raw_pays = true;
-  Index raw_rows = 0, raw_tiles = 0;  ///< that were tried
+  bool has_bf16 = false, quick_pays = true;
+  Index quick_rows = 0, quick_tiles = 0;  ///< that were tried
   Index rows_seen = 0;                ///< of all batches
   std::vector<double> radii;          ///< [S] of the centres; empty until they pay
   std::vector<Index> centre_class;    ///< [S]
@@ -195,7 +207,7 @@ struct CudaBackend::Prepared {
   LookForNearRows look;
   Buffer<Status> fresh, status;
   std::optional<Space> space;  ///< kept from batch to batch
-  Stream side;                 ///< takes the leaders out of the scores
+  Stream side;                 ///< takes the leaders out of the scores, where there are two tiles of them
   Event made[2], taken[2];     ///< of each tile of scores
   int turn = 0;                ///< the one that comes next
 };
@@ -203,7 +215,7 @@ struct CudaBackend::Prepared {
 CudaBackend::Prepared& CudaBackend::prepared(DecisionState& state) {
   if (state.prepared) return *static_cast<Prepared*>(state.prepared.get());
   require_exact_halves(*queue_, "use the CPU");
-  auto made = std::make_shared<Prepared>(queue_);
+  auto made = std::make_shared<Prepared>(queue_, limits_);
   made->has_bf16 = narrow_products_are_exact(*queue_, Dtype::bf16);
   made->dim = state.dim;
   const Index d = state.dim, padded = padded_columns(d);
@@ -263,6 +275,12 @@ CudaBackend::Prepared& CudaBackend::prepared(DecisionState& state) {
   return *made;
 }
 
+Way CudaBackend::Prepared::quick_way(const FeatureBlock& features) const {
+  const bool raw = can_be_raw(features) && (features.dtype == Dtype::f16 || has_bf16);
+  const Dtype type = raw ? features.dtype : Dtype::f16;
+  return {type, raw, limits.narrow_scores && narrow_results_are_rounded_once(*queue, type)};
+}
+
 void CudaBackend::Prepared::round_candidates(int which, Dtype type, Exponents exponents) const {
   const CandidateSet& set = sets[which];
   candidates->round(queue->stream(), {set.exact, Dtype::f64, set.count, dim, dim},
@@ -302,11 +320,11 @@ void CudaBackend::Prepared::make_candidates(Way wanted) {
                   {}};
     ScoreBound& bound = set.scored.bound;
     if (which == kCentres) {
-      bound = centre_bound(dim, size, wanted.raw ? origin_norm : 0, lost, most);
+      bound = centre_bound(dim, size, wanted.raw ? origin_norm : 0, lost, most, wanted.form().rounding);
     } else {
       double bias = 0;
       for (const double value : set.bias) bias = std::max(bias, std::abs(value));
-      bound = classifier_bound(dim, size, wanted.raw ? 0 : origin_norm, bias, lost, most);
+      bound = classifier_bound(dim, size, wanted.raw ? 0 : origin_norm, bias, lost, most, wanted.form().rounding);
     }
     if (wanted.raw) allow_for_range(bound, wanted.type, dim);
     // Near the ends of the doubles nothing is certified: there constants overflow, and norms lose squares.
@@ -327,8 +345,9 @@ std::vector<double> CudaBackend::Prepared::leads(const DecisionState& state, int
   const CandidateSet& set = sets[which];
   const NarrowBuffers& z = *space->z;
   float* products = space->products[0].get();
-  for (Index first = 0; first < state.centres.rows; first += space->shifted_tile) {
-    const Index rows = std::min(space->shifted_tile, state.centres.rows - first);
+  const Index tile = tile_rows(false);
+  for (Index first = 0; first < state.centres.rows; first += tile) {
+    const Index rows = std::min(tile, state.centres.rows - first);
     const FeatureBlock means{state.centres.data() + first * dim, Dtype::f64, rows, dim, dim};
     z.round(queue->stream(), means, origin.get(), Dtype::f16, 0, {least_exponent, 1000});
     for (Index column = set.column; column < set.end(); column += space->width) {
@@ -353,7 +372,7 @@ std::vector<double> CudaBackend::Prepared::leads(const DecisionState& state, int
 }
 
 void CudaBackend::Prepared::make_radii(const DecisionState& state) {
-  make_candidates({Dtype::f16, false});
+  make_candidates(kFineWay);
   const auto rounding_of = [&](int which) {
     const ScoreBound& bound = sets[which].scored.bound;
     return [&bound](double size) { return bound.constant + size * (bound.linear + size * bound.quadratic); };
@@ -427,14 +446,24 @@ void CudaBackend::Prepared::score(const FeatureBlock& features, const RowRange& 
   } else {
     z = {x.dtype, x.data, x.stride, nullptr, space->norms.get() + range.first, nullptr};
   }
+  const ProductForm form = way->form();
+  const bool two_tiles = limits.score_buffers > 1;
   for (Index column = 0; column < columns; column += space->width) {
     const Index width = std::min(space->width, columns - column);
     float* products = space->products[turn].get();
-    taken[turn].hold(stream);
-    multiply_narrow(*queue, z.type, z.rows, z.stride, range.count, candidates->rows.get() + column * candidates->padded,
-                    candidates->padded, width, way->raw ? x.cols : candidates->padded, products, width);
-    made[turn].record(stream);
-    made[turn].hold(side.get());
+    if (two_tiles) taken[turn].hold(stream);
+    const std::uint16_t* theirs = candidates->rows.get() + column * candidates->padded;
+    const Index terms = way->raw ? x.cols : candidates->padded;
+    if (form.bytes == 2)
+      multiply_narrow(*queue, z.type, z.rows, z.stride, range.count, theirs, candidates->padded, width, terms,
+                      static_cast<float>(form.scale), reinterpret_cast<std::uint16_t*>(products), width);
+    else
+      multiply_narrow(*queue, z.type, z.rows, z.stride, range.count, theirs, candidates->padded, width, terms, products,
+                      width);
+    if (two_tiles) {
+      made[turn].record(stream);
+      made[turn].hold(side.get());
+    }
     TilePart parts[2];
     for (const int which : {kCentres, kWeights}) {
       const CandidateSet& set = sets[which];
@@ -445,8 +474,9 @@ void CudaBackend::Prepared::score(const FeatureBlock& features, const RowRange& 
                       end == set.end(), {space->leader_scores[which].get(), space->leader_candidates[which].get()},
                       verdicts[which]};
     }
-    launch_merge_leaders(side.get(), {products, range.count, width, range.first, list}, z, parts,
-                         way->raw ? &status.get()->evaluations : nullptr);
+    launch_merge_leaders(taker(), {products, range.count, width, range.first, list, form}, z, parts,
+                         *way == kFineWay ? nullptr : &status.get()->evaluations);
+    if (!two_tiles) continue;
     taken[turn].record(side.get());
     turn = 1 - turn;
   }
@@ -476,18 +506,18 @@ void CudaBackend::Prepared::decide(const DecisionState& state, const FeatureBloc
   }
   if (columns == 0 || (way->raw && !list)) launch_check_rows(stream, features, space->norms.get(), record());
   for (Index first = 0; columns > 0 && first < rows;) {
-    const Index tile = way->raw && !list ? space->raw_tile : space->shifted_tile, count = std::min(tile, rows - first);
+    const Index count = std::min(tile_rows(way->raw && !list), rows - first);
     score(features, {first, count, list}, verdicts);
     first += count;
-    if (!way->raw) continue;
-    raw_rows += count;
-    if (!std::has_single_bit(static_cast<std::uint64_t>(++raw_tiles))) continue;
+    if (*way == kFineWay) continue;
+    quick_rows += count;
+    if (!std::has_single_bit(static_cast<std::uint64_t>(++quick_tiles))) continue;
     if (first == rows && !more) continue;  // the end of the batch is looked at anyway
     wait_for_leaders();
     Status so_far;
     queue->download(&so_far, status.get(), sizeof so_far);
-    if (so_far.record.nonfinite == 0) judge_raw(static_cast<Index>(so_far.evaluations));
-    if (!raw_pays) make_candidates({Dtype::f16, false});
+    if (so_far.record.nonfinite == 0) judge_quick_way(static_cast<Index>(so_far.evaluations));
+    if (!quick_pays) make_candidates(kFineWay);
   }
   wait_for_leaders();
   ExactSet exact[2];
@@ -517,8 +547,6 @@ BatchFaults CudaBackend::decide_batch(DecisionState& state, const MatrixView& fe
   queue_->copy(status, prepared.fresh.get(), offsetof(Status, evaluations));
 
   batch.load(0);  // every block lies as the first one does
-  const bool raw =
-      prepared.raw_pays && can_be_raw(batch.features()) && (features.dtype == Dtype::f16 || prepared.has_bf16);
   Index batch_rows = features.rows, block_rows = batch.block_rows();
   if (auto& space = prepared.space; !space || batch_rows > space->batch_rows || block_rows > space->block_rows) {
     if (space) {  // room for batches as before, too: they may come again
@@ -531,7 +559,7 @@ BatchFaults CudaBackend::decide_batch(DecisionState& state, const MatrixView& fe
   prepared.rows_seen += features.rows;
   if (prepared.radii.empty() && state.centres.rows > 0 && prepared.rows_seen / kRowsPerRadius >= state.centres.rows)
     prepared.make_radii(state);
-  prepared.make_candidates({raw ? features.dtype : Dtype::f16, raw});
+  prepared.make_candidates(prepared.quick_pays ? prepared.quick_way(batch.features()) : kFineWay);
 
   for (Index b = 0; b < batch.blocks(); ++b) {
     const bool last = b + 1 == batch.blocks();
@@ -556,7 +584,7 @@ BatchFaults CudaBackend::decide_batch(DecisionState& state, const MatrixView& fe
   BatchFaults faults = faults_of(found.record, state.dim);
   faults.batch = -1;
   if (faults.any()) return faults;
-  prepared.judge_raw(static_cast<Index>(found.evaluations));
+  prepared.judge_quick_way(static_cast<Index>(found.evaluations));
   return {};
 }
 

@@ -13,12 +13,15 @@ namespace {
 
 cublasOperation_t operation(Transpose transpose) { return transpose == Transpose::yes ? CUBLAS_OP_T : CUBLAS_OP_N; }
 
+cudaDataType data_type(Dtype narrow) { return narrow == Dtype::bf16 ? CUDA_R_16BF : CUDA_R_16F; }
+
 cublasStatus_t product_of_narrow(Queue& queue, Dtype type, const void* A, Index lda, Index m, const void* B, Index ldb,
-                                 Index n, Index k, float* C, Index ldc) {
-  const float one = 1, zero = 0;
-  const cudaDataType operand = type == Dtype::bf16 ? CUDA_R_16BF : CUDA_R_16F;
-  return cublasGemmStridedBatchedEx_64(queue.blas(), CUBLAS_OP_T, CUBLAS_OP_N, n, m, k, &one, B, operand, ldb, 0, A,
-                                       operand, lda, 0, &zero, C, CUDA_R_32F, ldc, 0, 1, CUBLAS_COMPUTE_32F,
+                                 Index n, Index k, void* C, Index ldc, cudaDataType result = CUDA_R_32F,
+                                 float scale = 1) {
+  const float zero = 0;
+  const cudaDataType operand = data_type(type);
+  return cublasGemmStridedBatchedEx_64(queue.blas(), CUBLAS_OP_T, CUBLAS_OP_N, n, m, k, &scale, B, operand, ldb, 0, A,
+                                       operand, lda, 0, &zero, C, result, ldc, 0, 1, CUBLAS_COMPUTE_32F,
                                        CUBLAS_GEMM_DEFAULT);
 }
 
@@ -108,6 +111,11 @@ void multiply_narrow(Queue& queue, Dtype type, const void* A, Index lda, Index m
   if (m > 0 && n > 0) check(product_of_narrow(queue, type, A, lda, m, B, ldb, n, k, C, ldc));
 }
 
+void multiply_narrow(Queue& queue, Dtype type, const void* A, Index lda, Index m, const void* B, Index ldb, Index n,
+                     Index k, float scale, std::uint16_t* C, Index ldc) {
+  if (m > 0 && n > 0) check(product_of_narrow(queue, type, A, lda, m, B, ldb, n, k, C, ldc, data_type(type), scale));
+}
+
 namespace {
 
 bool test_narrow_products(Queue& queue, Dtype type) {
@@ -145,12 +153,34 @@ bool test_narrow_products(Queue& queue, Dtype type) {
   return right(products.to_host(), square);
 }
 
+// 2^13 (1 + e): sums of as many halves would not go beyond 2^11, those of bf16 numbers not beyond 2^8.
+bool test_narrow_results(Queue& queue, Dtype type) {
+  constexpr Index kSide = 8, kTerms = 1 << 13;
+  const bool half = type == Dtype::f16;
+  const float value = half ? 1 + 0x1p-10f : 1 + 0x1p-7f;
+  const auto bits = [half](float x) { return half ? to_half(x).bits : to_bfloat16(x).bits; };
+  const Buffer<std::uint16_t> ones(queue, std::vector<std::uint16_t>(kSide * kTerms, bits(1))),
+      rows(queue, std::vector<std::uint16_t>(kSide * kTerms, bits(value))), products(queue, kSide * kSide);
+  if (product_of_narrow(queue, type, rows.get(), kTerms, kSide, ones.get(), kTerms, kSide, kTerms, products.get(), kSide,
+                        data_type(type), 0.5f) != CUBLAS_STATUS_SUCCESS)
+    return false;
+  const std::vector<std::uint16_t> found = products.to_host();
+  return std::all_of(found.begin(), found.end(),
+                     [&](std::uint16_t each) { return each == bits(static_cast<float>(kTerms / 2) * value); });
+}
+
 }  // namespace
 
 bool narrow_products_are_exact(Queue& queue, Dtype type) {
   std::optional<bool>& exact = type == Dtype::f16 ? queue.exact_halves : queue.exact_bfloats;
   if (!exact) exact = test_narrow_products(queue, type);
   return *exact;
+}
+
+bool narrow_results_are_rounded_once(Queue& queue, Dtype type) {
+  std::optional<bool>& fine = type == Dtype::f16 ? queue.rounded_halves : queue.rounded_bfloats;
+  if (!fine) fine = test_narrow_results(queue, type);
+  return *fine;
 }
 
 void require_exact_halves(Queue& queue, const char* hint) {

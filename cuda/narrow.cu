@@ -4,6 +4,7 @@
 
 #include "cuda/device.hpp"
 #include "cuda/narrow.hpp"
+#include "cuda/words.hpp"
 
 namespace ncollapse::cuda {
 namespace {
@@ -30,30 +31,12 @@ struct alignas(kPacket<T> * 2) NarrowPacket {
   std::uint16_t bits[kPacket<T>];
 };
 
-/// 16-bit numbers by twos, as they are loaded: a number by itself would take a register of its own, and instructions.
-template <int kWords>
-struct alignas(4 * kWords) Words {
-  std::uint32_t word[kWords];
-};
 /// A packet, and as many 16-bit numbers.
 template <class T>
 using Loaded = std::conditional_t<sizeof(T) == 2, Words<4>, Packet<T>>;
 template <class T>
 using LoadedNarrow = Words<kPacket<T> / 2>;
 
-template <class N, int kWords, class S>
-__device__ void widen(const Words<kWords>& words, S (&z)[2 * kWords]) {
-  for (int w = 0; w < kWords; ++w) {
-    const std::uint32_t word = words.word[w];
-    if constexpr (std::is_same_v<N, Bfloat16>) {
-      z[2 * w] = static_cast<S>(float_of_bits(word << 16));
-      z[2 * w + 1] = static_cast<S>(float_of_bits(word & 0xffff0000u));
-    } else {
-      z[2 * w] = static_cast<S>(to_float(N{static_cast<std::uint16_t>(word)}));
-      z[2 * w + 1] = static_cast<S>(to_float(N{static_cast<std::uint16_t>(word >> 16)}));
-    }
-  }
-}
 template <class T>
 __device__ void widen(const Packet<T>& packet, Shifted<T> (&z)[kPacket<T>]) {
   if constexpr (sizeof(T) == 2) {

@@ -1,7 +1,8 @@
 // Everything that belongs to one opened device: the stream in whose order all work is done, the memory pool, and the
 // vendor handles bound to that stream. Objects passed in, no globals, never the default stream.
 //
-// Determinism: cuBLAS runs with atomics forbidden, in the default math mode (no silent TF32), and in a workspace of its
+// Determinism: cuBLAS runs with atomics forbidden, in the default math mode (no silent TF32) without reductions in the
+// result's 16 bits, and in a workspace of its
 // own, which has to be set after the stream because setting the stream resets it. cuSOLVER runs in deterministic mode.
 // Memory comes from an own pool that keeps what it got (the default pool would give it back at every wait); the pool
 // hands memory out in stream order, so a buffer may be dropped while kernels that use it are still queued.
@@ -140,8 +141,8 @@ class Queue {
   void release_fetched() noexcept;
   Index waits() const { return waits_; }  ///< so far
 
-  /// What was found out about cuBLAS here (narrow_products_are_exact), for f16 and bf16.
-  std::optional<bool> exact_halves, exact_bfloats;
+  /// What was found out about cuBLAS here (narrow_products_are_exact, narrow_results_are_rounded_once), for f16 and bf16.
+  std::optional<bool> exact_halves, exact_bfloats, rounded_halves, rounded_bfloats;
   /// Whether the stream is being captured into a CUDA graph: then nothing may wait or allocate.
   bool capturing() const;
 

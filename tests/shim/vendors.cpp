@@ -186,6 +186,21 @@ cublasStatus_t cublasDgemmStridedBatched_64(cublasHandle_t handle, cublasOperati
 }
 
 // Products of 16-bit numbers are exact in fp32; their sum is made in fp32, in the order of the rows.
+namespace {
+std::uint16_t narrowed(float x, cudaDataType type) {
+  std::uint16_t bits;
+  if (type == CUDA_R_16F) {
+    const auto half = static_cast<_Float16>(x);
+    std::memcpy(&bits, &half, sizeof bits);
+  } else {  // to nearest, ties to even
+    std::uint32_t wide;
+    std::memcpy(&wide, &x, sizeof wide);
+    bits = x != x ? 0x7fc0 : static_cast<std::uint16_t>((wide + 0x7fffu + (wide >> 16 & 1u)) >> 16);
+  }
+  return bits;
+}
+}  // namespace
+
 cublasStatus_t cublasGemmStridedBatchedEx_64(cublasHandle_t handle, cublasOperation_t op_a, cublasOperation_t op_b,
                                              std::int64_t m, std::int64_t n, std::int64_t k, const void* alpha,
                                              const void* A, cudaDataType type_a, std::int64_t lda, long long stride_a,
@@ -194,13 +209,17 @@ cublasStatus_t cublasGemmStridedBatchedEx_64(cublasHandle_t handle, cublasOperat
                                              long long stride_c, std::int64_t count, cublasComputeType_t compute,
                                              cublasGemmAlgo_t) {
   require_ready(handle);
-  if ((type_a != CUDA_R_16F && type_a != CUDA_R_16BF) || type_b != type_a || type_c != CUDA_R_32F ||
-      compute != CUBLAS_COMPUTE_32F)
+  if ((type_a != CUDA_R_16F && type_a != CUDA_R_16BF) || type_b != type_a ||
+      (type_c != CUDA_R_32F && type_c != type_a) || compute != CUBLAS_COMPUTE_32F)
     return CUBLAS_STATUS_INVALID_VALUE;
   const auto misaligned = [](const void* data) { return reinterpret_cast<std::uintptr_t>(data) % 16 != 0; };
   if (lda % 8 != 0 || ldb % 8 != 0 || misaligned(A) || misaligned(B))
     fail("16-bit operands whose rows do not start at multiples of 16 bytes");
   const float scale = *static_cast<const float*>(alpha), keep = *static_cast<const float*>(beta);
+  const bool narrow_result = type_c != CUDA_R_32F;
+  const std::int64_t result_bytes = narrow_result ? 2 : 4;
+  if (narrow_result && (keep != 0 || count != 1 || ldc % 8 != 0 || misaligned(C)))
+    fail("a 16-bit result that is added to, of several products, or with rows that are not at multiples of 16 bytes");
   const auto value = [type_a](const void* data, std::int64_t at) {
     const std::uint16_t bits = static_cast<const std::uint16_t*>(data)[at];
     if (type_a == CUDA_R_16BF) {
@@ -218,17 +237,24 @@ cublasStatus_t cublasGemmStridedBatchedEx_64(cublasHandle_t handle, cublasOperat
                    op_a == CUBLAS_OP_N ? k : m, lda, 2);
     require_matrix(static_cast<const std::uint16_t*>(B) + slice * stride_b, op_b == CUBLAS_OP_N ? k : n,
                    op_b == CUBLAS_OP_N ? n : k, ldb, 2);
-    require_matrix(static_cast<float*>(C) + slice * stride_c, m, n, ldc, 4);
+    require_matrix(static_cast<char*>(C) + slice * stride_c * result_bytes, m, n, ldc,
+                   static_cast<std::size_t>(result_bytes));
   }
   cuda_shim::submit(handle->stream, [=] {
     std::vector<float> a(static_cast<std::size_t>(m * k)), b(static_cast<std::size_t>(n * k));
     for (std::int64_t slice = 0; slice < count; ++slice) {
       const std::int64_t a0 = slice * stride_a, b0 = slice * stride_b;
       float* c = static_cast<float*>(C) + slice * stride_c;
+      std::vector<float> sums(narrow_result ? static_cast<std::size_t>(m * n) : 0);
+      const std::int64_t ld = narrow_result ? m : ldc;
       reads(static_cast<const std::uint16_t*>(A) + a0, op_a == CUBLAS_OP_N ? m : k, op_a == CUBLAS_OP_N ? k : m, lda);
       reads(static_cast<const std::uint16_t*>(B) + b0, op_b == CUBLAS_OP_N ? k : n, op_b == CUBLAS_OP_N ? n : k, ldb);
       if (keep != 0) reads(c, m, n, ldc);
-      writes(c, m, n, ldc);
+      if (narrow_result)
+        writes(static_cast<std::uint16_t*>(C), m, n, ldc);
+      else
+        writes(c, m, n, ldc);
+      if (narrow_result) c = sums.data();
       for (std::int64_t l = 0; l < k; ++l) {
         for (std::int64_t i = 0; i < m; ++i)
           a[l * m + i] = value(A, a0 + (op_a == CUBLAS_OP_N ? i + l * lda : l + i * lda));
@@ -236,14 +262,17 @@ cublasStatus_t cublasGemmStridedBatchedEx_64(cublasHandle_t handle, cublasOperat
           b[l * n + j] = value(B, b0 + (op_b == CUBLAS_OP_N ? l + j * ldb : j + l * ldb));
       }
       for (std::int64_t j = 0; j < n; ++j)
-        for (std::int64_t i = 0; i < m; ++i) c[i + j * ldc] = keep == 0 ? 0 : keep * c[i + j * ldc];
+        for (std::int64_t i = 0; i < m; ++i) c[i + j * ld] = keep == 0 ? 0 : keep * c[i + j * ld];
       for (std::int64_t l = 0; l < k; ++l)
         for (std::int64_t j = 0; j < n; ++j)
           for (std::int64_t i = 0; i < m; ++i) {
-            float& sum = c[i + j * ldc];
+            float& sum = c[i + j * ld];
             sum += scale * a[l * m + i] * b[l * n + j];
             if (half_sums) sum = static_cast<float>(static_cast<_Float16>(sum));
           }
+      for (std::int64_t j = 0; narrow_result && j < n; ++j)
+        for (std::int64_t i = 0; i < m; ++i)
+          static_cast<std::uint16_t*>(C)[i + j * ldc] = narrowed(c[i + j * ld], type_c);
     }
   });
   return CUBLAS_STATUS_SUCCESS;
