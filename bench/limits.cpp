@@ -141,9 +141,10 @@ void measure_bias(const Options& options) {
   }
 }
 
-/// Rows of bf16 about their class's mean, class i mod K; on the device.
+/// Rows of bf16 about their class's mean, at most `noise` of one of its numbers away in each; class i mod K; on the
+/// device.
 struct Samples {
-  Samples(Index count, Index classes, Index dim)
+  Samples(Index count, Index classes, Index dim, double noise_size = 0.01)
       : rows(count), d(dim), K(classes), means(static_cast<std::size_t>(K * d)) {
     Noise noise;
     for (double& value : means) value = noise.next();
@@ -154,7 +155,7 @@ struct Samples {
       numbers.push_back(i % K);
       for (Index j = 0; j < d; ++j)
         bits.push_back(
-            cuda::to_bfloat16(static_cast<float>(means[static_cast<std::size_t>(i % K * d + j)] + 0.01 * noise.next()))
+            cuda::to_bfloat16(static_cast<float>(means[static_cast<std::size_t>(i % K * d + j)] + noise_size * noise.next()))
                 .bits);
     }
     features = cuda::Buffer<std::uint16_t>(queue, rows * d);
@@ -206,17 +207,32 @@ void measure_sums(const Options& options) {
 void measure_decisions(const Options& options) {
   struct Case {
     Index rows, K, d;
+    double noise;  // 0.75: too far from the means for any row to be decided without scores
   };
-  const std::vector<Case> cases =
-      options.small ? std::vector<Case>{{100, 7, 16}}
-                    : std::vector<Case>{{1 << 18, 1000, 2048}, {1 << 16, 50257, 768}, {50000, 10, 512}};
-  for (const auto& [rows, K, d] : cases) {
-    const Samples samples(rows, K, d);
-    for (const auto& [row_tile, candidate_tile] :
-         {std::pair<Index, Index>{1024, 1024}, {2048, 1024}, {4096, 1024}, {1024, 2048}, {2048, 2048}, {4096, 2048}}) {
+  struct Setting {
+    Index row_tile, candidate_tile;
+    bool narrow;
+    int buffers;
+  };
+  const std::vector<Case> cases = options.small ? std::vector<Case>{{100, 7, 16, 0.75}}
+                                                : std::vector<Case>{{1 << 18, 1000, 2048, 0.75},
+                                                                    {1 << 16, 8142, 2048, 0.75},
+                                                                    {1 << 15, 50257, 768, 0.75},
+                                                                    {1 << 18, 1000, 2048, 0.01},
+                                                                    {50000, 10, 512, 0.01}};
+  const std::vector<Setting> all{{2048, 2048, false, 2}, {2048, 2048, false, 1}, {4096, 2048, false, 1},
+                                 {1024, 2048, true, 2},  {2048, 2048, true, 2},  {2048, 2048, true, 1},
+                                 {4096, 2048, true, 2},  {4096, 2048, true, 1},  {2048, 4096, true, 1}};
+  for (const auto& [rows, K, d, noise] : cases) {
+    const Samples samples(rows, K, d, noise);
+    const bool far = noise > 0.1;
+    const std::vector<Setting> settings(all.begin(), far ? all.end() : all.begin() + 1);
+    for (const auto& [row_tile, candidate_tile, narrow, buffers] : settings) {
       Limits limits;
       limits.row_tile = row_tile;
       limits.candidate_tile = candidate_tile;
+      limits.narrow_scores = narrow;
+      limits.score_buffers = buffers;
       cuda::CudaBackend backend(0, {}, limits);
       DecisionState state;
       state.classes = K;
@@ -232,8 +248,11 @@ void measure_decisions(const Options& options) {
         if (backend.decide_batch(state, samples.x(), samples.y()).any())
           throw Error(ErrorKind::internal, "the samples have faults");
       });
-      line("decisions", by(rows, d) + ", " + std::to_string(K) + " classes", "tiles of " + by(row_tile, candidate_tile),
-           seconds, 4.0 * static_cast<double>(rows * d) * static_cast<double>(K) * 1e-12, "TFLOP/s");
+      const double amount = static_cast<double>(rows * d);
+      line(far ? "decisions" : "decisions, collapsed", by(rows, d) + ", " + std::to_string(K) + " classes",
+           "tiles of " + by(row_tile, candidate_tile) +
+               (narrow ? " in 16 bits, " : " in floats, ") + std::to_string(buffers) + " of them",
+           seconds, amount * (far ? 4e-12 * static_cast<double>(K) : 2e-9), far ? "TFLOP/s" : "GB/s");
     }
   }
 }

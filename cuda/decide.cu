@@ -495,10 +495,10 @@ void launch_decide_exactly(cudaStream_t stream, const FeatureBlock& x, const Exa
 void launch_count_decisions(cudaStream_t stream, const LabelBlock& labels, const std::int32_t* centre,
                             const Index* centre_class, const std::int32_t* classifier, Index classes,
                             const BatchRecord* record, Index* counters) {
-  constexpr Index kMostInBlock = 2048, kRowsPerThread = 4;
+  constexpr Index kMostInBlock = 2048, kRowsPerThread = 2;
   const bool in_block = classes <= kMostInBlock;
   const Index shared = in_block ? 4 * classes * static_cast<Index>(sizeof(unsigned)) : 0;
-  const Index blocks = blocks_for(labels.rows, in_block ? std::max(kRowsPerThread * kBlock, 4 * classes) : kBlock);
+  const Index blocks = blocks_for(labels.rows, in_block ? std::max(kRowsPerThread * kBlock, classes) : kBlock);
   with_label(labels.type, [&]<class L>(L) {
     launch(stream, {blocks, 1, shared}, count_decisions<L>, static_cast<const L*>(labels.data), labels.rows, centre,
            centre_class, classifier, classes, in_block, record, counters);

@@ -576,15 +576,54 @@ TEST_P(CudaBackendTest, RowsNearTheirMeansAreDecidedByTheFormulas) {
     }
 }
 
-// The largest and the smallest numbers of bf16, whose products neither fp32 nor fp16 holds; and all the same.
+// Scores in 16 bits or in floats, one tile of them or two.
+TEST_P(CudaBackendTest, DecisionsDoNotDependOnHowScoresAreKept) {
+  const Index rows = kSmall ? 40 : 300, classes = 50, d = 24;
+  cuda::Limits limits = std::string(GetParam()) == "tiny" ? tiny_limits() : cuda::Limits{};
+  unsigned seed = 700;
+  for (const auto type : {Dtype::f16, Dtype::bf16, Dtype::f32})
+    for (const double spread : {0.2, 0.6, 4.0}) {
+      const auto labels = make_labels(Classes::uniform, rows, classes, ++seed);
+      const Grid centres = Grid::random(classes, d, seed), weights = Grid::random(classes, d, seed + 50),
+                 noise = Grid::random(rows, d, seed + 60);
+      Samples x(type, rows, d);
+      for (Index i = 0; i < rows; ++i)
+        for (Index j = 0; j < d; ++j) x.set(i, j, centres.at(labels[i], j) + spread * noise.at(i, j));
+      std::vector<Index> all(static_cast<std::size_t>(classes));
+      std::iota(all.begin(), all.end(), 0);
+      const auto bias = Grid::random(1, classes, seed + 70).values;
+      const Labels y(LabelType::i32, labels);
+      const auto want = count_plainly(x, y, classes, centres, all, &weights, bias);
+      for (const bool narrow : {false, true})
+        for (const int buffers : {1, 2}) {
+          SCOPED_TRACE(testing::Message() << to_string(type) << ", " << spread << ", " << narrow << ", " << buffers);
+          limits.narrow_scores = narrow;
+          limits.score_buffers = buffers;
+          cuda::CudaBackend backend(backend_->info().device.index, ContextOptions{}, limits);
+          DecisionState state = new_decisions(backend, classes, centres, all, &weights, bias);
+          ASSERT_FALSE(backend.decide_batch(state, x.host(), y.host()).any());
+          EXPECT_EQ(backend.to_host(state.counters), want);
+        }
+    }
+}
+
+// The largest and the smallest numbers of bf16, whose products neither fp32 nor fp16 holds, and of f16, whose products
+// fp16 does not; and all the same.
 TEST_P(CudaBackendTest, NarrowRowsOfExtremeSizeAreDecidedByTheFormulas) {
   const Index rows = 60, classes = 6, d = 24;
   const Grid directions = Grid::random(classes, d, 77);
-  for (const double size : {0x1p125, 0x1p100, 0x1p-100, 0x1p-130}) {
-    SCOPED_TRACE(size);
+  for (const auto& [type, size] : {std::pair{Dtype::bf16, 0x1p125},
+                                   {Dtype::bf16, 0x1p100},
+                                   {Dtype::bf16, 0x1p-100},
+                                   {Dtype::bf16, 0x1p-130},
+                                   {Dtype::f16, 0x1p14},
+                                   {Dtype::f16, 0x1p11},
+                                   {Dtype::f16, 0x1p-10},
+                                   {Dtype::f16, 0x1p-20}}) {
+    SCOPED_TRACE(testing::Message() << to_string(type) << ", " << size);
     Grid centres = directions;
     for (double& value : centres.values) value *= size / 4;
-    Samples x(Dtype::bf16, rows, d);
+    Samples x(type, rows, d);
     std::vector<Index> labels, all{0, 1, 2, 3, 4, 5};
     for (Index i = 0; i < rows; ++i) {
       labels.push_back(i % classes);

@@ -7,12 +7,14 @@
 #include <cmath>
 #include <map>
 #include <random>
+#include <tuple>
 
 #include "cuda/backend.hpp"
 #include "cuda/class_sums.hpp"
 #include "cuda/decide.hpp"
 #include "cuda/dense.hpp"
 #include "cuda/device.hpp"
+#include "cuda/narrow.hpp"
 #include "cuda/rows.hpp"
 #include "ncollapse/error.hpp"
 #include "tests/cuda/samples.hpp"
@@ -255,8 +257,16 @@ struct MergedSet {
   Buffer<Count> counts;
 };
 
-/// Merges both sets, side by side, in column tiles of that width.
+/// The bits of a product of that type.
+float product_of(float value, float) { return value; }
+Half product_of(float value, Half) { return to_half(value); }
+Bfloat16 product_of(float value, Bfloat16) { return to_bfloat16(value); }
+
+/// Merges both sets, side by side, in column tiles of that width, from products of type S.
+template <class S = float>
 void expect_merged(Queue& queue, const MergedSet& a, const MergedSet& b, Index width) {
+  constexpr auto kType = std::is_same_v<S, Bfloat16> ? Dtype::bf16 : Dtype::f16;
+  const ProductForm form = sizeof(S) == 4 ? ProductForm{} : narrow_form(kType);
   const Index rows = a.scores.rows, columns = a.columns + b.columns;
   const MergedSet* sets[2] = {&a, &b};
   const Index column[2] = {0, a.columns};
@@ -264,8 +274,8 @@ void expect_merged(Queue& queue, const MergedSet& a, const MergedSet& b, Index w
   const Buffer<Count> evaluations(queue, std::vector<Count>{5});
   for (Index first = 0; first < columns; first += width) {
     const Index pitch = std::min(width, columns - first);
-    std::vector<float> part(static_cast<std::size_t>(rows * pitch + kScoreSlack),
-                            1e30f);  // what is behind is not taken
+    std::vector<S> part(static_cast<std::size_t>(rows * pitch + kScoreSlack),
+                        product_of(6e4f, S{}));  // what is behind is not taken
     TilePart parts[2];
     for (int s = 0; s < 2; ++s) {
       const Index begin = std::max(first, column[s]), end = std::min(first + pitch, column[s] + sets[s]->columns);
@@ -273,7 +283,7 @@ void expect_merged(Queue& queue, const MergedSet& a, const MergedSet& b, Index w
       for (Index i = 0; i < rows; ++i)
         for (Index k = begin; k < std::min(end, column[s] + sets[s]->scores.cols); ++k)
           part[static_cast<std::size_t>(i * pitch + k - first)] =
-              static_cast<float>(sets[s]->scores.at(i, k - column[s]));
+              product_of(static_cast<float>(sets[s]->scores.at(i, k - column[s]) * form.scale), S{});
       parts[s] = {sets[s]->candidates,
                   begin - first,
                   end - begin,
@@ -282,9 +292,9 @@ void expect_merged(Queue& queue, const MergedSet& a, const MergedSet& b, Index w
                   {sets[s]->leader_scores.get(), sets[s]->leader_candidates.get()},
                   sets[s]->verdicts()};
     }
-    const Buffer<float> products(queue, part);
-    launch_merge_leaders(queue.stream(), {products.get(), rows, pitch, 0},
-                         {Dtype::f16, nullptr, 0, nullptr, norms.get(), nullptr}, parts, evaluations.get());
+    const Buffer<S> products(queue, part);
+    launch_merge_leaders(queue.stream(), {products.get(), rows, pitch, 0, nullptr, form},
+                         {kType, nullptr, 0, nullptr, norms.get(), nullptr}, parts, evaluations.get());
   }
   Count wanted = 5;
   for (const MergedSet* set : sets) wanted += set->expect_verdicts_of_the_scores();
@@ -330,6 +340,37 @@ TEST_F(KernelTest, RowsAreCertifiedOrOpenedAsTheirScoresSay) {
       }
 }
 
+/// Scores that products of type S hold.
+template <class S>
+Grid held_by(S, Grid scores) {
+  const double scale = narrow_form(std::is_same_v<S, Bfloat16> ? Dtype::bf16 : Dtype::f16).scale;
+  for (double& score : scores.values)
+    score = to_double(product_of(static_cast<float>(score * scale), S{})) / scale;
+  return scores;
+}
+
+TEST_F(KernelTest, ScoresIn16BitsAreTakenAsTheyAre) {
+  struct Shape {
+    Index rows, first, second, width;
+  };
+  std::vector<Shape> shapes{{1, 1, 1, 8}, {33, 5, 31, 8}, {32, 32, 33, 256}, {70, 50, 9, 40}, {3, 1100, 70, 1176}};
+  if (!kSmall) shapes.push_back({9, 1030, 2100, 520});
+  unsigned seed = 1000;
+  const auto expect = [&](auto type, const Shape& shape, Scores kind, double margin) {
+    SCOPED_TRACE(testing::Message() << shape.rows << " rows, " << shape.first << " and " << shape.second << " by "
+                                    << shape.width << ", kind " << static_cast<int>(kind) << ", margin " << margin);
+    const MergedSet a(queue_, held_by(type, make_scores(kind, shape.rows, shape.first, ++seed)), margin);
+    const MergedSet b(queue_, held_by(type, make_scores(Scores::few_values, shape.rows, shape.second, ++seed)), 0.5);
+    expect_merged<decltype(type)>(queue_, a, b, shape.width);
+  };
+  for (const Shape& shape : shapes)
+    for (const auto kind : {Scores::random, Scores::few_values, Scores::equal, Scores::ascending, Scores::descending})
+      for (const double margin : {0.6, 3000.0, 1e9}) {
+        expect(Half{}, shape, kind, margin);
+        expect(Bfloat16{}, shape, kind, margin);
+      }
+}
+
 TEST_F(KernelTest, BoundsAreThoseOfTheDerivation) {
   const ScoreBound bound = centre_bound(100, 2.0, 0, 1e-4, 5.0);
   const Real product = 1e-4L + 165 * 0x1p-23L * 2.0001L;
@@ -341,6 +382,11 @@ TEST_F(KernelTest, BoundsAreThoseOfTheDerivation) {
   EXPECT_TRUE(within_rounding(raw.of(3, 0), 1.001L * (3 * 132 * 0x1p-53L * 64 + 0x1p-22L * 5 + 3 * product)));
   EXPECT_TRUE(within_rounding(classifier_bound(100, 2.0, 4.0, 6.0, 1e-4, 5.0).of(3, 0),
                               1.001L * (264 * 0x1p-53L * (2 * 7 + 6) + 0x1p-22L * 5 + 3 * product)));
+  const Real t = 165 * 0x1p-23L, narrow = 1e-4L + (t + 0x1p-8L + t * 0x1p-8L) * 2.0001L;
+  EXPECT_TRUE(within_rounding(centre_bound(100, 2.0, 0, 1e-4, 5.0, 0x1p-8).of(3, 1e-3),
+                              1.001L * (3 * 132 * 0x1p-53L * 25 + 0x1p-22L * 5 + 1e-3L * 2 + 3.001L * narrow)));
+  EXPECT_TRUE(within_rounding(classifier_bound(100, 2.0, 4.0, 6.0, 1e-4, 5.0, 0x1p-8).of(3, 0),
+                              1.001L * (264 * 0x1p-53L * (2 * 7 + 6) + 0x1p-22L * 5 + 3 * narrow)));
   allow_for_range(raw, Dtype::f16, 100);
   EXPECT_EQ(raw.largest_norm, HUGE_VAL);
   allow_for_range(raw, Dtype::bf16, 100);
@@ -526,6 +572,85 @@ TEST_F(KernelTest, OneLookFindsFaultsAndNorms) {
     }
 }
 
+// What is measured is exact here: means and rows of small integers. Every other row is a little beyond what its ball
+// holds; some hold what is no number.
+TEST_F(KernelTest, RowsNearTheirMeansAreFound) {
+  const Index rows = kSmall ? 21 : 70, classes = 3;
+  for (const auto type : {Dtype::f32, Dtype::f64, Dtype::f16, Dtype::bf16})
+    for (const auto mean_type : {Dtype::f16, Dtype::bf16})
+      for (const auto& [d, padding, offset] : {std::array<Index, 3>{1, 0, 0},
+                                               {9, 3, 1},
+                                               {40, 0, 0},
+                                               {128, 0, 0},
+                                               {264, 8, 0},
+                                               {512, 0, 1},
+                                               {1032, 0, 0},
+                                               {1300, 4, 0}}) {
+        SCOPED_TRACE(testing::Message() << to_string(type) << ", means " << to_string(mean_type) << ", d = " << d
+                                        << " + " << padding << ", at " << offset);
+        const Index padded = padded_columns(d);
+        const double unit = 4;
+        std::vector<std::uint16_t> means(static_cast<std::size_t>(classes * padded), 0);
+        std::vector<float> origin(static_cast<std::size_t>(padded), 0.0f);
+        Grid centres(classes, d);
+        for (Index j = 0; j < d; ++j) {
+          origin[static_cast<std::size_t>(j)] = static_cast<float>(j % 5 - 2);
+          for (Index k = 0; k < classes; ++k) {
+            const auto value = static_cast<float>((j * (k + 1)) % 7 - 3);
+            means[static_cast<std::size_t>(k * padded + j)] =
+                mean_type == Dtype::f16 ? to_half(value).bits : to_bfloat16(value).bits;
+            centres.at(k, j) = unit * static_cast<double>(value) + static_cast<double>(j % 5 - 2);
+          }
+        }
+        test::Samples x(type, rows, d, padding, offset);
+        std::vector<std::uint32_t> labels;
+        std::vector<std::int32_t> want_centre, want_class, want_far;
+        for (Index i = 0; i < rows; ++i) {
+          const auto label = static_cast<std::uint32_t>(i % 4);  // 3: of no centre
+          const Index k = i % 4 == 3 ? 0 : i % 4;
+          labels.push_back(label);
+          for (Index j = 0; j < d; ++j) x.set(i, j, centres.at(k, j));
+          const bool far = i % 3 == 1 || i % 4 == 3;
+          x.set(i, i % d, centres.at(k, i % d) + (far ? 3 : 2));
+          want_centre.push_back(far ? -7 : static_cast<std::int32_t>(k));
+          want_class.push_back(far ? -7 : static_cast<std::int32_t>(label));
+          if (far) want_far.push_back(static_cast<std::int32_t>(i));
+        }
+        std::vector<Ball> balls(4);
+        for (std::int32_t k = 0; k < 3; ++k) balls[static_cast<std::size_t>(k)] = {6.25, k};
+        const Buffer<std::uint32_t> y(queue_, labels);
+        const Buffer<Ball> ball(queue_, balls);
+        const Buffer<std::uint16_t> mean(queue_, means);
+        const Buffer<float> from(queue_, origin);
+        const std::vector<std::int32_t> none(static_cast<std::size_t>(rows), -7);
+        for (const double value : {0.0, static_cast<double>(HUGE_VAL), std::nan("")}) {
+          if (value != 0) {
+            x.set(rows / 2, d - 1, value);
+            if (want_centre[static_cast<std::size_t>(rows / 2)] >= 0) want_far.push_back(static_cast<std::int32_t>(rows / 2));
+            want_centre[static_cast<std::size_t>(rows / 2)] = want_class[static_cast<std::size_t>(rows / 2)] = -7;
+          }
+          CudaBackend backend(0, {.cuda_stream = stream()});
+          std::shared_ptr<void> keep;
+          const MatrixView view = x.device(backend, keep);
+          const Buffer<std::int32_t> centre(queue_, none), chosen(queue_, none), far(queue_, none);
+          const Buffer<Count> count(queue_, std::vector<Count>{0});
+          const Buffer<BatchRecord> record(queue_, std::vector<BatchRecord>(1));
+          const NearRows near{y.get(),    ball.get(),   mean_type,  mean.get(), padded,     4.0f,
+                              from.get(), centre.get(), chosen.get(), far.get(),  count.get()};
+          launch_find_near_rows(stream(), {view.data, type, rows, d, view.row_stride()}, near, record.get());
+          EXPECT_EQ(centre.to_host(), want_centre);
+          EXPECT_EQ(chosen.to_host(), want_class);
+          auto others = far.to_host();
+          ASSERT_EQ(count.to_host().front(), want_far.size());
+          others.resize(want_far.size());
+          std::sort(others.begin(), others.end());
+          std::sort(want_far.begin(), want_far.end());
+          EXPECT_EQ(others, want_far);
+          EXPECT_EQ(record.to_host().front().nonfinite > 0, value != 0) << value;
+        }
+      }
+}
+
 // Else every row would be evaluated in double, rightly and slowly. Raw rows are scored without their centre, beside
 // what lies between and behind them.
 TEST_F(KernelTest, CollapsedRowsAreCertified) {
@@ -537,9 +662,14 @@ TEST_F(KernelTest, CollapsedRowsAreCertified) {
     return origin;
   }();
   const Buffer<float> origin(queue_, ones);
-  for (const auto& [type, raw] :
-       {std::pair{Dtype::f16, true}, {Dtype::bf16, true}, {Dtype::f16, false}, {Dtype::f32, false}}) {
-    SCOPED_TRACE(testing::Message() << to_string(type) << ", raw " << raw);
+  for (const auto& [type, raw, narrow_scores] : {std::tuple{Dtype::f16, true, false},
+                                                 {Dtype::bf16, true, false},
+                                                 {Dtype::f16, false, false},
+                                                 {Dtype::f32, false, false},
+                                                 {Dtype::f16, true, true},
+                                                 {Dtype::bf16, true, true},
+                                                 {Dtype::f32, false, true}}) {
+    SCOPED_TRACE(testing::Message() << to_string(type) << ", raw " << raw << ", scores in 16 bits " << narrow_scores);
     test::Samples x(type, rows, d, stride - d, 8);
     for (Index i = 0; i < rows; ++i)
       for (Index j = 0; j < d; ++j) x.set(i, j, centres.at(i % count, j) + 1 + 1e-3 * static_cast<double>((i * j) % 7));
@@ -575,8 +705,9 @@ TEST_F(KernelTest, CollapsedRowsAreCertified) {
                        scales.get(), norms.get(), lost.get(), {exponent, exponent});
     double most_lost = 0;
     for (const double each : lost.to_host()) most_lost = std::max(most_lost, each);
-    ScoreBound bound =
-        centre_bound(d, largest, raw ? std::sqrt(static_cast<double>(d)) : 0, most_lost, largest_constant);
+    const ProductForm form = narrow_scores ? narrow_form(narrow_type) : ProductForm{};
+    ScoreBound bound = centre_bound(d, largest, raw ? std::sqrt(static_cast<double>(d)) : 0, most_lost,
+                                    largest_constant, form.rounding);
     if (raw) allow_for_range(bound, type, d);
     NarrowRows given{type, view.data, block.stride, nullptr, norms.get(), nullptr};
     if (raw) {
@@ -588,16 +719,30 @@ TEST_F(KernelTest, CollapsedRowsAreCertified) {
     }
     const Buffer<float> products(queue_, std::vector<float>(static_cast<std::size_t>(rows * columns + kScoreSlack))),
         constant(queue_, constants);
-    multiply_narrow(queue_, narrow_type, given.rows, given.stride, rows, narrow.get(), padded, columns,
-                    raw ? d : padded, products.get(), columns);
+    const Buffer<std::uint16_t> narrow_products(
+        queue_, std::vector<std::uint16_t>(static_cast<std::size_t>(rows * columns + kScoreSlack)));
+    const Index terms = raw ? d : padded;
+    if (narrow_scores)
+      multiply_narrow(queue_, narrow_type, given.rows, given.stride, rows, narrow.get(), padded, columns, terms,
+                      static_cast<float>(form.scale), narrow_products.get(), columns);
+    else
+      multiply_narrow(queue_, narrow_type, given.rows, given.stride, rows, narrow.get(), padded, columns, terms,
+                      products.get(), columns);
     MergedSet set(queue_, Grid(rows, count), 0);
     set.candidates = {count, constant.get(), unit / scale, 1 / scale, bound};
     TilePart parts[2];
     parts[0] = {set.candidates, 0, columns, 0, true, {}, set.verdicts()};
-    launch_merge_leaders(stream(), {products.get(), rows, columns, 0}, given, parts, nullptr);
+    const void* from = products.get();
+    if (narrow_scores) from = narrow_products.get();
+    launch_merge_leaders(stream(), {from, rows, columns, 0, nullptr, form}, given, parts, nullptr);
 
     const auto got = set.decisions.to_host();
     const auto product = products.to_host();
+    const auto words = narrow_products.to_host();
+    const auto product_at = [&](std::size_t at) -> double {
+      if (!narrow_scores) return product[at];
+      return (narrow_type == Dtype::f16 ? to_double(Half{words[at]}) : to_double(Bfloat16{words[at]})) / form.scale;
+    };
     const auto norm = norms.to_host(), loss = lost.to_host(), row_scales = scales.to_host();
     for (Index i = 0; i < rows; ++i) {
       EXPECT_EQ(got[static_cast<std::size_t>(i)], i % count);
@@ -607,11 +752,12 @@ TEST_F(KernelTest, CollapsedRowsAreCertified) {
       for (Index k = 0; k < count; ++k) {
         Real score = exact[static_cast<std::size_t>(k)];
         for (Index j = 0; j < d; ++j) score += (static_cast<Real>(x.at(i, j)) - (raw ? 0 : 1)) * centres.at(k, j);
-        const Real found = up * static_cast<Real>(product[static_cast<std::size_t>(i * columns + k)]) +
+        const Real found = up * static_cast<Real>(product_at(static_cast<std::size_t>(i * columns + k))) +
                            unit * static_cast<Real>(constants[static_cast<std::size_t>(k)]);
         EXPECT_TRUE(test::within(found, score, error));
       }
-      EXPECT_LE(error, (narrow_type == Dtype::f16 ? 0x1p-10 : 0x1p-8) * norm[static_cast<std::size_t>(i)] * largest);
+      EXPECT_LE(error, ((narrow_type == Dtype::f16 ? 0x1p-10 : 0x1p-8) + form.rounding * 1.01) *
+                           norm[static_cast<std::size_t>(i)] * largest);
     }
   }
 }
@@ -784,6 +930,14 @@ TEST_F(KernelTest, NarrowProductsAreAccumulatedInSinglePrecision) {
   const auto calls = cuda_shim::calls().vendor_calls;
   for (const auto type : {Dtype::f16, Dtype::bf16}) EXPECT_TRUE(narrow_products_are_exact(queue_, type));
   EXPECT_EQ(cuda_shim::calls().vendor_calls, calls);  // known
+}
+
+TEST_F(KernelTest, NarrowResultsAreRoundedOnce) {
+  for (const auto type : {Dtype::f16, Dtype::bf16}) EXPECT_TRUE(narrow_results_are_rounded_once(queue_, type));
+  Queue other(0, nullptr);
+  cuda_shim::set_half_sums(true);
+  for (const auto type : {Dtype::f16, Dtype::bf16}) EXPECT_FALSE(narrow_results_are_rounded_once(other, type));
+  cuda_shim::set_half_sums(false);
 }
 
 TEST_F(KernelTest, NarrowProductsThatAreNotAreRefused) {

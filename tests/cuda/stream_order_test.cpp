@@ -295,7 +295,7 @@ TEST_F(StreamOrderTest, RadiiTakeNoMemory) {
 TEST_F(StreamOrderTest, GatheredRowsKeepTheirNorms) {
   const Index tile = 32, tiles = 8, rows = 3 * tile * tiles, d = 16;
   cuda::Limits limits;
-  limits.row_tile = tile;
+  limits.row_tile = tile / 2;  // of scores in single precision
   limits.candidate_tile = 8;
   cuda::CudaBackend backend(0, {}, limits);
   const test::Grid centres = test::Grid::random(2, d, 33), noise = test::Grid::random(rows, d, 34);
