@@ -371,8 +371,8 @@ __global__ void join_parts(const ExactSets sets, const BatchRecord* record) {
 template <class L>
 __global__ void count_decisions(const L* labels, Index rows, const std::int32_t* centre, const Index* centre_class,
                                 const std::int32_t* classifier, Index classes, bool in_block, const BatchRecord* record,
-                                Index* counters) {
-  if (record && record->shut) return;  // the whole grid
+                                const Count* undecided, Index* counters) {
+  if ((record && record->shut) || (undecided && *undecided > 0)) return;  // the whole grid
   unsigned* mine = shared_memory<unsigned>();
   if (in_block) {
     for (Index at = threadIdx.x; at < 4 * classes; at += kBlock) mine[at] = 0;
@@ -494,14 +494,14 @@ void launch_decide_exactly(cudaStream_t stream, const FeatureBlock& x, const Exa
 
 void launch_count_decisions(cudaStream_t stream, const LabelBlock& labels, const std::int32_t* centre,
                             const Index* centre_class, const std::int32_t* classifier, Index classes,
-                            const BatchRecord* record, Index* counters) {
+                            const BatchRecord* record, const Count* undecided, Index* counters) {
   constexpr Index kMostInBlock = 2048, kRowsPerThread = 2;
   const bool in_block = classes <= kMostInBlock;
   const Index shared = in_block ? 4 * classes * static_cast<Index>(sizeof(unsigned)) : 0;
   const Index blocks = blocks_for(labels.rows, in_block ? std::max(kRowsPerThread * kBlock, classes) : kBlock);
   with_label(labels.type, [&]<class L>(L) {
     launch(stream, {blocks, 1, shared}, count_decisions<L>, static_cast<const L*>(labels.data), labels.rows, centre,
-           centre_class, classifier, classes, in_block, record, counters);
+           centre_class, classifier, classes, in_block, record, undecided, counters);
   });
 }
 

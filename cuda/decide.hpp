@@ -170,9 +170,10 @@ struct ExactSet {
 void launch_decide_exactly(cudaStream_t stream, const FeatureBlock& x, const ExactSet (&sets)[2],
                            const BatchRecord* record);
 /// counters [4 x K]: samples, correct_centre, correct_classifier, agree. centre [rows] numbers centres, whose classes
-/// are centre_class; classifier [rows] numbers classes (null: none). Does nothing when the gate is shut.
+/// are centre_class; classifier [rows] numbers classes (null: none). Does nothing when the gate is shut, or undecided
+/// (or null) is not 0.
 void launch_count_decisions(cudaStream_t stream, const LabelBlock& labels, const std::int32_t* centre,
                             const Index* centre_class, const std::int32_t* classifier, Index classes,
-                            const BatchRecord* record, Index* counters);
+                            const BatchRecord* record, const unsigned long long* undecided, Index* counters);
 
 }  // namespace ncollapse::cuda

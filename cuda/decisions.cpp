@@ -14,8 +14,9 @@
 //
 // Rows within the safe radius of their class need no scores: the look for faults measures how far they are from its
 // mean, too, and late in training that is all that happens to nearly all rows. The host then waits for how many are
-// left, which are gathered for scores. The radii come from scores of the means themselves, once that is little beside
-// what has been decided.
+// left, which are gathered for scores; where the last batch left none, and this one is a single block, it is counted as
+// if none was left here either, unless the device finds that some are, which the host sees in the end. The radii come
+// from scores of the means themselves, once that is little beside what has been decided.
 //
 // All that is needed is allocated before the first block is counted: scratch for the larger of the two ways, and
 // candidates in place, which are rounded anew in the same memory for the other way.
@@ -168,9 +169,19 @@ struct CudaBackend::Prepared {
   void make_radii(const DecisionState& state);
   std::vector<double> leads(const DecisionState& state, int which);
   void place_balls(const std::vector<double>& of_centres);
-  Index find_far(const FeatureBlock& features, const Verdicts (&verdicts)[2]);
+  void find_near(const FeatureBlock& features, const Verdicts (&verdicts)[2]);
   void decide(const DecisionState& state, const FeatureBlock& features, Index first_row, bool more);
+  void decide_far(const DecisionState& state, const FeatureBlock& features, Index first_row, Index rows, bool looked,
+                  bool more);
+  void found_far(Index far, Index rows) {
+    look.found(rows - far, rows);
+    none_was_far = far == 0;
+  }
   void count(DecisionState& state, const LabelBlock& labels, Index first_row);
+  Verdicts verdicts_of(int which, Index first_row) const {
+    return {space->decisions[which].get() + first_row, space->open[which].get(), status.get()->open[which],
+            space->block_rows};
+  }
   BatchRecord* record() const { return &status.get()->record; }
   Way quick_way(const FeatureBlock& features) const;
   void judge_quick_way(Index evaluations) { quick_pays = 2 * evaluations <= quick_rows; }
@@ -178,7 +189,6 @@ struct CudaBackend::Prepared {
     const Index scored = way->narrow_scores ? space->narrow_score_tile : space->score_tile;
     return in_place ? scored : std::min(scored, space->shifted_tile);
   }
-  cudaStream_t taker() const { return limits.score_buffers == 1 ? queue->stream() : side.get(); }
   const std::int32_t* decisions_of(int which, Index first_row) const {
     return sets[which].count == 0 ? nullptr : space->decisions[which].get() + first_row;
   }
@@ -205,6 +215,8 @@ struct CudaBackend::Prepared {
   Buffer<Ball> balls;                 ///< [K] for the way
   Buffer<double> own_leads;           ///< [S]
   LookForNearRows look;
+  bool none_was_far = false;   ///< when it looked for the last time
+  bool none_is_far = false;    ///< of the batch, if the device agrees
   Buffer<Status> fresh, status;
   std::optional<Space> space;  ///< kept from batch to batch
   Stream side;                 ///< takes the leaders out of the scores, where there are two tiles of them
@@ -406,8 +418,8 @@ void CudaBackend::Prepared::place_balls(const std::vector<double>& of_centres) {
   queue->upload(balls.get(), of_class.data(), balls.bytes());
 }
 
-/// Looks for faults in a block, decides what is near its mean, and returns how many rows are left, in space->far. Waits.
-Index CudaBackend::Prepared::find_far(const FeatureBlock& features, const Verdicts (&verdicts)[2]) {
+/// Looks for faults in a block, and decides what is near its mean. The others are listed in space->far.
+void CudaBackend::Prepared::find_near(const FeatureBlock& features, const Verdicts (&verdicts)[2]) {
   const CandidateSet& set = sets[kCentres];
   const NearRows near{space->labels.get(),
                       balls.get(),
@@ -421,9 +433,6 @@ Index CudaBackend::Prepared::find_far(const FeatureBlock& features, const Verdic
                       space->far.get(),
                       &status.get()->far};
   launch_find_near_rows(queue->stream(), features, near, record());
-  unsigned long long far = 0;
-  queue->download(&far, near.count, sizeof far);
-  return static_cast<Index>(far);
 }
 
 /// Scores a row tile of a block, and certifies or opens its rows.
@@ -447,7 +456,8 @@ void CudaBackend::Prepared::score(const FeatureBlock& features, const RowRange& 
     z = {x.dtype, x.data, x.stride, nullptr, space->norms.get() + range.first, nullptr};
   }
   const ProductForm form = way->form();
-  const bool two_tiles = limits.score_buffers > 1;
+  // Rows that are copied have to wait for what their copies are taken from: with one product a row tile, beside nothing.
+  const bool two_tiles = limits.score_buffers > 1 && (z.rows == x.data || space->width < columns);
   for (Index column = 0; column < columns; column += space->width) {
     const Index width = std::min(space->width, columns - column);
     float* products = space->products[turn].get();
@@ -474,35 +484,39 @@ void CudaBackend::Prepared::score(const FeatureBlock& features, const RowRange& 
                       end == set.end(), {space->leader_scores[which].get(), space->leader_candidates[which].get()},
                       verdicts[which]};
     }
-    launch_merge_leaders(taker(), {products, range.count, width, range.first, list, form}, z, parts,
+    launch_merge_leaders(two_tiles ? side.get() : stream, {products, range.count, width, range.first, list, form}, z, parts,
                          *way == kFineWay ? nullptr : &status.get()->evaluations);
     if (!two_tiles) continue;
     taken[turn].record(side.get());
     turn = 1 - turn;
   }
-  if (z.rows != x.data) wait_for_leaders();  // they read what belongs to z
+  if (two_tiles && z.rows != x.data) wait_for_leaders();  // they read what belongs to z
 }
 
 /// Looks for faults in a block, from row first_row of the batch on, and decides it. more: there is another.
 void CudaBackend::Prepared::decide(const DecisionState& state, const FeatureBlock& features, Index first_row,
                                    bool more) {
+  check(cudaMemsetAsync(status.get()->open, 0, sizeof(Status::open) + sizeof(Status::far), queue->stream()));
+  if (radii.empty() || !look.pays()) return decide_far(state, features, first_row, features.rows, false, more);
+  find_near(features, {verdicts_of(kCentres, first_row), verdicts_of(kWeights, first_row)});
+  none_is_far = none_was_far && first_row == 0 && !more;
+  if (none_is_far) return;
+  unsigned long long far = 0;
+  queue->download(&far, &status.get()->far, sizeof far);
+  found_far(static_cast<Index>(far), features.rows);
+  decide_far(state, features, first_row, static_cast<Index>(far), true, more);
+}
+
+/// Decides what is left of a block, so many rows. looked: those in space->far, else all.
+void CudaBackend::Prepared::decide_far(const DecisionState& state, const FeatureBlock& features, Index first_row,
+                                       Index rows, bool looked, bool more) {
   const cudaStream_t stream = queue->stream();
   const WaitOnException guard(side.get());
-  check(cudaMemsetAsync(status.get()->open, 0, sizeof(Status::open) + sizeof(Status::far), stream));
-  Verdicts verdicts[2];
-  for (const int which : {kCentres, kWeights})
-    verdicts[which] = {space->decisions[which].get() + first_row, space->open[which].get(), status.get()->open[which],
-                       space->block_rows};
-  Index rows = features.rows;  // to be scored
-  const std::int32_t* list = nullptr;
-  if (!radii.empty() && look.pays()) {
-    rows = find_far(features, verdicts);
-    look.found(features.rows - rows, features.rows);
-    // Raw rows that are to be gathered are read, written, and read again.
-    if (!way->raw || 2 * rows < features.rows)
-      list = space->far.get();
-    else
-      rows = features.rows;
+  const Verdicts verdicts[2] = {verdicts_of(kCentres, first_row), verdicts_of(kWeights, first_row)};
+  const std::int32_t* list = looked ? space->far.get() : nullptr;
+  if (looked && way->raw && 2 * rows >= features.rows) {  // to gather them is to read, write, and read them again
+    list = nullptr;
+    rows = features.rows;
   }
   if (columns == 0 || (way->raw && !list)) launch_check_rows(stream, features, space->norms.get(), record());
   for (Index first = 0; columns > 0 && first < rows;) {
@@ -531,7 +545,8 @@ void CudaBackend::Prepared::decide(const DecisionState& state, const FeatureBloc
 
 void CudaBackend::Prepared::count(DecisionState& state, const LabelBlock& labels, Index first_row) {
   launch_count_decisions(queue->stream(), labels, decisions_of(kCentres, first_row), state.centre_class.data(),
-                         decisions_of(kWeights, first_row), state.classes, record(), state.counters.data());
+                         decisions_of(kWeights, first_row), state.classes, record(),
+                         none_is_far ? &status.get()->far : nullptr, state.counters.data());
 }
 
 BatchFaults CudaBackend::decide_batch(DecisionState& state, const MatrixView& features, const LabelView& labels) {
@@ -545,6 +560,7 @@ BatchFaults CudaBackend::decide_batch(DecisionState& state, const MatrixView& fe
   Prepared& prepared = this->prepared(state);
   Status* status = prepared.status.get();
   queue_->copy(status, prepared.fresh.get(), offsetof(Status, evaluations));
+  prepared.none_is_far = false;
 
   batch.load(0);  // every block lies as the first one does
   Index batch_rows = features.rows, block_rows = batch.block_rows();
@@ -576,6 +592,16 @@ BatchFaults CudaBackend::decide_batch(DecisionState& state, const MatrixView& fe
 
   Status found;
   queue_->download(&found, status, sizeof found);
+  if (prepared.none_is_far) {
+    prepared.none_is_far = false;
+    prepared.found_far(static_cast<Index>(found.far), features.rows);
+    if (found.far > 0 && found.record.nonfinite == 0 && found.record.bad_labels == 0) {  // nothing is counted yet
+      batch.load(0);
+      prepared.decide_far(state, batch.features(), 0, static_cast<Index>(found.far), true, false);
+      prepared.count(state, batch.labels(), 0);
+      queue_->download(&found, status, sizeof found);
+    }
+  }
   if (found.record.nonfinite > 0) {  // how many, and where the first one is
     queue_->copy(status, prepared.fresh.get(), offsetof(Status, evaluations));
     batch.check(state.classes, true, prepared.record());

@@ -873,9 +873,10 @@ TEST_F(KernelTest, DecisionsAreCountedWhetherOrNotABlockHoldsTheCounters) {
     const Buffer<BatchRecord> open(queue_, record);
     record.front().shut = 1;
     const Buffer<BatchRecord> shut(queue_, record);
-    for (const auto* gate : {&open, &shut})
+    const Buffer<Count> none(queue_, std::vector<Count>{0}), some(queue_, std::vector<Count>{2});
+    for (const auto& [gate, undecided] : {std::pair{&open, &none}, {&open, &some}, {&shut, &none}})
       launch_count_decisions(stream(), {on_device.get(), LabelType::i64, rows}, near.get(), classes_of.get(),
-                             best.get(), classes, gate->get(), counters.get());
+                             best.get(), classes, gate->get(), undecided->get(), counters.get());
     EXPECT_EQ(counters.to_host(), want);
   }
 }

@@ -270,6 +270,52 @@ TEST_F(StreamOrderTest, RowsNearTheirMeansAreNotScored) {
   }
 }
 
+// Where no row was far in the batch before, the host waits once, in the end; where one is, after all, it comes late.
+TEST_F(StreamOrderTest, BatchesOfNearRowsWaitOnce) {
+  const Index rows = 4 * kClasses, d = 64;
+  for (const auto type : {Dtype::f16, Dtype::bf16, Dtype::f32}) {
+    SCOPED_TRACE(to_string(type));
+    const test::Grid centres = test::Grid::random(kClasses, d, 36);
+    DecisionState state = new_decisions(backend_, kClasses, d);
+    std::vector<Index> labels, all;
+    for (Index k = 0; k < kClasses; ++k) all.push_back(k);
+    backend_.from_host(state.centres, centres.values);
+    backend_.from_host(state.centre_class, all);
+    Samples x(type, rows, d);
+    for (Index i = 0; i < rows; ++i) {
+      labels.push_back(i % kClasses);
+      for (Index j = 0; j < d; ++j) x.set(i, j, centres.at(i % kClasses, j) * 1.01);
+    }
+    const Labels y(LabelType::i64, labels);
+    const auto waits = [&] {
+      std::shared_ptr<void> keep_x, keep_y;
+      const MatrixView features = x.device(backend_, keep_x);
+      const LabelView classes = y.device(backend_, keep_y);
+      const auto before = cuda_shim::calls().waits;
+      EXPECT_FALSE(backend_.decide_batch(state, features, classes).any());
+      return cuda_shim::calls().waits - before;
+    };
+    waits();
+    EXPECT_EQ(waits(), 1U);
+    for (Index j = 0; j < d; ++j) x.set(7, j, centres.at((labels[7] + 1) % kClasses, j));
+    EXPECT_EQ(waits(), 2U);  // found in the end
+    EXPECT_EQ(waits(), 2U);  // asked for
+    for (Index j = 0; j < d; ++j) x.set(7, j, centres.at(labels[7], j));
+    EXPECT_EQ(waits(), 2U);
+    EXPECT_EQ(waits(), 1U);
+    const auto counters = backend_.to_host(state.counters);
+    for (Index k = 0; k < kClasses; ++k) {
+      EXPECT_EQ(counters[k], 24);
+      EXPECT_EQ(counters[kClasses + k], k == labels[7] ? 22 : 24);
+    }
+    x.set(3, 5, std::numeric_limits<double>::quiet_NaN());
+    const BatchFaults faults = backend_.decide_batch(state, x.host(), y.host());
+    EXPECT_EQ(faults.nonfinite, 1);
+    EXPECT_EQ(faults.nonfinite_row, 3);
+    EXPECT_EQ(backend_.to_host(state.counters), counters);
+  }
+}
+
 TEST_F(StreamOrderTest, RadiiTakeNoMemory) {
   const Index rows = 3 * kClasses, d = 64;  // no radii in the first batch
   for (const auto type : {Dtype::bf16, Dtype::f32}) {
@@ -295,13 +341,18 @@ TEST_F(StreamOrderTest, RadiiTakeNoMemory) {
 TEST_F(StreamOrderTest, GatheredRowsKeepTheirNorms) {
   const Index tile = 32, tiles = 8, rows = 3 * tile * tiles, d = 16;
   cuda::Limits limits;
-  limits.row_tile = tile / 2;  // of scores in single precision
-  limits.candidate_tile = 8;
+  limits.row_tile = tile;
+  limits.candidate_tile = 8;  // two products a tile, one beside what is taken from the other
+  limits.narrow_scores = false;
   cuda::CudaBackend backend(0, {}, limits);
   const test::Grid centres = test::Grid::random(2, d, 33), noise = test::Grid::random(rows, d, 34);
   DecisionState state = new_decisions(backend, 2, d);
   backend.from_host(state.centres, centres.values);
   backend.from_host(state.centre_class, {0, 1});
+  std::vector<double> bias(kClasses, 0.0);
+  bias[0] = 1000;
+  state.weights = backend.from_host(test::Grid::random(kClasses, d, 35).values, kClasses, d);
+  state.bias = backend.from_host(bias, 1, kClasses);
   double between[d], square = 0;
   for (Index j = 0; j < d; ++j) {
     between[j] = centres.at(1, j) - centres.at(0, j);
