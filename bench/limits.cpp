@@ -154,9 +154,9 @@ struct Samples {
     for (Index i = 0; i < block; ++i) {
       numbers.push_back(i % K);
       for (Index j = 0; j < d; ++j)
-        bits.push_back(
-            cuda::to_bfloat16(static_cast<float>(means[static_cast<std::size_t>(i % K * d + j)] + noise_size * noise.next()))
-                .bits);
+        bits.push_back(cuda::to_bfloat16(static_cast<float>(means[static_cast<std::size_t>(i % K * d + j)] +
+                                                            noise_size * noise.next()))
+                           .bits);
     }
     features = cuda::Buffer<std::uint16_t>(queue, rows * d);
     labels = cuda::Buffer<Index>(queue, rows);
@@ -250,8 +250,8 @@ void measure_decisions(const Options& options) {
       });
       const double amount = static_cast<double>(rows * d);
       line(far ? "decisions" : "decisions, collapsed", by(rows, d) + ", " + std::to_string(K) + " classes",
-           "tiles of " + by(row_tile, candidate_tile) +
-               (narrow ? " in 16 bits, " : " in floats, ") + std::to_string(buffers) + " of them",
+           "tiles of " + by(row_tile, candidate_tile) + (narrow ? " in 16 bits, " : " in floats, ") +
+               std::to_string(buffers) + " of them",
            seconds, amount * (far ? 4e-12 * static_cast<double>(K) : 2e-9), far ? "TFLOP/s" : "GB/s");
     }
   }

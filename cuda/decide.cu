@@ -253,6 +253,20 @@ __global__ void find_leads(ScoreTile tile, NarrowRows z, TilePart part, const In
   }
 }
 
+/// A warp per row.
+__global__ void find_farthest(const float* products, Index rows, Index pitch, const double* norms, Index width,
+                              double inverse, bool begun, float* farthest) {
+  for (Index i = warp_id(); i < rows; i += warp_count()) {
+    float best = begun ? farthest[i] : kNoFloat;
+    for (Index k = lane_id(); k < width; k += kWarp) {
+      const auto norm = static_cast<float>(norms[k] * inverse);
+      best = max(best, norm * norm / 2 - products[i * pitch + k]);
+    }
+    best = lanes_max(best, kWarp);
+    if (lane_id() == 0) farthest[i] = best;
+  }
+}
+
 __device__ void take(Decision& best, const Decision& other) {
   if (other.score > best.score ||
       (other.score == best.score && best.score > kNoScore && other.candidate < best.candidate))
@@ -471,6 +485,12 @@ void launch_merge_leaders(cudaStream_t stream, const ScoreTile& tile, const Narr
 void launch_find_leads(cudaStream_t stream, const ScoreTile& tile, const NarrowRows& z, const TilePart& part,
                        const Index* own, double* leads) {
   launch(stream, {blocks_for(tile.rows, kWarps)}, find_leads, tile, z, part, own, leads);
+}
+
+void launch_find_farthest(cudaStream_t stream, const float* products, Index rows, Index pitch, const double* norms,
+                          Index width, double unit, bool begun, float* farthest) {
+  launch(stream, {blocks_for(rows, kWarps)}, find_farthest, products, rows, pitch, norms, width, 1 / unit, begun,
+         farthest);
 }
 
 void launch_decide_exactly(cudaStream_t stream, const FeatureBlock& x, const ExactSet (&sets)[2],

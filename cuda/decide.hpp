@@ -38,11 +38,11 @@
 // double that underflow lose less than 1e-300 in all; rows for which anything could overflow are not certified. Equal
 // scores never are.
 //
-// Where that certifies enough, products are taken from the tensor cores as 16-bit numbers of the rows' type, which halves
-// what goes through the cache. They are then off by another 2^-8 (bf16) or 2^-10 (f16) of themselves, truncation allowed
-// for, and are taken times A: 1, or 2^-4 for f16, where rows with |z| / F >= 2^12 are not certified, so that products
-// stay below 2^15 (1 + 2^-6). Scores are then compared in units of A F C. What is subnormal loses 2^-24 (f16) or 2^-126
-// of such a unit. P becomes R + (t + e + t e)(max|c| + R), t = (d + 65) 2^-23, e = 2^-8 or 2^-10.
+// Where that certifies enough, products are taken from the tensor cores as 16-bit numbers of the rows' type, which
+// halves what goes through the cache. They are then off by another 2^-8 (bf16) or 2^-10 (f16) of themselves, truncation
+// allowed for, and are taken times A: 1, or 2^-4 for f16, where rows with |z| / F >= 2^12 are not certified, so that
+// products stay below 2^15 (1 + 2^-6). Scores are then compared in units of A F C. What is subnormal loses 2^-24 (f16)
+// or 2^-126 of such a unit. P becomes R + (t + e + t e)(max|c| + R), t = (d + 65) 2^-23, e = 2^-8 or 2^-10.
 //
 // 2E is known before the scores: what is further than that below the best so far is passed over. Of the others four
 // are kept, and what does not reach the fourth is passed over as well: with four within 2E all are evaluated anyway.
@@ -77,10 +77,10 @@ void allow_for_range(ScoreBound& bound, Dtype type, Index dim);
 
 /// How products come from the tensor cores.
 struct ProductForm {
-  int bytes = 4;                    ///< 4: floats; 2: numbers of the rows' type
-  double rounding = 0;              ///< e
-  double scale = 1;                 ///< A
-  double subnormal = 0;             ///< what is lost there
+  int bytes = 4;                   ///< 4: floats; 2: numbers of the rows' type
+  double rounding = 0;             ///< e
+  double scale = 1;                ///< A
+  double subnormal = 0;            ///< what is lost there
   double largest_norm = HUGE_VAL;  ///< of z / F: from here on they may overflow
 };
 /// In 16 bits.
@@ -148,6 +148,11 @@ void launch_merge_leaders(cudaStream_t stream, const ScoreTile& tile, const Narr
 /// launch_merge_leaders, as floats; of leaders only the scores are used.
 void launch_find_leads(cudaStream_t stream, const ScoreTile& tile, const NarrowRows& z, const TilePart& part,
                        const Index* own, double* leads);
+
+/// For rows [rows x pitch] of products with `width` neighbouring candidates: farthest[i] is, or with begun becomes at
+/// least, the largest |c_j|^2/2 less the product, both in units of the square of `unit`; norms [width] of the c_j.
+void launch_find_farthest(cudaStream_t stream, const float* products, Index rows, Index pitch, const double* norms,
+                          Index width, double unit, bool begun, float* farthest);
 
 /// A candidate's direct evaluation. Scores of -infinity and NaN never lead.
 struct Decision {

@@ -10,7 +10,8 @@
 // that takes their norms), and scores in 16 bits. Whether that certifies enough is seen from the evaluations it leaves:
 // the count is looked at after 1, 2, 4, .. tiles (so a pass waits a few times in all), and where there were more than
 // one for two rows, which costs about what shifting them does, rows go the fine way from then on: shifted, which finds
-// the faults as well, and scores in single precision. Decisions are exact either way, so nothing depends on it but time.
+// the faults as well, and scores in single precision. Decisions are exact either way, so nothing depends on it but
+// time.
 //
 // Rows within the safe radius of their class need no scores: the look for faults measures how far they are from its
 // mean, too, and late in training that is all that happens to nearly all rows. The host then waits for how many are
@@ -119,9 +120,9 @@ struct Space {
   Index score_tile, narrow_score_tile, shifted_tile;  ///< rows at once, of either kind of scores and of those in z
   std::optional<NarrowBuffers> z;                     ///< of a shifted tile
   Buffer<float> products[2];                          ///< [tile x width], and kScoreSlack
-  Buffer<double> norms;            ///< of a block's raw rows
-  Buffer<std::uint32_t> labels;    ///< of a block
-  Buffer<std::int32_t> far;        ///< its rows that are not near their mean
+  Buffer<double> norms;                               ///< of a block's raw rows
+  Buffer<std::uint32_t> labels;                       ///< of a block
+  Buffer<std::int32_t> far;                           ///< its rows that are not near their mean
   Buffer<float> leader_scores[2];
   Buffer<std::int32_t> leader_candidates[2], decisions[2];
   Buffer<OpenRow> open[2];
@@ -168,6 +169,7 @@ struct CudaBackend::Prepared {
   void score(const FeatureBlock& features, const RowRange& range, const Verdicts (&verdicts)[2]);
   void make_radii(const DecisionState& state);
   std::vector<double> leads(const DecisionState& state, int which);
+  std::vector<double> slopes();
   void place_balls(const std::vector<double>& of_centres);
   void find_near(const FeatureBlock& features, const Verdicts (&verdicts)[2]);
   void decide(const DecisionState& state, const FeatureBlock& features, Index first_row, bool more);
@@ -209,14 +211,15 @@ struct CudaBackend::Prepared {
   std::optional<Way> way;   ///< for which these and the balls are made
   bool has_bf16 = false, quick_pays = true;
   Index quick_rows = 0, quick_tiles = 0;  ///< that were tried
-  Index rows_seen = 0;                ///< of all batches
-  std::vector<double> radii;          ///< [S] of the centres; empty until they pay
-  std::vector<Index> centre_class;    ///< [S]
-  Buffer<Ball> balls;                 ///< [K] for the way
-  Buffer<double> own_leads;           ///< [S]
+  Index rows_seen = 0;                    ///< of all batches
+  std::vector<double> radii;              ///< [S] of the centres; empty until they pay
+  std::vector<Index> centre_class;        ///< [S]
+  Buffer<Ball> balls;                     ///< [K] for the way
+  Buffer<double> own_leads;               ///< [S]
+  Buffer<float> farthest;                 ///< [rows of the classifier]
   LookForNearRows look;
-  bool none_was_far = false;   ///< when it looked for the last time
-  bool none_is_far = false;    ///< of the batch, if the device agrees
+  bool none_was_far = false;  ///< when it looked for the last time
+  bool none_is_far = false;   ///< of the batch, if the device agrees
   Buffer<Status> fresh, status;
   std::optional<Space> space;  ///< kept from batch to batch
   Stream side;                 ///< takes the leaders out of the scores, where there are two tiles of them
@@ -271,6 +274,7 @@ CudaBackend::Prepared& CudaBackend::prepared(DecisionState& state) {
   made->centre_class = to_host(state.centre_class);
   made->balls = Buffer<Ball>(*queue_, state.classes);
   made->own_leads = Buffer<double>(*queue_, count);
+  made->farthest = Buffer<float>(*queue_, weights.count);
   for (const int which : {kCentres, kWeights}) {
     CandidateSet& set = made->sets[which];
     if (set.count == 0) continue;
@@ -383,6 +387,38 @@ std::vector<double> CudaBackend::Prepared::leads(const DecisionState& state, int
   return values;
 }
 
+/// At least max_j |w_k - w_j|, from |w_k|^2 + 2 max_j (|w_j|^2/2 - w_k.w_j), in units of the candidates' power of two:
+/// with W the largest norm and R what rounding took, at most, products of rounded rows are off by 2 R W + R^2 and
+/// (d + 65) 2^-23 (W + R)^2, what is made of them in single precision by 2^-22 (W + R)^2.
+std::vector<double> CudaBackend::Prepared::slopes() {
+  const CandidateSet& set = sets[kWeights];
+  const Index padded = candidates->padded;
+  const auto rows_at = [&](Index column) { return candidates->rows.get() + column * padded; };
+  float* products = space->products[0].get();
+  const double unit = 1 / set.scored.inverse;
+  for (Index first = 0; first < set.count; first += space->score_tile) {
+    const Index rows = std::min(space->score_tile, set.count - first);
+    for (Index column = set.column; column < set.end(); column += space->width) {
+      const Index width = std::min(space->width, set.end() - column), begin = column - set.column;
+      multiply_narrow(*queue, Dtype::f16, rows_at(set.column + first), padded, rows, rows_at(column), padded, width,
+                      padded, products, width);
+      launch_find_farthest(queue->stream(), products, rows, width, candidates->norms.get() + column,
+                           std::min(width, set.count - begin), unit, begin > 0, farthest.get() + first);
+    }
+  }
+  std::vector<float> found(static_cast<std::size_t>(set.count));
+  queue->download(found.data(), farthest.get(), farthest.bytes());
+  const double most = largest(set.norms), W = most / unit, R = largest(set.lost) / unit;
+  const double error = 2 * R * W + R * R + static_cast<double>(dim + 67) * 0x1p-23 * (W + R) * (W + R);
+  std::vector<double> slope;
+  for (std::size_t k = 0; k < found.size(); ++k) {
+    const double own = set.norms[k] / unit;
+    const double steepest = unit * std::sqrt(own * own + 2 * (static_cast<double>(found[k]) + 1.001 * error));
+    slope.push_back(steepest < set.norms[k] + most ? steepest : set.norms[k] + most);  // not NaN
+  }
+  return slope;
+}
+
 void CudaBackend::Prepared::make_radii(const DecisionState& state) {
   make_candidates(kFineWay);
   const auto rounding_of = [&](int which) {
@@ -394,12 +430,11 @@ void CudaBackend::Prepared::make_radii(const DecisionState& state) {
   for (std::size_t s = 0; s < found.size(); ++s)
     found[s] = safe_centre_radius(found[s], centres.norms[s], rounding_of(kCentres));
   if (weights.count > 0) {
-    const std::vector<double> classifier = leads(state, kWeights);
-    for (std::size_t s = 0; s < found.size(); ++s) {
-      const double slope = weights.norms[static_cast<std::size_t>(centre_class[s])] + largest(weights.norms);
+    const std::vector<double> classifier = leads(state, kWeights), slope = slopes();
+    for (std::size_t s = 0; s < found.size(); ++s)
       found[s] =
-          std::min(found[s], safe_classifier_radius(classifier[s], slope, centres.norms[s], rounding_of(kWeights)));
-    }
+          std::min(found[s], safe_classifier_radius(classifier[s], slope[static_cast<std::size_t>(centre_class[s])],
+                                                    centres.norms[s], rounding_of(kWeights)));
   }
   place_balls(found);
   radii = std::move(found);  // now that they can be used
@@ -456,7 +491,8 @@ void CudaBackend::Prepared::score(const FeatureBlock& features, const RowRange& 
     z = {x.dtype, x.data, x.stride, nullptr, space->norms.get() + range.first, nullptr};
   }
   const ProductForm form = way->form();
-  // Rows that are copied have to wait for what their copies are taken from: with one product a row tile, beside nothing.
+  // Rows that are copied have to wait for what their copies are taken from: with one product a row tile, beside
+  // nothing.
   const bool two_tiles = limits.score_buffers > 1 && (z.rows == x.data || space->width < columns);
   for (Index column = 0; column < columns; column += space->width) {
     const Index width = std::min(space->width, columns - column);
@@ -484,8 +520,8 @@ void CudaBackend::Prepared::score(const FeatureBlock& features, const RowRange& 
                       end == set.end(), {space->leader_scores[which].get(), space->leader_candidates[which].get()},
                       verdicts[which]};
     }
-    launch_merge_leaders(two_tiles ? side.get() : stream, {products, range.count, width, range.first, list, form}, z, parts,
-                         *way == kFineWay ? nullptr : &status.get()->evaluations);
+    launch_merge_leaders(two_tiles ? side.get() : stream, {products, range.count, width, range.first, list, form}, z,
+                         parts, *way == kFineWay ? nullptr : &status.get()->evaluations);
     if (!two_tiles) continue;
     taken[turn].record(side.get());
     turn = 1 - turn;

@@ -161,8 +161,8 @@ bool test_narrow_results(Queue& queue, Dtype type) {
   const auto bits = [half](float x) { return half ? to_half(x).bits : to_bfloat16(x).bits; };
   const Buffer<std::uint16_t> ones(queue, std::vector<std::uint16_t>(kSide * kTerms, bits(1))),
       rows(queue, std::vector<std::uint16_t>(kSide * kTerms, bits(value))), products(queue, kSide * kSide);
-  if (product_of_narrow(queue, type, rows.get(), kTerms, kSide, ones.get(), kTerms, kSide, kTerms, products.get(), kSide,
-                        data_type(type), 0.5f) != CUBLAS_STATUS_SUCCESS)
+  if (product_of_narrow(queue, type, rows.get(), kTerms, kSide, ones.get(), kTerms, kSide, kTerms, products.get(),
+                        kSide, data_type(type), 0.5f) != CUBLAS_STATUS_SUCCESS)
     return false;
   const std::vector<std::uint16_t> found = products.to_host();
   return std::all_of(found.begin(), found.end(),

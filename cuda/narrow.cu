@@ -79,8 +79,8 @@ __device__ bool has_fault(const Rows<T>& x, const T* row) {
   return __ballot_sync(kAllLanes, lane_has_fault(x, row, lane_id() * V, kWarp * V)) != 0;
 }
 
-/// The sum of squares of a 16-bit row's packet. Single precision holds the squares of halves and of eight of them, those
-/// of bf16 numbers below 2^-63 in part.
+/// The sum of squares of a 16-bit row's packet. Single precision holds the squares of halves and of eight of them,
+/// those of bf16 numbers below 2^-63 in part.
 template <class T>
 __device__ double square_of(const Packet<T>& packet) {
   float values[kPacket<T>], sum = 0;

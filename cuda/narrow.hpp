@@ -35,8 +35,8 @@ void launch_narrow_rows(cudaStream_t stream, const FeatureBlock& x, const float*
                         BatchRecord* record = nullptr, const std::int32_t* list = nullptr, Index count = 0);
 // Rows within the safe radius of their class (host/safe_radius.hpp) need no scores. What is measured is |h - o - C c'|,
 // c' the 16-bit numbers of the mean's c_k = m_k - o and C their power of two, in single precision (double for rows of
-// doubles). Of h - o each element is rounded once, the difference again, C c' is off by what rounding took from c_k, and
-// up to 32 squares are added one after the other, which takes 2^-19 from their sum: with e = h - m_k,
+// doubles). Of h - o each element is rounded once, the difference again, C c' is off by what rounding took from c_k,
+// and up to 32 squares are added one after the other, which takes 2^-19 from their sum: with e = h - m_k,
 //   |e| (1 - 2^-24) <= measured (1 + 2^-19.9) + lost_k + 2^-24 |c_k| + sqrt(d) 2^-75,
 // the last term for squares that underflow. near_radius() is what the measured distance has to be below.
 
@@ -62,11 +62,11 @@ struct NearRows {
   std::int32_t* far = nullptr;          ///< [rows] the others, in any order
   unsigned long long* count = nullptr;  ///< += how many others
 };
-/// One reading of a block: tells near rows from the others. Adds to record->nonfinite (null: nobody asks) where it holds
-/// NaN or infinite values; how many is another matter.
+/// One reading of a block: tells near rows from the others. Adds to record->nonfinite (null: nobody asks) where it
+/// holds NaN or infinite values; how many is another matter.
 void launch_find_near_rows(cudaStream_t stream, const FeatureBlock& x, const NearRows& near, BatchRecord* record);
-/// One reading of a block: adds to record->nonfinite in the same way, and, of 16-bit types, norms [rows]: bounds, at most
-/// 2^-20 beyond the norm (bf16: and sqrt(d) 2^-74), not finite where a value is not, nor in bf16 where squares
+/// One reading of a block: adds to record->nonfinite in the same way, and, of 16-bit types, norms [rows]: bounds, at
+/// most 2^-20 beyond the norm (bf16: and sqrt(d) 2^-74), not finite where a value is not, nor in bf16 where squares
 /// overflow, for values from 2^62 on. Either may be null.
 void launch_check_rows(cudaStream_t stream, const FeatureBlock& x, double* norms, BatchRecord* record);
 /// Copies rows list[0 .. count-1] of 16-bit numbers to `rows` [count x padded], and takes their norms [count] as

@@ -64,8 +64,8 @@ Queue::Queue(int device, cudaStream_t borrowed) : device_(device) {
   check(cublasCreate(&blas));
   blas_.reset(blas);
   check(cublasSetStream(blas, stream()));
-  check(cublasSetMathMode(blas, static_cast<cublasMath_t>(CUBLAS_DEFAULT_MATH |
-                                                          CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)));
+  check(cublasSetMathMode(
+      blas, static_cast<cublasMath_t>(CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)));
   check(cublasSetAtomicsMode(blas, CUBLAS_ATOMICS_NOT_ALLOWED));
 
   cusolverDnHandle_t solver = nullptr;

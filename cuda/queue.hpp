@@ -141,7 +141,8 @@ class Queue {
   void release_fetched() noexcept;
   Index waits() const { return waits_; }  ///< so far
 
-  /// What was found out about cuBLAS here (narrow_products_are_exact, narrow_results_are_rounded_once), for f16 and bf16.
+  /// What was found out about cuBLAS here (narrow_products_are_exact, narrow_results_are_rounded_once), for f16 and
+  /// bf16.
   std::optional<bool> exact_halves, exact_bfloats, rounded_halves, rounded_bfloats;
   /// Whether the stream is being captured into a CUDA graph: then nothing may wait or allocate.
   bool capturing() const;

@@ -1,5 +1,5 @@
-// 16-bit numbers by twos, in the words that they are loaded in: a number by itself would take a register of its own, and
-// instructions to put it there.
+// 16-bit numbers by twos, in the words that they are loaded in: a number by itself would take a register of its own,
+// and instructions to put it there.
 #pragma once
 
 #include <type_traits>

@@ -344,8 +344,7 @@ TEST_F(KernelTest, RowsAreCertifiedOrOpenedAsTheirScoresSay) {
 template <class S>
 Grid held_by(S, Grid scores) {
   const double scale = narrow_form(std::is_same_v<S, Bfloat16> ? Dtype::bf16 : Dtype::f16).scale;
-  for (double& score : scores.values)
-    score = to_double(product_of(static_cast<float>(score * scale), S{})) / scale;
+  for (double& score : scores.values) score = to_double(product_of(static_cast<float>(score * scale), S{})) / scale;
   return scores;
 }
 
@@ -626,7 +625,8 @@ TEST_F(KernelTest, RowsNearTheirMeansAreFound) {
         for (const double value : {0.0, static_cast<double>(HUGE_VAL), std::nan("")}) {
           if (value != 0) {
             x.set(rows / 2, d - 1, value);
-            if (want_centre[static_cast<std::size_t>(rows / 2)] >= 0) want_far.push_back(static_cast<std::int32_t>(rows / 2));
+            if (want_centre[static_cast<std::size_t>(rows / 2)] >= 0)
+              want_far.push_back(static_cast<std::int32_t>(rows / 2));
             want_centre[static_cast<std::size_t>(rows / 2)] = want_class[static_cast<std::size_t>(rows / 2)] = -7;
           }
           CudaBackend backend(0, {.cuda_stream = stream()});
@@ -635,7 +635,7 @@ TEST_F(KernelTest, RowsNearTheirMeansAreFound) {
           const Buffer<std::int32_t> centre(queue_, none), chosen(queue_, none), far(queue_, none);
           const Buffer<Count> count(queue_, std::vector<Count>{0});
           const Buffer<BatchRecord> record(queue_, std::vector<BatchRecord>(1));
-          const NearRows near{y.get(),    ball.get(),   mean_type,  mean.get(), padded,     4.0f,
+          const NearRows near{y.get(),    ball.get(),   mean_type,    mean.get(), padded,     4.0f,
                               from.get(), centre.get(), chosen.get(), far.get(),  count.get()};
           launch_find_near_rows(stream(), {view.data, type, rows, d, view.row_stride()}, near, record.get());
           EXPECT_EQ(centre.to_host(), want_centre);

@@ -270,6 +270,40 @@ TEST_F(StreamOrderTest, RowsNearTheirMeansAreNotScored) {
   }
 }
 
+// The rows of the classifier are large, and so far apart only as the centres are: what they share turns no decision.
+TEST_F(StreamOrderTest, RadiiAreThoseOfTheClassifiersDifferences) {
+  const Index rows = 4 * kClasses, d = 64;
+  const test::Grid centres = test::Grid::random(kClasses, d, 38);
+  test::Grid weights = centres;
+  std::vector<double> bias;
+  for (Index k = 0; k < kClasses; ++k) {
+    bias.push_back(-static_cast<double>(test::dot(centres, k, centres, k)) / 2);
+    for (Index j = 0; j < d; ++j) weights.at(k, j) += 100;
+  }
+  for (const auto type : {Dtype::f16, Dtype::bf16, Dtype::f32}) {
+    SCOPED_TRACE(to_string(type));
+    DecisionState state = new_decisions(backend_, kClasses, d);
+    std::vector<Index> labels, all;
+    for (Index k = 0; k < kClasses; ++k) all.push_back(k);
+    backend_.from_host(state.centres, centres.values);
+    backend_.from_host(state.centre_class, all);
+    state.weights = backend_.from_host(weights.values, kClasses, d);
+    state.bias = backend_.from_host(bias, 1, kClasses);
+    Samples x(type, rows, d);
+    for (Index i = 0; i < rows; ++i) {
+      labels.push_back(i % kClasses);
+      for (Index j = 0; j < d; ++j) x.set(i, j, centres.at(i % kClasses, j) * 1.01);
+    }
+    const Labels y(LabelType::i64, labels);
+    ASSERT_FALSE(backend_.decide_batch(state, x.host(), y.host()).any());
+    const auto before = cuda_shim::calls().vendor_calls;
+    ASSERT_FALSE(backend_.decide_batch(state, x.host(), y.host()).any());
+    EXPECT_EQ(cuda_shim::calls().vendor_calls, before);  // no scores
+    const auto counters = backend_.to_host(state.counters);
+    for (Index k = 0; k < 4 * kClasses; ++k) EXPECT_EQ(counters[static_cast<std::size_t>(k)], 8);
+  }
+}
+
 // Where no row was far in the batch before, the host waits once, in the end; where one is, after all, it comes late.
 TEST_F(StreamOrderTest, BatchesOfNearRowsWaitOnce) {
   const Index rows = 4 * kClasses, d = 64;
