@@ -12,6 +12,12 @@ namespace {
 constexpr int kNormExponent = 6;     // of a rounded row: norms in [64, 128)
 constexpr int kFloatExponent = 120;  // powers of two that scale floats without leaving their range
 constexpr int kInFlight = 4;         // packets that a lane asks for at once
+// Blocks of find_near_rows on a multiprocessor: 64 registers a thread are enough on newer ones.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kNearBlocks = 3;
+#else
+constexpr int kNearBlocks = 4;
+#endif
 
 __device__ Half narrow(float x, Half) { return to_half(x); }
 __device__ Bfloat16 narrow(float x, Bfloat16) { return to_bfloat16(x); }
@@ -132,7 +138,7 @@ __global__ void check_rows(Rows<T> x, int log2, double* norms, BatchRecord* reco
 /// are asked for before. N: type of the means. kWhole: every row is whole packets at multiples of 16 bytes, and
 /// takes a warp.
 template <class T, class N, bool kWhole>
-__global__ void __launch_bounds__(kBlock, kWhole && !std::is_same_v<T, double> ? 4 : 2)
+__global__ void __launch_bounds__(kBlock, kWhole && !std::is_same_v<T, double> ? kNearBlocks : 2)
     find_near_rows(Rows<T> x, int log2, BatchRecord* record, const NearRows near) {
   constexpr int V = kPacket<T>;
   using S = Shifted<T>;
