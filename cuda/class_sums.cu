@@ -1,3 +1,5 @@
+#include <cuda_pipeline_primitives.h>
+
 #include <bit>
 #include <cfloat>
 #include <string>
@@ -13,26 +15,37 @@ constexpr int kPairStep = 2 * kWarp;            // columns from one pair of a la
 constexpr Index kNarrow = 2 * kPairStep;        // up to here one pair of columns a lane, beyond it four
 constexpr Index kWarpsWanted = Index{1} << 14;  // for a block of rows: several times what any GPU holds at once
 
-/// How a warp has its part of a row. kPaired: the number of columns is even, and rows of every kind start at multiples
-/// of a pair.
-template <class Element, int pairs, bool paired>
+/// Of a warp: rows on their way. Blocks of a kernel have all that a kernel may have without asking for more.
+constexpr int kRingBytes = (48 << 10) / kWarps;
+constexpr int kStepBytes = 1 << 10;  // that are waited for at once, if that is a row or more
+constexpr int kMostSteps = 10;       // that __pipeline_wait_prior tells apart
+
+/// How a warp has its part of a row. kAligned: rows of features are whole packets of 16 bytes; those of doubles are,
+/// too.
+template <class Element, int pairs, bool aligned>
 struct Layout {
   using T = Element;
   static constexpr int kPairs = pairs;        ///< of columns, for a lane
   static constexpr int kValues = 2 * kPairs;  ///< of a row, for a lane
-  static constexpr bool kPaired = paired;
-  /// Of a lane, on their way at any time: 2 KB a warp, where reading takes no more instructions than that.
-  static constexpr int kRowsAhead = std::max<int>((paired ? 32 : 16) / static_cast<int>(sizeof(T)) / kPairs, 1);
+  static constexpr bool kAligned = aligned;
+  static constexpr int kSlab = kPairs * kPairStep;                               ///< columns of a warp
+  static constexpr int kChunk = aligned ? 16 / static_cast<int>(sizeof(T)) : 1;  ///< columns copied at once
+  static constexpr int kSlabBytes = kSlab * static_cast<int>(sizeof(T));
+  static constexpr int kStepRows = aligned ? std::max(kStepBytes / kSlabBytes, 1) : 1;
+  static constexpr int kSteps = std::min(kRingBytes / (kStepRows * kSlabBytes), kMostSteps);
+  static constexpr int kRingRows = kSteps * kStepRows;
+  static_assert(kSteps >= 2 && kWarp % kStepRows == 0);
 };
 
 /// A lane's columns in a slab: pair i is of(i) and the one after.
 template <class L>
 struct Columns {
   static constexpr int kPairs = L::kPairs, kValues = L::kValues;
+  int slab;  ///< its first column
   int first, dim;
 
-  __device__ Columns(const SumPlan& plan, Index slab)
-      : first(static_cast<int>(slab) * kPairs * kPairStep + 2 * lane_id()), dim(static_cast<int>(plan.dim)) {}
+  __device__ Columns(const SumPlan& plan, Index number)
+      : slab(static_cast<int>(number) * L::kSlab), first(slab + 2 * lane_id()), dim(static_cast<int>(plan.dim)) {}
 
   __device__ int of(int pair) const { return first + pair * kPairStep; }
   __device__ bool has(int pair) const { return of(pair) < dim; }
@@ -41,7 +54,7 @@ struct Columns {
     row += first;
     for (int i = 0; i < kPairs; ++i) {
       double2 pair{0, 0};
-      if constexpr (L::kPaired) {
+      if constexpr (L::kAligned) {
         if (has(i)) pair = *reinterpret_cast<const double2*>(row + i * kPairStep);
       } else {
         if (has(i)) pair.x = row[i * kPairStep];
@@ -52,7 +65,7 @@ struct Columns {
     }
   }
   __device__ void write(const double (&from)[kValues], double* row) const {
-    if constexpr (L::kPaired) return write_padded(from, row);
+    if constexpr (L::kAligned) return write_padded(from, row);
     row += first;
     for (int i = 0; i < kPairs; ++i) {
       if (has(i)) row[i * kPairStep] = from[2 * i];
@@ -74,18 +87,18 @@ struct RowPart {
   using Word = std::conditional_t<sizeof(T) == 2, int, std::conditional_t<sizeof(T) == 4, int2, int4>>;
   Pair<T> pair[L::kPairs] = {};
 
-  /// Past the caches: nobody reads it again.
+  /// Of the slab's columns of a row where it lies.
   __device__ void read(const Rows<T>& x, Index row, const Columns<L>& columns) {
     const T* from = x.row(row) + columns.first;
-    for (int i = 0; i < L::kPairs; ++i, from += kPairStep) {
-      if (!columns.has(i)) continue;
-      if constexpr (L::kPaired) {
-        const Word word = __ldcs(reinterpret_cast<const Word*>(from));
-        static_assert(sizeof word == sizeof pair[i]);
-        memcpy(&pair[i], &word, sizeof word);
-      } else {
-        pair[i] = {from[0], columns.of(i) + 1 < columns.dim ? from[1] : T{}};
-      }
+    for (int i = 0; i < L::kPairs; ++i, from += kPairStep)
+      if (columns.has(i)) pair[i] = {from[0], columns.of(i) + 1 < columns.dim ? from[1] : T{}};
+  }
+  /// Of all columns of a slab in a ring.
+  __device__ void read(const T* slab) {
+    for (int i = 0; i < L::kPairs; ++i) {
+      const Word word = *reinterpret_cast<const Word*>(slab + 2 * lane_id() + i * kPairStep);
+      static_assert(sizeof word == sizeof pair[i]);
+      memcpy(&pair[i], &word, sizeof word);
     }
   }
   template <class F>
@@ -97,68 +110,212 @@ struct RowPart {
   }
 };
 
-/// What a run has of a class.
-struct Piece {
-  std::uint32_t k, begin;     ///< the class and its first position
-  std::uint32_t first, last;  ///< positions of the piece
-  bool whole;                 ///< it is all of the class
+/// A warp's slab of the rows at positions first .. last - 1, one after the other, through a ring of the block's shared
+/// memory: while one is at hand, as many as the ring has room for are on their way, whatever the warp waits for
+/// meanwhile. Lanes copy what is copied fastest, 16 bytes at a time, not what they will have of the row. All lanes take
+/// part in everything.
+template <class L>
+class RowStream {
+ public:
+  using T = typename L::T;
+
+  __device__ RowStream(const Rows<T>& x, const Buckets& b, std::uint32_t first, std::uint32_t last,
+                       const Columns<L>& columns)
+      : x_(x),
+        b_(b),
+        columns_(columns),
+        ring_(shared_memory<T>() + warp_in_block() * (kRingBytes / static_cast<int>(sizeof(T)))),
+        at_(ring_),
+        to_(ring_),
+        asked_(first),
+        last_(last) {
+    for (int col = columns.dim - columns.slab + lane_id(); col < L::kSlab; col += kWarp)  // no copy goes there
+      for (int row = 0; row < L::kRingRows; ++row) ring_[row * L::kSlab + col] = T{};
+    read_numbers();
+    NCOLLAPSE_ROLLED
+    for (int step = 0; step < L::kSteps; ++step) ask();
+    __pipeline_wait_prior(L::kSteps - 1);
+    __syncwarp();
+  }
+
+  /// The row at hand.
+  __device__ RowPart<L> front() const {
+    RowPart<L> part;
+    part.read(at_);
+    return part;
+  }
+  /// The next one is at hand.
+  __device__ void pop() {
+    at_ += L::kSlab;
+    if (++popped_ < L::kStepRows) return;
+    popped_ = 0;
+    if (at_ == ring_ + L::kRingRows * L::kSlab) at_ = ring_;
+    __pipeline_wait_prior(L::kSteps - 2);
+    __syncwarp();  // the other lanes' copies are there, and nobody reads any more of the step before
+    ask();
+  }
+
+ private:
+  /// Of the rows of the next step, long before they are asked for.
+  __device__ void read_numbers() {
+    for (int n = 0; n < kNumbers; ++n) {
+      const std::uint32_t position = asked_ + n * kRowsOfCopy + lane_id() / kLanes;
+      numbers_[n] = position < last_ ? b_.rows[position] : 0;
+    }
+  }
+  /// Calls f(copy, to, from) for what this lane is to copy of the next step.
+  template <class F>
+  __device__ void each_copy(const F& f) const {
+    for (int n = 0; n < kNumbers; ++n) {
+      const int row = n * kRowsOfCopy + lane_id() / kLanes;
+      const T* from = x_.row(numbers_[n]) + columns_.slab;
+      T* to = to_ + row * L::kSlab;
+      for (int c = 0; c < kCopiesOfRow; ++c) {
+        const int col = (c * kLanes + lane_id() % kLanes) * L::kChunk;
+        if (asked_ + row < last_ && columns_.slab + col < columns_.dim) f(n * kCopiesOfRow + c, to + col, from + col);
+      }
+    }
+  }
+  /// Sends for a step of rows, or for nothing where there are none left: steps are counted.
+  __device__ void ask() {
+    if constexpr (kBytes >= 4) {
+      each_copy([](int, T* to, const T* from) { __pipeline_memcpy_async(to, from, kBytes); });
+    } else {  // too small for that
+      T held[kNumbers * kCopiesOfRow] = {};
+      each_copy([&](int copy, T*, const T* from) { held[copy] = *from; });
+      each_copy([&](int copy, T* to, const T*) { *to = held[copy]; });
+    }
+    __pipeline_commit();
+    to_ += L::kStepRows * L::kSlab;
+    if (to_ == ring_ + L::kRingRows * L::kSlab) to_ = ring_;
+    asked_ += L::kStepRows;
+    read_numbers();
+  }
+
+  static constexpr int kBytes = L::kChunk * static_cast<int>(sizeof(T));
+  static constexpr int kLanes = std::min(L::kSlab / L::kChunk, kWarp);  ///< for a row
+  static constexpr int kRowsOfCopy = kWarp / kLanes, kCopiesOfRow = L::kSlab / L::kChunk / kLanes;
+  static constexpr int kNumbers = L::kStepRows / kRowsOfCopy;  ///< of rows that a lane copies from, in a step
+  static_assert(L::kStepRows % kRowsOfCopy == 0);
+
+  const Rows<T>& x_;
+  const Buckets& b_;
+  const Columns<L>& columns_;
+  T *ring_, *at_, *to_;         ///< the ring, in it the row at hand, and where the next step goes
+  std::uint32_t asked_, last_;  ///< positions: of the next step, of the end
+  std::uint32_t numbers_[kNumbers];
+  int popped_ = 0;  ///< rows of the step at hand
 };
 
-/// Calls f(piece) for every piece of a run, in order.
-template <class F>
-__device__ void for_each_piece(const Buckets& b, const SumPlan& plan, Index run, const F& f) {
-  const auto start = static_cast<std::uint32_t>(run * plan.run);
-  const auto stop = static_cast<std::uint32_t>(min((run + 1) * plan.run, plan.rows));
-  std::uint32_t k = b.keys[start];
-  for (std::uint32_t p = start; p < stop;) {
-    const std::uint32_t begin = b.begin[k], end = b.end[k];
-    const bool whole = plan.whole(begin, end);
-    const std::uint32_t last = whole ? end : min(end, stop);
-    const std::uint32_t next = last < stop ? b.keys[last] : 0;     // on its way meanwhile
-    if (!whole || p == begin) f(Piece{k, begin, p, last, whole});  // else it is of a run before
-    p = last;
-    k = next;
-  }
-}
+/// What a run has of a class.
+struct Piece {
+  std::uint32_t k, first;  ///< the class, the first position
+  bool begins, whole;      ///< the class begins with it; it is all of the class
+};
 
-/// Calls f(position, row) for the rows of a piece, in order, while the next ones are read.
-template <class L, class F>
-__device__ void for_each_row(const Rows<typename L::T>& x, const Buckets& b, const Piece& piece,
-                             const Columns<L>& columns, const F& f) {
-  constexpr int kAhead = L::kRowsAhead;
-  static_assert(kWarp % kAhead == 0);
-  const int rows = static_cast<int>(piece.last - piece.first);  // two runs at most
-  const std::uint32_t* numbers = b.rows + piece.first;
-  // The numbers of 32 rows, one a lane, and of the 32 after them.
-  const auto take = [&](int i) { return i + lane_id() < rows ? numbers[i + lane_id()] : 0; };
-  std::uint32_t now = take(0), later = take(kWarp);
-  RowPart<L> ahead[kAhead];
-  for (int a = 0; a < kAhead; ++a)
-    if (a < rows) ahead[a].read(x, __shfl_sync(kAllLanes, now, a), columns);
-  NCOLLAPSE_ROLLED
-  for (int i = 0; i < rows; i += kAhead) {
-    const int at = i % kWarp;
-    for (int a = 0; a < kAhead; ++a) {
-      if (i + a >= rows) continue;  // the whole warp
-      f(Index{piece.first} + i + a, ahead[a]);
-      if (i + a + kAhead >= rows) continue;
-      const int next = at + a + kAhead;
-      ahead[a].read(x, __shfl_sync(kAllLanes, next < kWarp ? now : later, next % kWarp), columns);
-    }
-    if (at + kAhead < kWarp) continue;
-    now = later;
-    later = take(i + kAhead + kWarp);
+/// The pieces of a run: the positions first() .. last() - 1, cut where the class changes. Which class a position has is
+/// read 32 positions ahead, and, where there are Counts, what is known of that class: nothing is waited for between
+/// one piece and the next.
+template <bool kCounts>
+class Pieces {
+ public:
+  __device__ Pieces(const Buckets& b, const SumPlan& plan, Index run, const Index* counts, const Index* saved)
+      : b_(b), counts_(counts), saved_(saved) {
+    const auto start = static_cast<std::uint32_t>(run * plan.run);
+    const auto stop = static_cast<std::uint32_t>(min((run + 1) * plan.run, plan.rows));
+    const std::uint32_t k = b.keys[start], l = b.keys[stop - 1];
+    const std::uint32_t begin = b.begin[k], end = b.end[k], begin_last = b.begin[l], end_last = b.end[l];
+    const bool of_a_run_before = begin < start && plan.whole(begin, end);
+    at_ = of_a_run_before ? end : start;
+    last_ = begin_last >= start && plan.whole(begin_last, end_last) ? end_last : stop;
+    begins_ = begin >= start || of_a_run_before;
+    goes_on_ = end_last > last_;
+    base_ = at_;
+    key_ahead_ = key(base_);
+    key_later_ = key(base_ + kWarp);
+    ask();
+    take();
   }
-}
+
+  __device__ std::uint32_t first() const { return at_; }  ///< before the first pop
+  __device__ std::uint32_t last() const { return last_; }
+
+  __device__ bool any() const { return at_ < last_; }
+  /// The piece that begins at the position at hand.
+  __device__ Piece front() const {
+    return {__shfl_sync(kAllLanes, key_, static_cast<int>(at_ - base_)), at_, begins_, false};
+  }
+  __device__ bool seen() const { return flag(1); }  ///< its class had samples before this block
+  __device__ bool save() const { return flag(2); }  ///< and none in this batch before this block
+
+  /// Calls f(position) for all positions of the piece; then the next piece is at hand.
+  template <class F>
+  __device__ void walk(Piece& piece, const F& f) {
+    for (;;) {
+      const unsigned ends = ends_ >> (at_ - base_);
+      const std::uint32_t until =
+          ends != 0 ? at_ + static_cast<std::uint32_t>(__ffs(static_cast<int>(ends))) : base_ + kWarp;
+      NCOLLAPSE_ROLLED
+      for (; at_ < until; ++at_) f(at_);
+      if (at_ - base_ == kWarp) {
+        base_ += kWarp;
+        take();
+      }
+      if (ends != 0) break;
+    }
+    piece.whole = piece.begins && !(at_ == last_ && goes_on_);
+    begins_ = true;
+  }
+
+ private:
+  __device__ bool flag(int bit) const {
+    return (__shfl_sync(kAllLanes, flags_, static_cast<int>(at_ - base_)) & bit) != 0;
+  }
+  /// Of the lane's of 32 positions.
+  __device__ std::uint32_t key(std::uint32_t base) const {
+    const std::uint32_t position = base + lane_id();
+    return position < last_ ? b_.keys[position] : 0;
+  }
+  /// For what is known of the classes ahead.
+  __device__ void ask() {
+    if constexpr (kCounts) {
+      count_ahead_ = counts_[key_ahead_];
+      saved_ahead_ = saved_ ? saved_[key_ahead_] : -1;
+    }
+  }
+  /// What was ahead is at hand.
+  __device__ void take() {
+    key_ = key_ahead_;
+    key_ahead_ = key_later_;
+    if constexpr (kCounts) flags_ = (count_ahead_ > 0 ? 1 : 0) | (count_ahead_ == saved_ahead_ ? 2 : 0);
+    ask();
+    key_later_ = key(base_ + 2 * kWarp);
+    const std::uint32_t below = __shfl_down_sync(kAllLanes, key_, 1), behind = __shfl_sync(kAllLanes, key_ahead_, 0);
+    const bool last = base_ + lane_id() + 1 == last_;
+    ends_ = __ballot_sync(kAllLanes, last || (lane_id() + 1 < kWarp ? below : behind) != key_);
+  }
+
+  const Buckets& b_;
+  const Index *counts_, *saved_;
+  std::uint32_t at_, last_;                    ///< positions: at hand, the end
+  std::uint32_t base_;                         ///< of the 32 positions that are known
+  std::uint32_t key_, key_ahead_, key_later_;  ///< of a lane's position, and of 32 and 64 positions behind
+  int flags_ = 0;
+  Index count_ahead_ = 0, saved_ahead_ = 0;
+  unsigned ends_;          ///< bits of positions behind which another class begins, or nothing
+  bool begins_, goes_on_;  ///< the class at hand begins there, the last one goes on behind the end
+};
 
 /// What is made beside the sums.
 enum class Beside { nothing, rows, columns };
 
 template <class L, Beside kBeside>
-__global__ void __launch_bounds__(kBlock, kBeside == Beside::nothing || sizeof(typename L::T) < 8 ? 2 : 1)
+__global__ void __launch_bounds__(kBlock,
+                                  L::kAligned && (kBeside == Beside::nothing || sizeof(typename L::T) < 8) ? 2 : 1)
     centre_and_sum(Rows<typename L::T> x, Buckets b, SumPlan plan, Index first_run, Index last_run, SumScratch scratch,
                    SumTarget target) {
   constexpr int kValues = L::kValues;
+  constexpr bool kEarly = kBeside == Beside::nothing;  // else there are too few registers to open a piece early
   const Index run = first_run + warp_id() / plan.slabs, slab = warp_id() % plan.slabs;
   if (run >= last_run) return;  // the whole warp
   const Columns<L> columns(plan, slab);
@@ -176,20 +333,32 @@ __global__ void __launch_bounds__(kBlock, kBeside == Beside::nothing || sizeof(t
   double column_squares[kValues];
   if constexpr (kBeside == Beside::columns)
     for (int v = 0; v < kValues; ++v) column_squares[v] = 0;
-  for_each_piece(b, plan, run, [&](const Piece& piece) {
-    double shift[kValues], sum[kValues], squares[2] = {0, 0};
-    for (int v = 0; v < kValues; ++v) shift[v] = sum[v] = 0;
-    if (target.counts[piece.k] > 0) {
-      columns.read(target.shifts + Index{piece.k} * plan.dim, shift);
-    } else {
-      RowPart<L> row;
-      row.read(x, b.rows[piece.begin], columns);
+  Pieces<true> pieces(b, plan, run, target.counts, target.saved_counts);
+  RowStream<L> rows(x, b, pieces.first(), pieces.last(), columns);
+  Piece piece{};
+  bool seen = false, save = false;
+  double factor = 1, shift[kValues];
+  const auto open = [&] {
+    piece = pieces.front();
+    seen = pieces.seen();
+    save = seen && pieces.save() && piece.begins;
+    if (target.scale) factor = target.scale[piece.k];
+    if (seen) columns.read(target.shifts + Index{piece.k} * plan.dim, shift);
+  };
+  if (kEarly && pieces.any()) open();
+  while (pieces.any()) {
+    if (!kEarly) open();
+    if (!seen) {
+      RowPart<L> row = rows.front();
+      if (!piece.begins) row.read(x, b.rows[b.begin[piece.k]], columns);
       row.each([&](int v, double value) { shift[v] = value; });
-      if (piece.first == piece.begin) columns.write(shift, target.shifts + Index{piece.k} * plan.dim);
+      if (piece.begins) columns.write(shift, target.shifts + Index{piece.k} * plan.dim);
     }
-    const double factor = target.scale ? target.scale[piece.k] : 1;
 
-    for_each_row(x, b, piece, columns, [&](Index position, const RowPart<L>& row) {
+    double sum[kValues], squares[2] = {0, 0};
+    for (int v = 0; v < kValues; ++v) sum[v] = 0;
+    pieces.walk(piece, [&](std::uint32_t position) {
+      const RowPart<L> row = rows.front();
       double scaled[kValues];
       row.each([&](int v, double value) {
         const double centred = value - shift[v];
@@ -198,23 +367,30 @@ __global__ void __launch_bounds__(kBlock, kBeside == Beside::nothing || sizeof(t
         scaled[v] = factor * centred;
         if constexpr (kBeside == Beside::columns) column_squares[v] += scaled[v] * scaled[v];
       });
-      if constexpr (kBeside == Beside::rows) columns.write_padded(scaled, z + position * plan.pitch);
+      if constexpr (kBeside == Beside::rows) columns.write_padded(scaled, z + Index{position} * plan.pitch);
+      rows.pop();
     });
+
+    // What has to be waited for, for the next piece as well, is asked for first.
+    const Piece done = piece;
+    const bool save_sums = save;
+    double* sums = target.sums + Index{done.k} * plan.dim;
+    double before[kValues];
+    if (done.whole || save_sums) columns.read(sums, before);
+    if (kEarly && pieces.any()) open();
 
     double square = squares[0] + squares[1];
     if (target.watch && !(square <= DBL_MAX)) atomicAdd(&target.record->suspect, Count{1});
-    if (!piece.whole) {
-      columns.write_padded(sum, scratch.carry + (2 * run + (piece.first == piece.begin ? 1 : 0)) * plan.pitch);
-    } else {
-      double* sums = target.sums + Index{piece.k} * plan.dim;
-      double before[kValues];
-      columns.read(sums, before);
+    square = warp_sum(square);
+    if (lane_id() == 0) scratch.piece_squares[slab * plan.rows + done.first] = square;
+    if (save_sums) columns.write(before, target.saved_sums + Index{done.k} * plan.dim);
+    if (done.whole) {
       for (int v = 0; v < kValues; ++v) sum[v] += before[v];
       columns.write(sum, sums);
+    } else {
+      columns.write_padded(sum, scratch.carry + (2 * run + (done.begins ? 1 : 0)) * plan.pitch);
     }
-    square = warp_sum(square);
-    if (lane_id() == 0) scratch.piece_squares[slab * plan.rows + piece.first] = square;
-  });
+  }
   if constexpr (kBeside == Beside::columns)
     columns.write(column_squares, scratch.column_squares + (run - first_run) * plan.dim);
 }
@@ -227,17 +403,21 @@ __global__ void __launch_bounds__(kBlock, 2)
   const Index run = first_run + warp_id() / plan.slabs, slab = warp_id() % plan.slabs;
   if (run >= last_run) return;
   const Columns<L> columns(plan, slab);
+  Pieces<false> pieces(b, plan, run, nullptr, nullptr);
+  RowStream<L> rows(x, b, pieces.first(), pieces.last(), columns);
   double down[kValues];
   for (int v = 0; v < kValues; ++v) {
     const int col = columns.of(v / 2) + v % 2;
     down[v] = col < columns.dim ? power_of_two(-exponents[col]) : 0;
   }
-  for_each_piece(b, plan, run, [&](const Piece& piece) {
+  while (pieces.any()) {
+    Piece piece = pieces.front();
     double shift[kValues], scaling[kValues];
     columns.read(shifts + Index{piece.k} * plan.dim, shift);
     for (int v = 0; v < kValues; ++v) scaling[v] = scale ? scale[piece.k] * down[v] : down[v];
-    for_each_row(x, b, piece, columns, [&](Index position, const RowPart<L>& row) {
-      Half* to = z + (position - first_run * plan.run) * padded;
+    pieces.walk(piece, [&](std::uint32_t position) {
+      const RowPart<L> row = rows.front();
+      Half* to = z + (Index{position} - first_run * plan.run) * padded;
       Pair<Half> halves[kPairs] = {};
       row.each([&](int v, double value) {
         const Half half = to_half(static_cast<float>((value - shift[v]) * scaling[v]));
@@ -245,15 +425,29 @@ __global__ void __launch_bounds__(kBlock, 2)
       });
       for (int i = 0; i < kPairs; ++i)
         if (columns.of(i) < padded) *reinterpret_cast<Pair<Half>*>(to + columns.of(i)) = halves[i];
+      rows.pop();
     });
-  });
+  }
 }
 
 /// Two neighbouring columns of a carry; there is room for an even number of them.
 __device__ double2& pair_of(double* carry) { return *reinterpret_cast<double2*>(carry); }
-__device__ void add(double2& sum, const double2& part) {
-  sum.x += part.x;
-  sum.y += part.y;
+/// sum += carries of the runs from, from + step, .. below `to`, in order; several are on their way at a time.
+/// carry: slot 0 of run 0, at the columns.
+__device__ void add_carries(double2& sum, double* carry, const SumPlan& plan, std::uint32_t from, std::uint32_t to,
+                            std::uint32_t step) {
+  constexpr int kAtOnce = 8;
+  NCOLLAPSE_ROLLED
+  for (; from < to; from += kAtOnce * step) {
+    double2 part[kAtOnce] = {};
+    for (int i = 0; i < kAtOnce; ++i)
+      if (from + i * step < to) part[i] = pair_of(carry + Index{2} * (from + i * step) * plan.pitch);
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (from + i * step >= to) continue;
+      sum.x += part[i].x;
+      sum.y += part[i].y;
+    }
+  }
 }
 /// The first of a thread's two columns; y: columns.
 __device__ Index first_column() { return 2 * (static_cast<Index>(blockIdx.y) * kBlock + threadIdx.x); }
@@ -263,62 +457,67 @@ Index column_blocks(const SumPlan& plan) { return (plan.pitch / 2 + kBlock - 1) 
 /// Block x: plan.fold runs; if they all go on with one class that began before, and end inside it, the first one's
 /// carry becomes the sum of all. y: columns.
 __global__ void fold_carries(Buckets b, SumPlan plan, const BatchRecord* record, double* carry) {
-  if (record->shut) return;
-  const Index first = blockIdx.x * plan.fold, col = first_column();
-  if (col >= plan.dim || (first + plan.fold) * plan.run > plan.rows) return;
-  const Index k = b.keys[first * plan.run];
-  if (b.begin[k] >= first * plan.run || b.end[k] < (first + plan.fold) * plan.run) return;
+  const auto length = static_cast<std::uint32_t>(plan.run), fold = static_cast<std::uint32_t>(plan.fold);
+  const std::uint32_t run = blockIdx.x * fold, start = run * length, k = b.keys[start];
+  const Index stop = Index{start} + fold * length;
+  const Index col = first_column();
+  if (record->shut || col >= plan.dim || stop > plan.rows) return;
+  if (b.begin[k] >= start || b.end[k] < stop) return;
   double2 sum{0, 0};
-  for (Index run = first; run < first + plan.fold; ++run) add(sum, pair_of(carry + 2 * run * plan.pitch + col));
-  pair_of(carry + 2 * first * plan.pitch + col) = sum;
+  add_carries(sum, carry + col, plan, run, run + fold, 1);
+  pair_of(carry + Index{2} * run * plan.pitch + col) = sum;
 }
 
-/// Block x: the classes that begin in a run. y: columns; the last y: counts and squares.
+/// Block x: the classes that begin in a run. y: columns; the last y: counts and squares. What tells whether there is
+/// anything to do is read at once, before the gate is asked: most blocks do nothing but that.
 __global__ void close_classes(Buckets b, SumPlan plan, SumScratch scratch, const BatchRecord* record, Index* counts,
                               double* sums, double* square_sums) {
-  if (record->shut) return;
-  const Index run = blockIdx.x, start = run * plan.run, stop = min(start + plan.run, plan.rows);
+  const auto length = static_cast<std::uint32_t>(plan.run), fold = static_cast<std::uint32_t>(plan.fold);
+  const std::uint32_t run = blockIdx.x, start = run * length;
+  const auto stop = static_cast<std::uint32_t>(min(Index{start} + length, plan.rows));
   // Of those that begin here only the last one can go on; if it does, it was cut.
-  const Index k = b.keys[stop - 1], begin = b.begin[k], end = b.end[k];
+  const std::uint32_t k = b.keys[stop - 1], begin = b.begin[k], end = b.end[k];
   const bool cut = begin >= start && !plan.whole(begin, end);
-  const Index last = (end - 1) / plan.run;  // run of its last piece
+  if (record->shut) return;
 
   if (blockIdx.y + 1 < gridDim.y) {
     const Index col = first_column();
     if (!cut || col >= plan.dim) return;
+    double* to = sums + Index{k} * plan.dim + col;
+    const double before[2] = {to[0], col + 1 < plan.dim ? to[1] : 0};
     double* carry = scratch.carry + col;
-    double2 sum = pair_of(carry + (2 * run + 1) * plan.pitch);
-    const auto add_runs = [&](Index from, Index to, Index step) {
-      for (Index r = from; r < to; r += step) add(sum, pair_of(carry + 2 * r * plan.pitch));
-    };
+    double2 sum = pair_of(carry + (Index{2} * run + 1) * plan.pitch);
     // Single runs, folded groups of them, single runs again.
-    const Index groups = (run + plan.fold) / plan.fold * plan.fold, left = end / plan.run / plan.fold * plan.fold;
+    const std::uint32_t runs = (end - 1) / length + 1;
+    const std::uint32_t groups = (run + fold) / fold * fold, left = end / length / fold * fold;
     if (groups < left) {
-      add_runs(run + 1, groups, 1);
-      add_runs(groups, left, plan.fold);
-      add_runs(left, last + 1, 1);
+      add_carries(sum, carry, plan, run + 1, groups, 1);
+      add_carries(sum, carry, plan, groups, left, fold);
+      add_carries(sum, carry, plan, left, runs, 1);
     } else {
-      add_runs(run + 1, last + 1, 1);
+      add_carries(sum, carry, plan, run + 1, runs, 1);
     }
-    sums[k * plan.dim + col] += sum.x;
-    if (col + 1 < plan.dim) sums[k * plan.dim + col + 1] += sum.y;
+    to[0] = before[0] + sum.x;
+    if (col + 1 < plan.dim) to[1] = before[1] + sum.y;
     return;
   }
 
-  for (Index p = start + threadIdx.x; p < stop; p += kBlock) {
-    const Index key = b.keys[p];
+  const auto slabs = static_cast<std::uint32_t>(plan.slabs);
+  for (std::uint32_t p = start + threadIdx.x; p < stop; p += kBlock) {
+    const std::uint32_t key = b.keys[p];
     if (b.begin[key] != p) continue;
     counts[key] += b.end[key] - p;
     if (!square_sums || (cut && key == k)) continue;
     double sum = 0;
-    for (Index slab = 0; slab < plan.slabs; ++slab) sum += scratch.piece_squares[slab * plan.rows + p];
+    for (std::uint32_t slab = 0; slab < slabs; ++slab) sum += scratch.piece_squares[slab * plan.rows + p];
     square_sums[key] += sum;
   }
   if (!square_sums || !cut) return;  // the whole block
+  const std::uint32_t pieces = (end - 1) / length - run + 1;
   double sum = 0;
-  for (Index i = threadIdx.x; i < (last - run + 1) * plan.slabs; i += kBlock) {
-    const Index piece = i / plan.slabs, slab = i % plan.slabs;
-    sum += scratch.piece_squares[slab * plan.rows + (piece == 0 ? begin : (run + piece) * plan.run)];
+  for (std::uint32_t i = threadIdx.x; i < pieces * slabs; i += kBlock) {
+    const std::uint32_t piece = i / slabs, slab = i % slabs;
+    sum += scratch.piece_squares[slab * plan.rows + (piece == 0 ? begin : (run + piece) * length)];
   }
   sum = block_sum(sum, shared_memory<double>());
   if (threadIdx.x == 0) square_sums[k] += sum;
@@ -329,35 +528,47 @@ __device__ void copy_values(const double* from, Index size, double* to) {
   for (Index i = thread_id(); i < size; i += thread_count()) to[i] = from[i];
 }
 
-/// gate null: always; else where it is shut, with the shifts.
-__global__ void copy_state(StateArrays from, Index classes, Index dim, StateArrays to, const BatchRecord* gate,
-                           double* shifts) {
-  if (gate && !gate->shut) return;
+/// All but the sums, which are saved where they are changed.
+__global__ void save_state(StateArrays from, Index classes, Index dim, StateArrays to) {
   for (Index k = thread_id(); k < classes; k += thread_count()) to.counts[k] = from.counts[k];
-  copy_values(from.sums, classes * dim, to.sums);
   copy_values(from.square_sums, classes, to.square_sums);
   copy_values(from.scatter, dim * dim, to.scatter);
-  if (!gate) return;
-  for (Index i = thread_id(); i < classes * dim; i += thread_count())
-    if (from.counts[i / dim] == 0) shifts[i] = 0;
 }
 
-Index copy_blocks(Index classes, Index dim) { return blocks_for(std::max(classes, dim) * dim, 4 * kBlock); }
+/// A block has whole classes: it reads their counts before it changes them.
+__global__ void restore_state(StateArrays saved, Index classes, Index dim, const BatchRecord* record, StateArrays state,
+                              double* shifts) {
+  if (!record->shut) return;
+  copy_values(saved.square_sums, classes, state.square_sums);
+  copy_values(saved.scatter, dim * dim, state.scatter);
+  for (Index k = blockIdx.x; k < classes; k += gridDim.x) {
+    const Index count = saved.counts[k];
+    if (state.counts[k] == count) continue;  // the whole block
+    for (Index i = k * dim + threadIdx.x; i < (k + 1) * dim; i += kBlock) {
+      state.sums[i] = count > 0 ? saved.sums[i] : 0;
+      if (count == 0) shifts[i] = 0;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) state.counts[k] = count;
+  }
+}
 
 /// Calls f(rows, layout).
 template <class F>
 void with_layout(const FeatureBlock& features, const F& f) {
   with_element(features.dtype, [&]<class T>(T) {
     const Rows<T> x = rows_of<T>(features);
-    const bool paired = x.paired && x.cols % 2 == 0;
+    const bool aligned = x.aligned && x.cols % (16 / static_cast<Index>(sizeof(T))) == 0;
     if (x.cols <= kNarrow)
-      paired ? f(x, Layout<T, 1, true>{}) : f(x, Layout<T, 1, false>{});
+      aligned ? f(x, Layout<T, 1, true>{}) : f(x, Layout<T, 1, false>{});
     else
-      paired ? f(x, Layout<T, 4, true>{}) : f(x, Layout<T, 4, false>{});
+      aligned ? f(x, Layout<T, 4, true>{}) : f(x, Layout<T, 4, false>{});
   });
 }
 
-Index blocks_of(const SumPlan& plan, Index runs) { return (runs * plan.slabs + kWarps - 1) / kWarps; }
+Grid grid_of(const SumPlan& plan, Index runs) {
+  return {(runs * plan.slabs + kWarps - 1) / kWarps, 1, Index{kWarps} * kRingBytes};
+}
 
 }  // namespace
 
@@ -382,8 +593,7 @@ void launch_centre_and_sum(cudaStream_t stream, const FeatureBlock& features, co
     auto* kernel = centre_and_sum<L, Beside::nothing>;
     if (target.z) kernel = centre_and_sum<L, Beside::rows>;
     if (scratch.column_squares) kernel = centre_and_sum<L, Beside::columns>;
-    launch(stream, {blocks_of(plan, last_run - first_run)}, kernel, x, buckets, plan, first_run, last_run, scratch,
-           target);
+    launch(stream, grid_of(plan, last_run - first_run), kernel, x, buckets, plan, first_run, last_run, scratch, target);
   });
 }
 
@@ -391,8 +601,8 @@ void launch_write_halves(cudaStream_t stream, const FeatureBlock& features, cons
                          Index first_run, Index last_run, const double* shifts, const double* scale,
                          const int* exponents, Index padded, Half* z) {
   with_layout(features, [&]<class T, class L>(const Rows<T>& x, L) {
-    launch(stream, {blocks_of(plan, last_run - first_run)}, write_halves<L>, x, buckets, plan, first_run, last_run,
-           shifts, scale, exponents, padded, z);
+    launch(stream, grid_of(plan, last_run - first_run), write_halves<L>, x, buckets, plan, first_run, last_run, shifts,
+           scale, exponents, padded, z);
   });
 }
 
@@ -403,14 +613,15 @@ void launch_close_classes(cudaStream_t stream, const Buckets& buckets, const Sum
          record, counts, sums, square_sums);
 }
 
-void launch_copy_state(cudaStream_t stream, const StateArrays& from, Index classes, Index dim, const StateArrays& to) {
-  launch(stream, {copy_blocks(classes, dim)}, copy_state, from, classes, dim, to, nullptr, nullptr);
+void launch_save_state(cudaStream_t stream, const StateArrays& state, Index classes, Index dim,
+                       const StateArrays& saved) {
+  launch(stream, {blocks_for(std::max(classes, state.scatter ? dim * dim : 0), 4 * kBlock)}, save_state, state, classes,
+         dim, saved);
 }
 
-void launch_restore_state(cudaStream_t stream, const StateArrays& snapshot, Index classes, Index dim,
+void launch_restore_state(cudaStream_t stream, const StateArrays& saved, Index classes, Index dim,
                           const BatchRecord* record, const StateArrays& state, double* shifts) {
-  launch(stream, {std::min(copy_blocks(classes, dim), kMaxIdleBlocks)}, copy_state, snapshot, classes, dim, state,
-         record, shifts);
+  launch(stream, {std::min(classes, kMaxIdleBlocks)}, restore_state, saved, classes, dim, record, state, shifts);
 }
 
 }  // namespace ncollapse::cuda

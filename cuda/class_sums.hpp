@@ -14,13 +14,16 @@
 // |z|^2 of a piece has one part per slab, kept at piece_squares[slab][first position of the piece]. So whatever the
 // class sizes, a warp has at most three runs of work, every sum has one writer, and the carries are a small part of the
 // features. Groups of runs are what larger pieces of work consist of: no warp writes beyond its group.
-// Run length, groups and slabs depend on the shape only, so the bits do not depend on the GPU. Rows are read once,
-// several of a warp in flight at any time.
+// Run length, groups and slabs depend on the shape only, so the bits do not depend on the GPU.
+//
+// Rows are read once, through a ring of shared memory in each warp: asynchronous copies fetch the next rows of the run,
+// whatever their class, so that as many bytes are on their way while a piece begins or ends as while it is summed.
 //
 // Every kernel asks the batch's record first and changes no state where its gate is shut (validate.hpp). The features
 // are either checked before, or *watched*: one NaN or infinite value makes its piece's sum of squares NaN or infinite,
-// which makes the batch suspect. A suspect batch is looked through again, and with faults the caller takes the state
-// back to its snapshot.
+// which makes the batch suspect. A suspect batch is looked through again, and with faults the caller restores the
+// state: the sums of a class were saved by the piece that begins it, before they changed for the first time in the
+// batch.
 #pragma once
 
 #include "cuda/buckets.hpp"
@@ -54,11 +57,13 @@ struct SumScratch {
 
 /// Where the sums of a block go, and who may stop them.
 struct SumTarget {
-  const Index* counts;  ///< [K] before this block; a class without samples gets its shift here
-  double* shifts;       ///< [K x d]
-  const double* scale;  ///< sqrt(a_k) [K], or null
-  double* sums;         ///< [K x d]
-  double* z;            ///< [positions of the launched runs x pitch], zeros where the gate is shut; or null
+  const Index* counts;        ///< [K] before this block; a class without samples gets its shift here
+  double* shifts;             ///< [K x d]
+  const double* scale;        ///< sqrt(a_k) [K], or null
+  double* sums;               ///< [K x d]
+  double* z;                  ///< [positions of the launched runs x pitch], zeros where the gate is shut; or null
+  const Index* saved_counts;  ///< [K] before the batch; null: nothing is saved
+  double* saved_sums;         ///< [K x d] before the batch, of classes that had samples and get more
   BatchRecord* record;
   bool watch;  ///< the features were not checked before
 };
@@ -83,10 +88,11 @@ struct StateArrays {
   Index* counts;                         ///< [K]
   double *sums, *square_sums, *scatter;  ///< [K x d], [K], [d x d]
 };
-/// to := from.
-void launch_copy_state(cudaStream_t stream, const StateArrays& from, Index classes, Index dim, const StateArrays& to);
-/// Where the gate is shut: state := snapshot, and the shifts of classes without samples := 0.
-void launch_restore_state(cudaStream_t stream, const StateArrays& snapshot, Index classes, Index dim,
+/// saved := state, but for the sums: SumTarget says where these go, and when.
+void launch_save_state(cudaStream_t stream, const StateArrays& state, Index classes, Index dim,
+                       const StateArrays& saved);
+/// Where the gate is shut: state := saved, and the shifts of classes without samples := 0.
+void launch_restore_state(cudaStream_t stream, const StateArrays& saved, Index classes, Index dim,
                           const BatchRecord* record, const StateArrays& state, double* shifts);
 
 }  // namespace ncollapse::cuda

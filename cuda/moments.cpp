@@ -8,9 +8,9 @@
 // a batch in device memory can be captured in a CUDA graph.
 //
 // A batch must be in the state as a whole or not at all, yet should be read once only. Labels are always checked first.
-// Features are checked in a reading of their own where a snapshot of the state would cost more than that; else the
-// state is saved, the sums watch for what is not finite, and in the end the state is restored if there was any. Which
-// way depends on the shape alone and does not change a bit of the result.
+// Features are checked in a reading of their own where saving the state would cost more than that; else the state is
+// saved, its sums by the pass that changes them, which also watches for what is not finite, and in the end the state is
+// restored if there was any. Which way depends on the shape alone and does not change a bit of the result.
 #include <algorithm>
 #include <cmath>
 
@@ -178,9 +178,9 @@ void CudaBackend::add_block(MomentState& state, const Batch& batch, Index first_
     auto* z = full && !scatter.fast ? reinterpret_cast<double*>(chunk.z.get()) : nullptr;
     auto* half = reinterpret_cast<Half*>(chunk.z.get());
     if (number >= 2) space.multiplied[turn].hold(gathering);
-    launch_centre_and_sum(
-        gathering, features, buckets, plan, run, last, sums,
-        {state.counts.data(), state.shifts.data(), state.scatter_scale.data(), state.sums.data(), z, record, watch});
+    launch_centre_and_sum(gathering, features, buckets, plan, run, last, sums,
+                          {state.counts.data(), state.shifts.data(), state.scatter_scale.data(), state.sums.data(), z,
+                           watch ? scratch.counts.get() : nullptr, scratch.sums.get(), record, watch});
     if (scatter.fast) {
       launch_fold_columns(gathering, sums.column_squares, last - run, d, rows, chunk.squares.get(),
                           chunk.exponents.get());
@@ -266,7 +266,7 @@ BatchFaults CudaBackend::add_batch(MomentState& state, const MatrixView& feature
                              full ? scratch.scatter.get() : nullptr};
   const bool one = batch.blocks() == 1;
   batch.check(K, !watch, record, one ? scratch.sorter.keys() : nullptr, one ? scratch.sorter.rows() : nullptr);
-  if (watch) launch_copy_state(queue_->stream(), arrays, K, d, snapshot);
+  if (watch) launch_save_state(queue_->stream(), arrays, K, d, snapshot);
   for (Index b = 0; b < batch.blocks(); ++b) {
     batch.load(b);
     add_block(state, batch, batch.first_row(b), watch, space);

@@ -20,6 +20,7 @@
 #include <tuple>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -142,6 +143,20 @@ using Place = std::source_location;  ///< of a call in a kernel
 std::uint64_t exchange(unsigned mask, std::uint64_t bits, int from_lane, const Place& at);
 std::uint32_t ballot(unsigned mask, bool vote, const Place& at);
 int lane();
+
+/// A copy to shared memory that a CUDA thread has asked for and not waited for yet.
+struct AsyncCopy {
+  unsigned char* to;
+  const unsigned char* from;
+  std::size_t bytes;
+  unsigned group;
+};
+/// Of the calling CUDA thread; a kernel that ends without waiting for its copies fails.
+struct AsyncCopies {
+  std::vector<AsyncCopy> copies;
+  unsigned group = 0;  ///< the one that is not committed yet
+};
+AsyncCopies& async_copies();
 
 template <class T>
 T exchange_value(unsigned mask, T value, int from_lane, const Place& at) {

@@ -665,6 +665,7 @@ struct Thread {
   ThreadContext context;
   State state = State::done;
   unsigned exchanges = 0, barriers = 0;  // done so far in this block
+  AsyncCopies copies;
   Fiber fiber;
 };
 
@@ -802,15 +803,17 @@ void run_block(bool backwards) {
       moved = true;
     }
   }
-  for (unsigned t = 0; t < s.size; ++t)
+  for (unsigned t = 0; t < s.size; ++t) {
     if (s.threads[t].state != State::done) fail("threads of a block wait for each other at different places");
+    if (!s.threads[t].copies.copies.empty()) fail("a kernel ends without waiting for its copies to shared memory");
+  }
 }
 
 void prepare_threads(const cudaLaunchConfig_t& config, std::uint64_t block) {
   for (unsigned t = 0; t < scheduler.size; ++t) {
     Thread& thread = scheduler.threads[t];
     thread.context = {dim3(t, 0, 0), block_at(config, block), config.blockDim, config.gridDim};
-    thread.exchanges = thread.barriers = 0;
+    thread.exchanges = thread.barriers = thread.copies.group = 0;
   }
 }
 
@@ -853,6 +856,7 @@ void run_blocks(const cudaLaunchConfig_t& config, const std::function<void()>& b
 const ThreadContext& context() { return scheduler.current->context; }
 int lane() { return static_cast<int>(scheduler.current->context.thread.x % 32); }
 void sync_block() { wait_for_block(); }
+AsyncCopies& async_copies() { return scheduler.current->copies; }
 
 namespace {
 /// Hands in a lane's bits, and gives those of all.
