@@ -2,7 +2,7 @@
 // Which sizes of cuda::Limits are fastest on the GPU at hand, and what its products do: a table for a page.
 //   products   Z^T Z as scatters take it: one DSYRK, slices of doubles, slices of halves
 //   bias       what sums of halves' products lose in one slice, beside double: it grows with the rows of the slice
-//   sums       bytes of a block, runs of a group
+//   sums       bytes and rows of a block, warps that share it, runs of a group
 //   decisions  rows and candidates of a tile of scores
 //   pairs      products of tiles by themselves; rows and columns of a tile, rows of a warp, one stream or two
 // --seconds: of a setting, 0.2 by default. --small: shapes for a trial where time does not matter.
@@ -174,33 +174,48 @@ struct Samples {
 };
 
 void measure_sums(const Options& options) {
-  const Index d = options.small ? 16 : 2048, K = options.small ? 5 : 1000, rows = options.small ? 300 : 1 << 20;
-  const Samples samples(rows, K, d);
-  for (const auto& [bytes, group] : {std::pair<Index, Index>{Index{1} << 29, 8},
-                                     {Index{1} << 30, 8},
-                                     {Index{1} << 31, 8},
-                                     {Index{1} << 32, 8},
-                                     {Index{1} << 31, 2},
-                                     {Index{1} << 31, 32}}) {
-    Limits limits;
-    limits.block_bytes = bytes;
-    limits.group_runs = group;
-    cuda::CudaBackend backend(0, {}, limits);
-    MomentState state;
-    state.classes = K;
-    state.dim = d;
-    state.statistics = Statistics::traces;
-    state.counts = backend.index_array(K, 1);
-    state.shifts = backend.matrix(K, d);
-    state.sums = backend.matrix(K, d);
-    state.square_sums = backend.matrix(K, 1);
-    const double seconds = median_seconds(options, [&] {
-      backend.add_batch(state, samples.x(), samples.y());
-      if (backend.pending_faults(state).any()) throw Error(ErrorKind::internal, "the samples have faults");
-    });
-    line("sums", by(rows, d) + ", " + std::to_string(K) + " classes",
-         "blocks of " + std::to_string(bytes >> 20) + " MiB, groups of " + std::to_string(group), seconds,
-         static_cast<double>(rows) * static_cast<double>(2 * d + 8) * 1e-9, "GB/s");
+  struct Case {
+    Index rows, K, d;
+  };
+  const std::vector<Case> cases =
+      options.small
+          ? std::vector<Case>{{300, 5, 16}}
+          : std::vector<Case>{{1 << 20, 1000, 2048}, {1 << 20, 50257, 768}, {1 << 17, 2, 8192}, {1 << 23, 262144, 128}};
+  struct Setting {
+    Index bytes, block_rows, warps, group;
+  };
+  const Limits start;
+  const auto [bytes, block_rows, warps, group] =
+      Setting{start.block_bytes, start.block_rows, start.sum_warps, start.group_runs};
+  const std::vector<Setting> settings{{bytes, block_rows, warps, group},         {bytes, block_rows, warps / 2, group},
+                                      {bytes, block_rows, warps * 2, group},     {bytes, block_rows, warps, group * 4},
+                                      {bytes * 2, 2 * block_rows, warps, group}, {bytes / 2, block_rows, warps, group}};
+  for (const auto& [rows, K, d] : cases) {
+    const Samples samples(rows, K, d);
+    for (const auto& setting : settings) {
+      Limits limits;
+      limits.block_bytes = setting.bytes;
+      limits.block_rows = setting.block_rows;
+      limits.sum_warps = setting.warps;
+      limits.group_runs = setting.group;
+      cuda::CudaBackend backend(0, {}, limits);
+      MomentState state;
+      state.classes = K;
+      state.dim = d;
+      state.statistics = Statistics::traces;
+      state.counts = backend.index_array(K, 1);
+      state.shifts = backend.matrix(K, d);
+      state.sums = backend.matrix(K, d);
+      state.square_sums = backend.matrix(K, 1);
+      const double seconds = median_seconds(options, [&] {
+        backend.add_batch(state, samples.x(), samples.y());
+        if (backend.pending_faults(state).any()) throw Error(ErrorKind::internal, "the samples have faults");
+      });
+      line("sums", by(rows, d) + ", " + std::to_string(K) + " classes",
+           "blocks of " + std::to_string(setting.bytes >> 20) + " MiB, " + std::to_string(setting.block_rows) +
+               " rows, " + std::to_string(setting.warps) + " warps, groups of " + std::to_string(setting.group),
+           seconds, static_cast<double>(rows) * static_cast<double>(2 * d + 8) * 1e-9, "GB/s");
+    }
   }
 }
 

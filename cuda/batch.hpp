@@ -18,6 +18,7 @@ struct Limits {
   Index block_bytes = Index{2} << 30;  ///< features of a block; bounds the staging buffers
   Index block_rows = Index{1} << 22;
   Index piece_bytes = Index{8} << 20;                     ///< of pinned memory, of which there are two
+  Index sum_warps = Index{1} << 13;                       ///< that share a block of rows: a few times what a GPU holds
   Index group_runs = 8, fold = 32;                        ///< of class sums; group_runs is a power of two
   Index centred_bytes = Index{512} << 20;                 ///< Z of a chunk; there are two where a block has several
   Index wide_dim = 1024;                                  ///< above it the exact scatter is one DSYRK a chunk

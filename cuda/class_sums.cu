@@ -11,9 +11,8 @@
 namespace ncollapse::cuda {
 namespace {
 
-constexpr int kPairStep = 2 * kWarp;            // columns from one pair of a lane to its next
-constexpr Index kNarrow = 2 * kPairStep;        // up to here one pair of columns a lane, beyond it four
-constexpr Index kWarpsWanted = Index{1} << 14;  // for a block of rows: several times what any GPU holds at once
+constexpr int kPairStep = 2 * kWarp;      // columns from one pair of a lane to its next
+constexpr Index kNarrow = 2 * kPairStep;  // up to here one pair of columns a lane, beyond it four
 
 /// Of a warp: rows on their way. Blocks of a kernel have all that a kernel may have without asking for more.
 constexpr int kRingBytes = (48 << 10) / kWarps;
@@ -309,9 +308,12 @@ class Pieces {
 /// What is made beside the sums.
 enum class Beside { nothing, rows, columns };
 
+/// Blocks of a multiprocessor: as many as spill nothing.
 template <class L, Beside kBeside>
-__global__ void __launch_bounds__(kBlock,
-                                  L::kAligned && (kBeside == Beside::nothing || sizeof(typename L::T) < 8) ? 2 : 1)
+constexpr int kBlocksAtOnce = L::kAligned && (kBeside == Beside::nothing || sizeof(typename L::T) < 8) ? 2 : 1;
+
+template <class L, Beside kBeside>
+__global__ void __launch_bounds__(kBlock, (kBlocksAtOnce<L, kBeside>))
     centre_and_sum(Rows<typename L::T> x, Buckets b, SumPlan plan, Index first_run, Index last_run, SumScratch scratch,
                    SumTarget target) {
   constexpr int kValues = L::kValues;
@@ -572,13 +574,13 @@ Grid grid_of(const SumPlan& plan, Index runs) {
 
 }  // namespace
 
-SumPlan plan_sums(Index rows, Index dim, Index group_runs, Index fold, Index centred_bytes) {
+SumPlan plan_sums(Index rows, Index dim, Index warps, Index group_runs, Index fold, Index centred_bytes) {
   if (dim > kMostColumns)
     throw UsageError("class sums on CUDA take up to " + std::to_string(kMostColumns) + " dimensions, not " +
                      std::to_string(dim));
   const Index slab = dim <= kNarrow ? kPairStep : 4 * kPairStep;
   SumPlan plan{rows, dim, 0, 0, fold, 0, (dim + slab - 1) / slab, (dim + 1) / 2 * 2};
-  const auto wanted = static_cast<std::uint64_t>(rows * plan.slabs / kWarpsWanted);
+  const auto wanted = static_cast<std::uint64_t>(rows * plan.slabs / warps);
   plan.run = std::clamp<Index>(static_cast<Index>(std::bit_floor(wanted)), 32, 512);
   const auto fitting = static_cast<std::uint64_t>(std::max<Index>(centred_bytes / (8 * plan.pitch), 1));
   plan.group = std::max(plan.run, std::min(plan.run * group_runs, static_cast<Index>(std::bit_floor(fitting))));

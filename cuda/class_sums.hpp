@@ -44,8 +44,9 @@ struct SumPlan {
     return end - begin <= 2 * run && (begin ^ (end - 1)) < group;
   }
 };
-/// group_runs (a power of two), fold, centred_bytes: see Limits. Throws UsageError where dim is too large for a grid.
-SumPlan plan_sums(Index rows, Index dim, Index group_runs, Index fold, Index centred_bytes);
+/// warps, group_runs (powers of two), fold, centred_bytes: see Limits. Throws UsageError where dim is too large for a
+/// grid.
+SumPlan plan_sums(Index rows, Index dim, Index warps, Index group_runs, Index fold, Index centred_bytes);
 
 /// Scratch of a block: device pointers.
 struct SumScratch {

@@ -153,7 +153,8 @@ void CudaBackend::add_block(MomentState& state, const Batch& batch, Index first_
   Scratch& scratch = *space.scratch;
   BatchRecord* record = space.record.get();
   const Index d = state.dim;
-  const SumPlan plan = plan_sums(features.rows, d, limits_.group_runs, limits_.fold, limits_.centred_bytes);
+  const SumPlan plan =
+      plan_sums(features.rows, d, limits_.sum_warps, limits_.group_runs, limits_.fold, limits_.centred_bytes);
   const bool full = static_cast<bool>(state.scatter);
   const ScatterPlan scatter =
       full ? plan_scatter(plan, state.precision, limits_) : ScatterPlan{false, d, plan.pitch, 0, 0, plan.runs};
@@ -227,7 +228,7 @@ BatchFaults CudaBackend::add_batch(MomentState& state, const MatrixView& feature
   const bool watch = 16 * (K * d + full * d * d) <= features.rows * d * size_of(features.dtype);
   ScratchSizes sizes;
   for (const Index rows : {batch.block_rows(), features.rows - (batch.blocks() - 1) * batch.block_rows()}) {
-    const SumPlan plan = plan_sums(rows, d, limits_.group_runs, limits_.fold, limits_.centred_bytes);
+    const SumPlan plan = plan_sums(rows, d, limits_.sum_warps, limits_.group_runs, limits_.fold, limits_.centred_bytes);
     ScratchSizes wanted;
     wanted.rows = rows;
     wanted.classes = K;

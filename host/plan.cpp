@@ -199,7 +199,7 @@ Index cuda_scratch_bytes(Index classes, Index dim, Index rows, Index element_byt
   const Index n = cuda_block_rows(dim, rows, element_bytes), slab = dim <= 128 ? 64 : 256,
               slabs = (dim + slab - 1) / slab;
   const Index run =
-      std::clamp<Index>(static_cast<Index>(std::bit_floor(static_cast<std::uint64_t>(n * slabs / 16384))), 32, 512);
+      std::clamp<Index>(static_cast<Index>(std::bit_floor(static_cast<std::uint64_t>(n * slabs / 8192))), 32, 512);
   const Index sort = 8 * 4 * n + 2 * 4 * classes;
   const Index carries = 8 * 2 * dim * ((n + run - 1) / run), squares = 8 * slabs * n;
   Index scatter = 0;

@@ -190,7 +190,7 @@ std::vector<MomentCase> moment_cases() {
     }
   // Rows wider than 128 columns, in pairs and not; the last slab is not full.
   for (const auto dtype : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16})
-    for (const Index dim : {262, 145}) {
+    for (const Index dim : {264, 145}) {
       cases.push_back({130, dim, 3, dtype, LabelType::i64, uniform, dim % 2, 0, full, true});
       cases.push_back({200, dim, 40, dtype, LabelType::i64, absent, 2, 0, Statistics::traces, false});
     }
@@ -395,6 +395,35 @@ TEST_P(CudaBackendTest, FaultsAreFoundAndChangeNothing) {
   MomentState state = new_state(*backend_, 1, 4, Statistics::means);
   EXPECT_FALSE(add(*backend_, state, edge.host(), Labels(LabelType::i64, {0}).host()).any());
   EXPECT_EQ(backend_->to_host(state.shifts), (std::vector<double>{65504, -65504, 0x1p-24, 0}));
+}
+
+// A fault that the sums themselves come upon, when they have changed classes that had samples and classes that had
+// none, whole ones and one that is cut into pieces.
+TEST_P(CudaBackendTest, AFaultLeavesNothingOfItsBatch) {
+  const Index rows = kSmall ? 150 : 400, d = 8, classes = 7;
+  std::vector<Index> first, labels;
+  for (Index i = 0; i < 40; ++i) first.push_back(i % 3);                                             // 0, 1, 2
+  for (Index i = 0; i < rows; ++i) labels.push_back(i % 10 == 3 ? 1 : i % 10 == 6 ? 4 + i % 2 : 0);  // not 2, 3
+  for (const auto dtype : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16})
+    for (const auto statistics : {Statistics::full, Statistics::traces, Statistics::means}) {
+      SCOPED_TRACE(testing::Message() << to_string(dtype) << ", " << static_cast<int>(statistics));
+      Samples before(dtype, 40, d), x(dtype, rows, d), bad(dtype, rows, d);
+      fill(before, first, 0.1, 3);
+      fill(x, labels, 0.1, 4);
+      fill(bad, labels, 0.1, 4);
+      bad.set(rows - 1, d - 1, std::numeric_limits<double>::quiet_NaN());
+      MomentState state = new_state(*backend_, classes, d, statistics),
+                  other = new_state(*backend_, classes, d, statistics);
+      const Labels y(LabelType::i64, labels);
+      for (MomentState* both : {&state, &other})
+        ASSERT_FALSE(add(*backend_, *both, before.host(), Labels(LabelType::i64, first).host()).any());
+      const auto bits = image(*backend_, state);
+      EXPECT_EQ(add(*backend_, state, bad.host(), y.host()).nonfinite_row, rows - 1);
+      EXPECT_TRUE(same_bits(bits, image(*backend_, state)));
+      ASSERT_FALSE(add(*backend_, state, x.host(), y.host()).any());
+      ASSERT_FALSE(add(*backend_, other, x.host(), y.host()).any());
+      EXPECT_TRUE(same_bits(image(*backend_, other), image(*backend_, state)));
+    }
 }
 
 TEST_P(CudaBackendTest, HostMemoryCalledDeviceMemoryIsRefused) {

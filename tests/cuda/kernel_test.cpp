@@ -156,7 +156,7 @@ TEST_F(KernelTest, BucketsKeepStreamOrder) {
 TEST(SumPlanTest, CoversTheShapeWhateverItsSize) {
   for (const Index rows : {1, 31, 32, 33, 1000, 100000, 4000000})
     for (const Index dim : {1, 3, 128, 256, 257, 4096, 20000}) {
-      const SumPlan plan = plan_sums(rows, dim, 8, 32, Limits{}.centred_bytes);
+      const SumPlan plan = plan_sums(rows, dim, Limits{}.sum_warps, 8, 32, Limits{}.centred_bytes);
       EXPECT_TRUE(plan.run >= 32 && plan.run <= 512 && (plan.run & (plan.run - 1)) == 0);
       EXPECT_TRUE(plan.runs * plan.run >= rows && (plan.runs - 1) * plan.run < rows);
       EXPECT_EQ(plan.group, dim == 20000 ? std::min<Index>(8 * plan.run, 2048) : 8 * plan.run);
@@ -172,15 +172,16 @@ TEST(SumPlanTest, TheCentredRowsOfAGroupHaveRoom) {
   for (const Index dim : {1024, 4096, 65535, 65536, 100000, 131072})
     for (const Index element : {2, 4, 8}) {
       const Index rows = limits.rows_per_block(dim * element, Index{1} << 22);
-      const SumPlan plan = plan_sums(rows, dim, limits.group_runs, limits.fold, limits.centred_bytes);
+      const SumPlan plan = plan_sums(rows, dim, limits.sum_warps, limits.group_runs, limits.fold, limits.centred_bytes);
       EXPECT_LE(plan.group * plan.pitch * 8, limits.centred_bytes) << dim << ", " << element;
       EXPECT_TRUE(plan.group >= plan.run && (plan.group & (plan.group - 1)) == 0);
     }
-  EXPECT_THROW(plan_sums(1, Index{1} << 25, 8, 32, limits.centred_bytes), UsageError);
+  EXPECT_THROW(plan_sums(1, Index{1} << 25, limits.sum_warps, 8, 32, limits.centred_bytes), UsageError);
 }
 
 TEST(SumPlanTest, ClassesAreCutWhereTheyAreLongOrLeaveTheirGroup) {
-  const SumPlan plan = plan_sums(10000, 10, 8, 32, Limits{}.centred_bytes);  // runs of 32, groups of 256
+  const SumPlan plan =
+      plan_sums(10000, 10, Limits{}.sum_warps, 8, 32, Limits{}.centred_bytes);  // runs of 32, groups of 256
   EXPECT_TRUE(plan.whole(0, 1));
   EXPECT_TRUE(plan.whole(31, 95));
   EXPECT_FALSE(plan.whole(31, 96));
