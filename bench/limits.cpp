@@ -3,6 +3,7 @@
 //   products   Z^T Z as scatters take it: one DSYRK, slices of doubles, slices of halves
 //   bias       what sums of halves' products lose in one slice, beside double: it grows with the rows of the slice
 //   sums       bytes and rows of a block, warps that share it, runs of a group
+//   few        blocks of batches of few classes beside the general way, and the host's time for one of few rows
 //   decisions  rows and candidates of a tile of scores
 //   pairs      products of tiles by themselves; rows and columns of a tile, rows of a warp, one stream or two
 // --seconds: of a setting, 0.2 by default. --small: shapes for a trial where time does not matter.
@@ -173,6 +174,19 @@ struct Samples {
   cuda::Buffer<Index> labels;
 };
 
+MomentState new_state(Backend& backend, Index K, Index d, Statistics statistics) {
+  MomentState state;
+  state.classes = K;
+  state.dim = d;
+  state.statistics = statistics;
+  state.counts = backend.index_array(K, 1);
+  state.shifts = backend.matrix(K, d);
+  state.sums = backend.matrix(K, d);
+  state.square_sums = backend.matrix(K, 1);
+  if (statistics == Statistics::full) state.scatter = backend.matrix(d, d);
+  return state;
+}
+
 void measure_sums(const Options& options) {
   struct Case {
     Index rows, K, d;
@@ -199,14 +213,7 @@ void measure_sums(const Options& options) {
       limits.sum_warps = setting.warps;
       limits.group_runs = setting.group;
       cuda::CudaBackend backend(0, {}, limits);
-      MomentState state;
-      state.classes = K;
-      state.dim = d;
-      state.statistics = Statistics::traces;
-      state.counts = backend.index_array(K, 1);
-      state.shifts = backend.matrix(K, d);
-      state.sums = backend.matrix(K, d);
-      state.square_sums = backend.matrix(K, 1);
+      MomentState state = new_state(backend, K, d, Statistics::traces);
       const double seconds = median_seconds(options, [&] {
         backend.add_batch(state, samples.x(), samples.y());
         if (backend.pending_faults(state).any()) throw Error(ErrorKind::internal, "the samples have faults");
@@ -215,6 +222,70 @@ void measure_sums(const Options& options) {
            "blocks of " + std::to_string(setting.bytes >> 20) + " MiB, " + std::to_string(setting.block_rows) +
                " rows, " + std::to_string(setting.warps) + " warps, groups of " + std::to_string(setting.group),
            seconds, static_cast<double>(rows) * static_cast<double>(2 * d + 8) * 1e-9, "GB/s");
+    }
+  }
+}
+
+void measure_few(const Options& options) {
+  struct Case {
+    Index rows, K, d;
+    Dtype dtype;
+  };
+  const std::vector<Case> cases =
+      options.small ? std::vector<Case>{{300, 3, 16, Dtype::bf16}, {300, 3, 16, Dtype::f32}}
+                    : std::vector<Case>{
+                          {50000, 10, 512, Dtype::bf16}, {50000, 10, 512, Dtype::f32}, {131072, 2, 8192, Dtype::bf16}};
+  for (const auto& [rows, K, d, dtype] : cases) {
+    const Samples samples(rows, K, d);
+    cuda::Queue queue(0, nullptr);
+    const cuda::Buffer<float> wide(queue, dtype == Dtype::f32 ? rows * d : 0);
+    MatrixView x = samples.x();
+    if (dtype == Dtype::f32) {
+      std::vector<float> block;
+      Noise noise;
+      for (Index i = 0; i < std::min<Index>(rows, 8192) * d; ++i) block.push_back(static_cast<float>(noise.next()));
+      repeat(queue, block, wide);
+      x.data = wide.get();
+      x.dtype = dtype;
+    }
+    const std::string shape = by(rows, d) + ", " + std::to_string(K) + " classes, " + std::string(to_string(dtype));
+    for (const Index blocks : {0, 132, 264, 396, 528, 1056, 2112}) {
+      Limits limits;
+      limits.few_rows = 64;
+      if (blocks > 0)
+        limits.few_blocks = blocks;
+      else
+        limits.few_classes = 0;
+      cuda::CudaBackend backend(0, {}, limits);
+      MomentState state = new_state(backend, K, d, Statistics::traces);
+      constexpr Index kTogether = 10;  // one wait for all
+      const double seconds = median_seconds(options, [&] {
+        for (Index i = 0; i < kTogether; ++i) backend.add_batch(state, x, samples.y());
+        if (backend.pending_faults(state).any()) throw Error(ErrorKind::internal, "the samples have faults");
+      });
+      line("few", shape, blocks > 0 ? std::to_string(blocks) + " blocks" : "the general way", seconds / kTogether,
+           static_cast<double>(rows * (d * size_of(dtype) + 8)) * 1e-9, "GB/s");
+    }
+  }
+  const Index rows = options.small ? 20 : 64, d = options.small ? 16 : 512, K = options.small ? 3 : 10;
+  const Samples samples(rows, K, d);
+  for (const bool few : {false, true}) {
+    Limits limits;
+    if (!few) limits.few_classes = 0;
+    cuda::CudaBackend backend(0, {}, limits);
+    for (const auto statistics : {Statistics::traces, Statistics::full}) {
+      MomentState state = new_state(backend, K, d, statistics);
+      constexpr Index kTogether = 10;  // more would wait for the device
+      const double seconds = median_seconds(options, [&] {
+        for (Index i = 0; i < kTogether; ++i) backend.add_batch(state, samples.x(), samples.y());
+      });
+      const double waiting = median_seconds(options, [&] {
+        for (Index i = 0; i < kTogether; ++i) backend.add_batch(state, samples.x(), samples.y());
+        if (backend.pending_faults(state).any()) throw Error(ErrorKind::internal, "the samples have faults");
+      });
+      const std::string shape = by(rows, d) + (statistics == Statistics::full ? " and scatter" : "");
+      line("few, host, back to back", shape, few ? "few" : "the general way", seconds / kTogether, 1e-6, "M adds/s");
+      line("few, with the wait", shape, few ? "few" : "the general way", waiting / kTogether, 1e-6, "M adds/s");
     }
   }
 }
@@ -385,11 +456,9 @@ void measure_pairs(const Options& options) {
 }
 
 int run(int argc, char** argv) {
-  const std::vector<std::pair<std::string, void (*)(const Options&)>> parts{{"products", measure_products},
-                                                                            {"bias", measure_bias},
-                                                                            {"sums", measure_sums},
-                                                                            {"decisions", measure_decisions},
-                                                                            {"pairs", measure_pairs}};
+  const std::vector<std::pair<std::string, void (*)(const Options&)>> parts{
+      {"products", measure_products}, {"bias", measure_bias},           {"sums", measure_sums},
+      {"few", measure_few},           {"decisions", measure_decisions}, {"pairs", measure_pairs}};
   Options options;
   std::vector<std::string> wanted;
   for (int i = 1; i < argc; ++i) {
@@ -403,7 +472,7 @@ int run(int argc, char** argv) {
     } else if (known) {
       wanted.push_back(argument);
     } else {
-      std::fprintf(stderr, "limits [products] [bias] [sums] [decisions] [pairs] [--seconds S] [--small]\n");
+      std::fprintf(stderr, "limits [products] [bias] [sums] [few] [decisions] [pairs] [--seconds S] [--small]\n");
       return 2;
     }
   }

@@ -8,6 +8,8 @@
 
 namespace ncollapse::cuda {
 
+struct FewBatch;
+
 class CudaBackend final : public Backend {
  public:
   /// Throws DeviceError when the device does not exist or this build has no code for it.
@@ -53,6 +55,7 @@ class CudaBackend final : public Backend {
   struct Prepared;
   Workspace& workspace(MomentState& state);
   void add_block(MomentState& state, const Batch& batch, Index first_row, bool watch, Workspace& space);
+  void add_few(MomentState& state, Batch& batch, const FewBatch& few, Workspace& space);
   Prepared& prepared(DecisionState& state);
 
   std::shared_ptr<Queue> queue_;  ///< shared with every array, so that memory may outlive the backend

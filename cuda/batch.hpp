@@ -23,6 +23,8 @@ struct Limits {
   Index centred_bytes = Index{512} << 20;                 ///< Z of a chunk; there are two where a block has several
   Index wide_dim = 1024;                                  ///< above it the exact scatter is one DSYRK a chunk
   Index slice_rows = 4096;                                ///< of a product whose partial results are added up by us
+  Index few_classes = 16;                                 ///< more only in one chunk, see few_classes.hpp; 0: not there
+  Index few_rows = 128, few_blocks = 264;                 ///< least rows of several chunks, blocks of threads wanted
   Index row_tile = 2048, candidate_tile = 2048;           ///< scores of decisions: tiles of 16 MB
   bool narrow_scores = true;                              ///< in 16 bits, twice the rows, where that certifies enough
   int score_buffers = 2;                                  ///< tiles of scores: 2, one taken while one is made, or 1

@@ -70,6 +70,17 @@ __device__ inline double block_sum(double value, double* scratch) {
   return total;
 }
 
+/// count += what the warp found, minimum := the first of it, if it found any. All lanes of the warp take part; one
+/// atomic per warp that found something, on good data there are none.
+__device__ inline void report(Count found, Count first, Count* count, Count* minimum) {
+  found = warp_sum(found);
+  first = warp_min(first);
+  if (lane_id() == 0 && found > 0) {
+    atomicAdd(count, found);
+    atomicMin(minimum, first);
+  }
+}
+
 /// Where the lanes that ask for it append to what `count` counts, in lane order. All lanes of the warp take part.
 __device__ inline Count append(unsigned asked, Count* count) {
   Count at = 0;

@@ -11,12 +11,15 @@
 // Features are checked in a reading of their own where saving the state would cost more than that; else the state is
 // saved, its sums by the pass that changes them, which also watches for what is not finite, and in the end the state is
 // restored if there was any. Which way depends on the shape alone and does not change a bit of the result.
+//
+// Batches of few classes, and of few rows, need none of that (few_classes.hpp): add_few.
 #include <algorithm>
 #include <cmath>
 
 #include "cuda/backend.hpp"
 #include "cuda/class_sums.hpp"
 #include "cuda/dense.hpp"
+#include "cuda/few_classes.hpp"
 #include "cuda/narrow.hpp"
 #include "cuda/scatter.hpp"
 #include "ncollapse/error.hpp"
@@ -49,21 +52,70 @@ ScatterPlan plan_scatter(const SumPlan& sums, Precision precision, const Limits&
   return plan;
 }
 
+}  // namespace
+
+/// How a batch of few classes or rows is added; what is not, has no chunks.
+struct FewBatch {
+  FewPlan sums{};
+  bool few_rows = false;  ///< one chunk: its products are added to the scatter at once
+  ScatterPlan scatter{};  ///< else: slices for promote
+
+  explicit operator bool() const { return sums.chunks > 0; }
+};
+
+namespace {
+
+/// Depends on the shape and the limits only. Not taken: batches so large that the partial sums could be, scatters of
+/// halves, and those that go through several blocks of rows, several chunks of Z or one DSYRK.
+FewBatch plan_few_batch(const MomentState& state, const Batch& batch, Index rows, const Limits& limits) {
+  constexpr Index kMostBlocks = 8;
+  const Index K = state.classes, d = state.dim;
+  if (limits.few_classes == 0 || K > kMostFewClasses || d > kMostFewColumns || batch.blocks() > kMostBlocks) return {};
+  const bool full = static_cast<bool>(state.scatter);
+  if (full && (state.precision == Precision::fast || batch.blocks() > 1)) return {};
+  FewBatch few{plan_few(rows, batch.block_rows(), d, K, limits.few_rows, limits.few_blocks)};
+  few.few_rows = few.sums.chunks == 1;
+  if (few.few_rows) return few;
+  if (K > limits.few_classes) return {};
+  if (!full) return few;
+  const SumPlan plan = plan_sums(rows, d, limits.sum_warps, limits.group_runs, limits.fold, limits.centred_bytes);
+  few.scatter = plan_scatter(plan, state.precision, limits);
+  if (few.scatter.slices == 0 || few.scatter.runs_per_chunk < plan.runs) return {};
+  return few;
+}
+
 /// Elements of every scratch array for batches like this one.
 struct ScratchSizes {
+  Index few_classes = 0, few_shifts = 0, few_counts = 0, few_partial = 0, few_squares = 0;
   Index rows = 0, classes = 0, carry = 0, squares = 0, columns = 0, z_bytes = 0, partial_bytes = 0, dim = 0;
   Index other_z_bytes = 0;                        ///< of the second Z; 0: one chunk is all
   Index snapshot_rows = 0, snapshot_scatter = 0;  ///< 0: no snapshot
 
   void take(const ScratchSizes& other) {
-    for (const auto size :
-         {&ScratchSizes::rows, &ScratchSizes::classes, &ScratchSizes::carry, &ScratchSizes::squares,
-          &ScratchSizes::columns, &ScratchSizes::z_bytes, &ScratchSizes::partial_bytes, &ScratchSizes::dim,
-          &ScratchSizes::other_z_bytes, &ScratchSizes::snapshot_rows, &ScratchSizes::snapshot_scatter})
+    for (const auto size : {&ScratchSizes::rows, &ScratchSizes::classes, &ScratchSizes::carry, &ScratchSizes::squares,
+                            &ScratchSizes::columns, &ScratchSizes::z_bytes, &ScratchSizes::partial_bytes,
+                            &ScratchSizes::dim, &ScratchSizes::other_z_bytes, &ScratchSizes::snapshot_rows,
+                            &ScratchSizes::snapshot_scatter, &ScratchSizes::few_classes, &ScratchSizes::few_shifts,
+                            &ScratchSizes::few_counts, &ScratchSizes::few_partial, &ScratchSizes::few_squares})
       this->*size = std::max(this->*size, other.*size);
   }
   bool operator==(const ScratchSizes&) const = default;
 };
+
+ScratchSizes sizes_of(const FewBatch& few, bool full) {
+  const FewPlan& plan = few.sums;
+  ScratchSizes sizes;
+  sizes.rows = 1;  // of a sorter that is not asked
+  sizes.classes = sizes.few_classes = plan.classes;
+  sizes.few_shifts = plan.classes * plan.pitch;
+  sizes.few_counts = plan.chunks * plan.classes;
+  sizes.few_partial = plan.chunks * plan.classes * plan.pitch;
+  sizes.few_squares = plan.chunks * plan.classes * plan.slabs;
+  if (!full) return sizes;
+  sizes.z_bytes = 8 * plan.rows * plan.pitch;
+  sizes.partial_bytes = few.scatter.partial_bytes();
+  return sizes;
+}
 
 /// What a chunk's product needs of its gathering.
 struct Chunk {
@@ -85,7 +137,19 @@ struct Scratch {
         counts(queue, wanted.snapshot_rows),
         sums(queue, wanted.snapshot_rows * wanted.dim),
         square_sums(queue, wanted.snapshot_rows),
-        scatter(queue, wanted.snapshot_scatter) {}
+        scatter(queue, wanted.snapshot_scatter),
+        few_first(queue, wanted.few_classes),
+        few_fresh(queue, wanted.few_classes),
+        few_counts(queue, wanted.few_counts),
+        few_shifts(queue, wanted.few_shifts),
+        few_partial(queue, wanted.few_partial),
+        few_squares(queue, wanted.few_squares) {
+    check(cudaMemsetAsync(few_first.get(), 0xff, static_cast<std::size_t>(few_first.bytes()), queue.stream()));
+  }
+
+  FewScratch few() const {
+    return {few_first.get(), few_fresh.get(), few_counts.get(), few_shifts.get(), few_partial.get(), few_squares.get()};
+  }
 
   ScratchSizes sizes;
   BucketSorter sorter;
@@ -94,6 +158,8 @@ struct Scratch {
   Buffer<unsigned char> partial;
   Buffer<Index> counts;  // of the snapshot, as the next three
   Buffer<double> sums, square_sums, scatter;
+  Buffer<std::uint32_t> few_first, few_fresh, few_counts;
+  Buffer<double> few_shifts, few_partial, few_squares;
 };
 
 StateArrays arrays_of(const MomentState& state) {
@@ -128,6 +194,7 @@ struct CudaBackend::Workspace {
   Pinned<BatchRecord> seen;  ///< the last copy of the record
   Event arrived;             ///< of that copy
   bool on_its_way = false;
+  bool all_seen = false;  ///< every class has samples, and will have: none needs a shift
   Stream gathering;
   Event begun;                       ///< the block may be gathered
   Event gathered[2], multiplied[2];  ///< of the chunks in turn
@@ -213,6 +280,34 @@ void CudaBackend::add_block(MomentState& state, const Batch& batch, Index first_
   if (watch) launch_find_nonfinite(stream, features, first_row, record, true);
 }
 
+void CudaBackend::add_few(MomentState& state, Batch& batch, const FewBatch& few, Workspace& space) {
+  const cudaStream_t stream = queue_->stream();
+  Scratch& memory = *space.scratch;
+  const FewScratch scratch = memory.few();
+  BatchRecord* record = space.record.get();
+  const FewTarget target{state.counts.data(), state.shifts.data(),      state.scatter_scale.data(),
+                         state.sums.data(),   state.square_sums.data(), record};
+  auto* z = state.scatter ? reinterpret_cast<double*>(memory.chunks[0].z.get()) : nullptr;
+  const Index blocks = batch.blocks();
+  const bool survey = !few.few_rows && !space.all_seen;
+  for (Index b = 0; survey && b < blocks; ++b) {
+    batch.load(b, blocks == 1);
+    launch_survey_classes(stream, batch.labels(), batch.first_row(b), few.sums, target.counts, record, scratch.first);
+  }
+  for (Index b = 0; b < blocks; ++b) {
+    batch.load(b);
+    launch_sum_chunks(stream, batch.features(), batch.labels(), b, few.sums, scratch, target, z);
+    if (b + 1 < blocks) launch_settle(stream, batch.labels(), batch.first_row(b), 0, false, record);
+  }
+  launch_fold_chunks(stream, batch.labels(), few.sums, scratch, target);
+  if (z == nullptr) return;
+  if (few.few_rows) return launch_add_products(stream, few.sums, z, record, state.scatter.data());
+  auto* partial = reinterpret_cast<double*>(memory.partial.get());
+  const Index rows = few.sums.rows, slices = (rows + few.scatter.slice_rows - 1) / few.scatter.slice_rows;
+  gram_slices(*queue_, z, rows, few.sums.pitch, few.scatter.slice_rows, partial);
+  launch_promote(stream, partial, slices, state.dim, few.sums.pitch, nullptr, nullptr, record, state.scatter.data());
+}
+
 BatchFaults CudaBackend::add_batch(MomentState& state, const MatrixView& features, const LabelView& labels) {
   if (features.rows == 0) return {};
   const DeviceGuard on(queue_->device());
@@ -220,31 +315,38 @@ BatchFaults CudaBackend::add_batch(MomentState& state, const MatrixView& feature
   Workspace& space = workspace(state);
   if (!capturing && space.on_its_way && space.arrived.happened()) {
     space.on_its_way = false;
+    space.all_seen = space.all_seen || space.seen.get()->unseen == 0;
     if (space.seen.get()->shut) return pending_faults(state);
   }
 
   Batch batch(*queue_, *staging_, limits_, features, labels);
   const Index K = state.classes, d = state.dim, full = state.scatter ? 1 : 0;
-  const bool watch = 16 * (K * d + full * d * d) <= features.rows * d * size_of(features.dtype);
+  const FewBatch few = plan_few_batch(state, batch, features.rows, limits_);
+  const bool watch = !few && 16 * (K * d + full * d * d) <= features.rows * d * size_of(features.dtype);
   ScratchSizes sizes;
-  for (const Index rows : {batch.block_rows(), features.rows - (batch.blocks() - 1) * batch.block_rows()}) {
-    const SumPlan plan = plan_sums(rows, d, limits_.sum_warps, limits_.group_runs, limits_.fold, limits_.centred_bytes);
-    ScratchSizes wanted;
-    wanted.rows = rows;
-    wanted.classes = K;
-    wanted.dim = d;
-    wanted.carry = plan.runs * 2 * plan.pitch;
-    wanted.squares = plan.slabs * rows;
-    wanted.snapshot_rows = watch ? K : 0;
-    wanted.snapshot_scatter = watch ? full * d * d : 0;
-    if (full) {
-      const ScatterPlan scatter = plan_scatter(plan, state.precision, limits_);
-      wanted.columns = scatter.fast ? scatter.runs_per_chunk * d : 0;
-      wanted.z_bytes = scatter.z_bytes(plan);
-      if (scatter.runs_per_chunk < plan.runs) wanted.other_z_bytes = wanted.z_bytes;
-      wanted.partial_bytes = scatter.partial_bytes();
+  if (few) {
+    sizes = sizes_of(few, full != 0);
+  } else {
+    for (const Index rows : {batch.block_rows(), features.rows - (batch.blocks() - 1) * batch.block_rows()}) {
+      const SumPlan plan =
+          plan_sums(rows, d, limits_.sum_warps, limits_.group_runs, limits_.fold, limits_.centred_bytes);
+      ScratchSizes wanted;
+      wanted.rows = rows;
+      wanted.classes = K;
+      wanted.dim = d;
+      wanted.carry = plan.runs * 2 * plan.pitch;
+      wanted.squares = plan.slabs * rows;
+      wanted.snapshot_rows = watch ? K : 0;
+      wanted.snapshot_scatter = watch ? full * d * d : 0;
+      if (full) {
+        const ScatterPlan scatter = plan_scatter(plan, state.precision, limits_);
+        wanted.columns = scatter.fast ? scatter.runs_per_chunk * d : 0;
+        wanted.z_bytes = scatter.z_bytes(plan);
+        if (scatter.runs_per_chunk < plan.runs) wanted.other_z_bytes = wanted.z_bytes;
+        wanted.partial_bytes = scatter.partial_bytes();
+      }
+      sizes.take(wanted);
     }
-    sizes.take(wanted);
   }
   if (space.scratch) sizes.take(space.scratch->sizes);
   if (!space.scratch || sizes != space.scratch->sizes) {
@@ -261,20 +363,24 @@ BatchFaults CudaBackend::add_batch(MomentState& state, const MatrixView& feature
     space.captured.push_back(space.scratch);
 
   BatchRecord* record = space.record.get();
-  const StateArrays arrays = arrays_of(state);
-  const StateArrays snapshot{scratch.counts.get(), scratch.sums.get(),
-                             arrays.square_sums ? scratch.square_sums.get() : nullptr,
-                             full ? scratch.scatter.get() : nullptr};
-  const bool one = batch.blocks() == 1;
-  batch.check(K, !watch, record, one ? scratch.sorter.keys() : nullptr, one ? scratch.sorter.rows() : nullptr);
-  if (watch) launch_save_state(queue_->stream(), arrays, K, d, snapshot);
-  for (Index b = 0; b < batch.blocks(); ++b) {
-    batch.load(b);
-    add_block(state, batch, batch.first_row(b), watch, space);
-  }
-  if (watch) {
-    launch_settle(queue_->stream(), batch.labels(), batch.first_row(batch.blocks() - 1), features.rows, true, record);
-    launch_restore_state(queue_->stream(), snapshot, K, d, record, arrays, state.shifts.data());
+  if (few) {
+    add_few(state, batch, few, space);
+  } else {
+    const StateArrays arrays = arrays_of(state);
+    const StateArrays snapshot{scratch.counts.get(), scratch.sums.get(),
+                               arrays.square_sums ? scratch.square_sums.get() : nullptr,
+                               full ? scratch.scatter.get() : nullptr};
+    const bool one = batch.blocks() == 1;
+    batch.check(K, !watch, record, one ? scratch.sorter.keys() : nullptr, one ? scratch.sorter.rows() : nullptr);
+    if (watch) launch_save_state(queue_->stream(), arrays, K, d, snapshot);
+    for (Index b = 0; b < batch.blocks(); ++b) {
+      batch.load(b);
+      add_block(state, batch, batch.first_row(b), watch, space);
+    }
+    if (watch) {
+      launch_settle(queue_->stream(), batch.labels(), batch.first_row(batch.blocks() - 1), features.rows, true, record);
+      launch_restore_state(queue_->stream(), snapshot, K, d, record, arrays, state.shifts.data());
+    }
   }
   if (!capturing && !space.on_its_way) {
     check(cudaMemcpyAsync(space.seen.get(), record, sizeof(BatchRecord), cudaMemcpyDeviceToHost, queue_->stream()));

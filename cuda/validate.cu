@@ -8,16 +8,6 @@ namespace {
 
 constexpr Count kNone = ~Count{0};
 
-/// One atomic per warp that found something; on good data there are none.
-__device__ void report(Count found, Count first, Count* count, Count* minimum) {
-  found = warp_sum(found);
-  first = warp_min(first);
-  if (lane_id() == 0 && found > 0) {
-    atomicAdd(count, found);
-    atomicMin(minimum, first);
-  }
-}
-
 template <class L>
 __global__ void find_bad_labels(const L* labels, Index count, Index first_row, Index classes, BatchRecord* record,
                                 std::uint32_t* keys, std::uint32_t* rows) {

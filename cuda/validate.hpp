@@ -25,6 +25,7 @@ struct BatchRecord {
   Index batch = 0;                             ///< batches that were good; so the number of the one that is not
   Index shut = 0;                              ///< 1: nothing may change any more
   unsigned long long suspect = 0;              ///< sums over this batch that were not finite
+  unsigned long long unseen = 1;               ///< classes without a sample before the last batch of few_classes.hpp
 };
 
 /// `first_row`: the block's first row in the batch. They do nothing when the gate is shut, but for the keys.

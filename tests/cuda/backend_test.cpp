@@ -9,6 +9,7 @@
 #include <random>
 #include <tuple>
 
+#include "cuda/few_classes.hpp"
 #include "cuda/pairs.hpp"
 #include "host/moments.hpp"
 #include "ncollapse/error.hpp"
@@ -27,6 +28,7 @@ cuda::Limits tiny_limits() {
   limits.piece_bytes = 4099;
   limits.group_runs = 1;
   limits.fold = 2;
+  limits.few_classes = 0;
   limits.row_tile = 33;
   limits.candidate_tile = 7;
   limits.product_tile = 9;
@@ -36,6 +38,18 @@ cuda::Limits tiny_limits() {
   limits.half_pair_columns = 14;
   limits.pair_blocks = 1;
   limits.pair_terms = 16;
+  return limits;
+}
+
+/// Chunks of 16 rows for batches of few classes, in up to eight blocks of rows; slices as tiny.
+cuda::Limits few_limits() {
+  cuda::Limits limits;
+  limits.few_classes = cuda::kMostFewClasses;
+  limits.few_rows = 16;
+  limits.few_blocks = 1 << 20;
+  limits.block_rows = 149;
+  limits.slice_rows = 15;
+  limits.piece_bytes = 4099;
   return limits;
 }
 
@@ -49,7 +63,8 @@ class CudaBackendTest : public testing::TestWithParam<const char*> {
     if (std::string(GetParam()) == "defaults")
       backend_ = open_cuda_backend(device, {});
     else
-      backend_ = std::make_shared<cuda::CudaBackend>(device, ContextOptions{}, tiny_limits());
+      backend_ = std::make_shared<cuda::CudaBackend>(device, ContextOptions{},
+                                                     std::string(GetParam()) == "few" ? few_limits() : tiny_limits());
   }
 
   std::shared_ptr<Backend> backend_;
@@ -59,6 +74,12 @@ INSTANTIATE_TEST_SUITE_P(Sizes, CudaBackendTest, testing::Values("defaults", "ti
                          [](const auto& name) { return std::string(name.param); });
 
 // ---------------------------------------------------------------- moments
+/// Also with chunks of few classes.
+class CudaMomentsTest : public CudaBackendTest {};
+
+INSTANTIATE_TEST_SUITE_P(Sizes, CudaMomentsTest, testing::Values("defaults", "tiny", "few"),
+                         [](const auto& name) { return std::string(name.param); });
+
 MomentState new_state(Backend& backend, Index classes, Index dim, Statistics statistics,
                       const std::vector<double>& scale = {}, Precision precision = Precision::exact) {
   MomentState state;
@@ -200,7 +221,7 @@ std::vector<MomentCase> moment_cases() {
   return cases;
 }
 
-TEST_P(CudaBackendTest, AddBatchIsExact) {
+TEST_P(CudaMomentsTest, AddBatchIsExact) {
   unsigned seed = 0;
   for (const auto& c : moment_cases()) {
     SCOPED_TRACE(testing::Message() << c.rows << " x " << c.dim << ", " << c.classes << " classes, "
@@ -225,6 +246,106 @@ TEST_P(CudaBackendTest, AddBatchIsExact) {
   }
 }
 
+// Batches of few classes, at the borders of chunks, octets and groups of warps; and as the general way adds them.
+TEST(CudaFewClassesTest, ChunksOfEverySizeAreAddedUp) {
+  const auto devices = cuda_devices(nullptr);
+  if (devices.empty()) GTEST_SKIP() << "cuda: no device";
+  struct Case {
+    Index least_rows, rows, dim, classes;
+    Classes kind;
+    Statistics statistics;
+  };
+  using enum Classes;
+  const auto means = Statistics::means, traces = Statistics::traces, full = Statistics::full;
+  std::vector<Case> cases{{16, 1, 3, 1, uniform, full},     {16, 16, 3, 2, sorted, full},
+                          {16, 17, 66, 10, uniform, full},  {16, 33, 257, 2, mostly_one, full},
+                          {16, 40, 512, 10, absent, means}, {128, 31, 20, 128, singletons, full},
+                          {32, 100, 600, 3, sorted, traces}};
+  if (!kSmall)
+    for (const Case& more : {Case{32, 31, 130, 10, uniform, full},
+                             {32, 32, 130, 10, mostly_one, full},
+                             {32, 33, 130, 10, absent, full},
+                             {128, 127, 64, 2, sorted, full},
+                             {128, 128, 1030, 10, uniform, full},
+                             {128, 129, 64, 16, mostly_one, full},
+                             {128, 700, 520, 10, uniform, traces},
+                             {1024, 1023, 65, 128, uniform, traces},
+                             {1024, 1024, 768, 2, mostly_one, traces},
+                             {1024, 1025, 18, 16, sorted, full},
+                             {64, 2000, 9, 16, absent, full},
+                             {16, 1500, 2048, 2, mostly_one, means}})
+      cases.push_back(more);
+  unsigned seed = 900;
+  for (const auto& c : cases)
+    for (const auto dtype : {Dtype::bf16, Dtype::f32}) {
+      SCOPED_TRACE(testing::Message() << c.rows << " x " << c.dim << ", " << c.classes << " classes, chunks of "
+                                      << c.least_rows << ", " << to_string(dtype));
+      cuda::Limits limits;
+      limits.few_rows = c.least_rows;
+      limits.few_blocks = 1 << 20;
+      cuda::Limits general = limits;
+      general.few_classes = 0;
+      const auto labels = make_labels(c.kind, c.rows, c.classes, ++seed);
+      Samples x(dtype, c.rows, c.dim);
+      fill(x, labels, 0.1, seed);
+      const Labels y(LabelType::i32, labels);
+      std::vector<std::vector<double>> images;
+      for (const auto& each : {limits, limits, general}) {
+        cuda::CudaBackend backend(devices.front().device.index, {}, each);
+        MomentState state = new_state(backend, c.classes, c.dim, c.statistics);
+        ASSERT_FALSE(add(backend, state, x.host(), y.host()).any());
+        if (images.empty()) expect_moments(backend, state, x, y, {});
+        if (HasFatalFailure()) return;
+        images.push_back(image(backend, state));
+      }
+      EXPECT_TRUE(same_bits(images[0], images[1]));
+      for (std::size_t i = 0; i < images[0].size(); ++i)
+        ASSERT_TRUE(within(images[0][i], images[2][i], 1e-11 * (1 + std::fabs(images[2][i])))) << i;
+    }
+}
+
+// Both kinds of faults in one batch of few classes, in full, wherever they are; and where no class was ever seen.
+TEST(CudaFewClassesTest, FaultsOfBothKindsAreCounted) {
+  const auto devices = cuda_devices(nullptr);
+  if (devices.empty()) GTEST_SKIP() << "cuda: no device";
+  const Index rows = 70, d = 300, classes = 4;
+  const auto labels = make_labels(Classes::uniform, rows, classes, 40);
+  auto wrong_labels = labels;
+  wrong_labels[50] = 9;
+  wrong_labels[69] = 4;
+  const Labels good(LabelType::u8, labels), wrong(LabelType::u8, wrong_labels);
+  Samples x(Dtype::bf16, rows, d);
+  fill(x, labels, 0.1, 40);
+  Samples wrong_x = x;
+  for (const auto& [i, j] : {std::pair{50, 299}, {50, 0}, {23, 256}, {69, 7}})
+    wrong_x.set(i, j, std::numeric_limits<double>::infinity());
+  cuda::Limits blocks = few_limits();
+  blocks.block_rows = 30;
+  for (const auto& [limits, statistics] : {std::pair{few_limits(), Statistics::full},    // several chunks
+                                           std::pair{cuda::Limits{}, Statistics::full},  // one
+                                           std::pair{blocks, Statistics::traces}})       // several blocks
+    for (const bool fresh : {true, false}) {
+      cuda::CudaBackend backend(devices.front().device.index, {}, limits);
+      MomentState state = new_state(backend, classes, d, statistics);
+      if (!fresh) {
+        ASSERT_FALSE(add(backend, state, x.host(), good.host()).any());
+      }
+      const auto before = image(backend, state);
+      const BatchFaults faults = add(backend, state, wrong_x.host(), wrong.host());
+      EXPECT_EQ(faults.bad_labels, 2);
+      EXPECT_EQ(faults.bad_label_row, 50);
+      EXPECT_EQ(faults.bad_label, 9);
+      EXPECT_EQ(faults.nonfinite, 4);
+      EXPECT_EQ(faults.nonfinite_row, 23);
+      EXPECT_EQ(faults.nonfinite_col, 256);
+      EXPECT_EQ(faults.rows, rows);
+      EXPECT_EQ(faults.batch, fresh ? 0 : 1);
+      EXPECT_TRUE(same_bits(before, image(backend, state)));
+      ASSERT_FALSE(add(backend, state, x.host(), good.host()).any());
+      if (fresh) expect_moments(backend, state, x, good, {});
+    }
+}
+
 // Classes of up to 32 runs, whose carries are folded two or three at a time; and Z in chunks, which change no sum.
 TEST(CudaClassSumsTest, ClassesOfManyRunsAreAddedUpInOrder) {
   const auto devices = cuda_devices(nullptr);
@@ -245,6 +366,7 @@ TEST(CudaClassSumsTest, ClassesOfManyRunsAreAddedUpInOrder) {
           cuda::Limits limits;
           limits.group_runs = group_runs;
           limits.fold = fold;
+          limits.few_classes = 0;
           limits.centred_bytes = centred_bytes;
           cuda::CudaBackend backend(devices.front().device.index, {}, limits);
           MomentState state = new_state(backend, classes, d, Statistics::full);
@@ -303,7 +425,7 @@ TEST_P(CudaBackendTest, FastScatterKeepsItsBoundWhereErrorsConspire) {
   expect_moments(*backend_, state, x, y, {});
 }
 
-TEST_P(CudaBackendTest, AddBatchTakesManyBatches) {
+TEST_P(CudaMomentsTest, AddBatchTakesManyBatches) {
   const Index rows = kSmall ? 150 : 1000, d = 17, classes = 12;
   const auto labels = make_labels(Classes::uniform, rows, classes, 5);
   Samples x(Dtype::f32, rows, d, 1);
@@ -318,7 +440,7 @@ TEST_P(CudaBackendTest, AddBatchTakesManyBatches) {
   expect_moments(*backend_, state, x, y, {});
 }
 
-TEST_P(CudaBackendTest, AlignmentDoesNotChangeBits) {
+TEST_P(CudaMomentsTest, AlignmentDoesNotChangeBits) {
   const Index rows = kSmall ? 40 : 200, classes = 3;
   const auto labels = make_labels(Classes::uniform, rows, classes, 6);
   const Labels y(LabelType::i64, labels);
@@ -339,7 +461,7 @@ TEST_P(CudaBackendTest, AlignmentDoesNotChangeBits) {
       }
 }
 
-TEST_P(CudaBackendTest, FaultsAreFoundAndChangeNothing) {
+TEST_P(CudaMomentsTest, FaultsAreFoundAndChangeNothing) {
   const Index rows = 150, d = 19, classes = 10;
   auto labels = make_labels(Classes::uniform, rows, classes, 7);
   const double inf = std::numeric_limits<double>::infinity(), nan = std::numeric_limits<double>::quiet_NaN();

@@ -55,6 +55,7 @@ class StreamOrderTest : public testing::Test {
     cuda::Limits limits;
     limits.centred_bytes = 40 * 8 * kDim;
     limits.group_runs = 1;
+    limits.few_classes = 0;
     return limits;
   }
 
@@ -112,6 +113,35 @@ TEST_F(StreamOrderTest, AfterTheFirstBatchNothingIsAllocatedAndNothingWaits) {
       EXPECT_EQ(image(on_device), image(from_host));
       EXPECT_EQ(image(on_device)[0], 13 * std::count(batch.labels.begin(), batch.labels.end(), 0));
     }
+}
+
+// What a batch of few classes asks of the host. Its rows are surveyed for new classes until every class is known to
+// have samples.
+TEST_F(StreamOrderTest, FewClassesTakeFewLaunches) {
+  cuda::Limits limits;
+  limits.few_rows = 16;
+  cuda::CudaBackend backend(0, {}, limits);
+  const auto expect_calls = [&](MomentState& state, const OneBatch& batch, std::size_t launches, std::size_t products) {
+    const cuda_shim::Calls before = cuda_shim::calls();
+    ASSERT_FALSE(backend.add_batch(state, batch.device_x, batch.device_y).any());
+    EXPECT_EQ(cuda_shim::calls().launches - before.launches, launches);
+    EXPECT_EQ(cuda_shim::calls().vendor_calls - before.vendor_calls, products);
+    EXPECT_LE(cuda_shim::calls().copies - before.copies, 1u);
+    image(backend, state);  // the record has come
+  };
+  const OneBatch small(backend, 16, 31, 3), some(backend, 40, 32, 3), all(backend, 40, 33);
+  MomentState state = new_state(backend, Precision::exact);
+  backend.add_batch(state, some.device_x, some.device_y);
+  for (int i = 0; i < 3; ++i) expect_calls(state, some, 4, 1);  // survey, sums, fold; slices; promote
+  expect_calls(state, small, 3, 0);                             // sums, fold, products
+  expect_calls(state, all, 4, 1);
+  expect_calls(state, all, 4, 1);  // that all classes had samples before
+  expect_calls(state, all, 3, 1);
+  expect_calls(state, small, 3, 0);
+  MomentState plain = new_state(backend, Precision::exact);
+  for (const OneBatch* batch : {&some, &some, &some, &some, &small, &all, &all, &all, &small})
+    backend.add_batch(plain, batch->device_x, batch->device_y);
+  EXPECT_EQ(image(backend, state), image(backend, plain));
 }
 
 TEST_F(StreamOrderTest, NeitherIsDoneForBatchesOfUnlikeSizesInTurn) {

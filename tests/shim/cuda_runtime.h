@@ -268,6 +268,13 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, cuda_shim::Place at =
   const int from = cuda_shim::lane() + static_cast<int>(delta);
   return cuda_shim::exchange_value(mask, value, from < warpSize ? from : cuda_shim::lane(), at);
 }
+template <class T>
+unsigned __match_any_sync(unsigned mask, T value, cuda_shim::Place at = cuda_shim::Place::current()) {
+  unsigned same = 0;
+  for (int from = 0; from < warpSize; ++from)
+    if (__shfl_sync(mask, value, from, at) == value) same |= 1u << from;
+  return same;
+}
 inline unsigned __reduce_min_sync(unsigned mask, unsigned value, cuda_shim::Place at = cuda_shim::Place::current()) {
   for (int step = warpSize / 2; step > 0; step /= 2) value = std::min(value, __shfl_xor_sync(mask, value, step, at));
   return value;
