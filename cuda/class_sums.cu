@@ -438,18 +438,22 @@ __device__ double2& pair_of(double* carry) { return *reinterpret_cast<double2*>(
 /// carry: slot 0 of run 0, at the columns.
 __device__ void add_carries(double2& sum, double* carry, const SumPlan& plan, std::uint32_t from, std::uint32_t to,
                             std::uint32_t step) {
-  constexpr int kAtOnce = 8;
+  constexpr std::uint32_t kAtOnce = 4;
+  const Index stride = Index{2} * step * plan.pitch;
+  double* at = carry + Index{2} * from * plan.pitch;
+  const auto add = [&](const double2& part) {
+    sum.x += part.x;
+    sum.y += part.y;
+  };
+  std::uint32_t left = from < to ? (to - from + step - 1) / step : 0;
   NCOLLAPSE_ROLLED
-  for (; from < to; from += kAtOnce * step) {
-    double2 part[kAtOnce] = {};
-    for (int i = 0; i < kAtOnce; ++i)
-      if (from + i * step < to) part[i] = pair_of(carry + Index{2} * (from + i * step) * plan.pitch);
-    for (int i = 0; i < kAtOnce; ++i) {
-      if (from + i * step >= to) continue;
-      sum.x += part[i].x;
-      sum.y += part[i].y;
-    }
+  for (; left >= kAtOnce; left -= kAtOnce, at += kAtOnce * stride) {
+    const double2 parts[kAtOnce] = {pair_of(at), pair_of(at + stride), pair_of(at + 2 * stride),
+                                    pair_of(at + 3 * stride)};
+    for (const double2& part : parts) add(part);
   }
+  NCOLLAPSE_ROLLED
+  for (; left > 0; --left, at += stride) add(pair_of(at));
 }
 /// The first of a thread's two columns; y: columns.
 __device__ Index first_column() { return 2 * (static_cast<Index>(blockIdx.y) * kBlock + threadIdx.x); }
