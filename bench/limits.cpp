@@ -81,8 +81,8 @@ void repeat(cuda::Queue& queue, const std::vector<T>& block, const cuda::Buffer<
 
 void measure_products(const Options& options) {
   cuda::Queue queue(0, nullptr);
-  const Index rows = options.small ? 500 : 65536;
   for (const Index d : options.small ? std::vector<Index>{16} : std::vector<Index>{512, 768, 1024, 2048, 4096}) {
+    const Index rows = options.small ? 500 : d == 512 ? 50000 : 65536;
     const cuda::Buffer<double> T(queue, d * d), z(queue, rows * d);
     const cuda::Buffer<Half> half(queue, rows * d);
     Noise noise;
@@ -104,7 +104,7 @@ void measure_products(const Options& options) {
     };
     cuda::check(cudaMemsetAsync(T.get(), 0, static_cast<std::size_t>(T.bytes()), queue.stream()));
     time("double", "one DSYRK", [&] { cuda::add_gram(queue, 1.0, z.get(), d, rows, d, T.get()); });
-    for (const Index slice : options.small ? std::vector<Index>{100} : std::vector<Index>{1024, 2048, 4096}) {
+    for (const Index slice : options.small ? std::vector<Index>{100} : std::vector<Index>{1024, 1280, 1536, 2048, 4096}) {
       const Index slices = (rows + slice - 1) / slice;
       if (slices * d * d > Index{1} << 30) continue;
       const cuda::Buffer<double> partial(queue, slices * d * d);
