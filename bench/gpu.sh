@@ -31,7 +31,7 @@ program() {  # where a program lies: bin/ in a bundle, somewhere in the build fo
 gpu_bundle() {
   build=build-bundle
   command -v nvcc >/dev/null || die 'gpu-bundle needs nvcc'
-  configure -DNCOLLAPSE_MPI=OFF  # one GPU, one process
+  configure -DNCOLLAPSE_MPI=OFF -DCMAKE_CUDA_FLAGS=--compress-mode=size  # one GPU, one process; a small file
   cmake --build "$build" -j "$jobs" --target "${programs[@]/%ncollapse/ncollapse_command}"
 
   rm -rf bundle

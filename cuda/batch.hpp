@@ -15,8 +15,8 @@ namespace ncollapse::cuda {
 /// Sizes of what is processed at a time. Results may differ in their last bits between different limits; tests set them
 /// low to have many blocks and tiles in small cases.
 struct Limits {
-  Index block_bytes = Index{2} << 30;  ///< features of a block; bounds the staging buffers
-  Index block_rows = Index{1} << 22;
+  Index block_bytes = Index{4} << 30;  ///< features of a block; bounds the staging buffers
+  Index block_rows = Index{1} << 23;
   Index piece_bytes = Index{8} << 20;                     ///< of pinned memory, of which there are two
   Index sum_warps = Index{1} << 13;                       ///< that share a block of rows: a few times what a GPU holds
   Index group_runs = 8, fold = 32;                        ///< of class sums; group_runs is a power of two
@@ -25,6 +25,7 @@ struct Limits {
   Index slice_rows = 4096;                                ///< of a product whose partial results are added up by us
   Index few_classes = 16;                                 ///< more only in one chunk, see few_classes.hpp; 0: not there
   Index few_rows = 128, few_blocks = 264;                 ///< least rows of several chunks, blocks of threads wanted
+  Index few_bytes = Index{512} << 20;                     ///< features of several chunks, at most
   Index row_tile = 2048, candidate_tile = 2048;           ///< scores of decisions: tiles of 16 MB
   bool narrow_scores = true;                              ///< in 16 bits, twice the rows, where that certifies enough
   int score_buffers = 2;                                  ///< tiles of scores: 2, one taken while one is made, or 1

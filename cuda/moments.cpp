@@ -67,16 +67,18 @@ namespace {
 
 /// Depends on the shape and the limits only. Not taken: batches so large that the partial sums could be, scatters of
 /// halves, and those that go through several blocks of rows, several chunks of Z or one DSYRK.
-FewBatch plan_few_batch(const MomentState& state, const Batch& batch, Index rows, const Limits& limits) {
+FewBatch plan_few_batch(const MomentState& state, const Batch& batch, const MatrixView& features,
+                        const Limits& limits) {
   constexpr Index kMostBlocks = 8;
   const Index K = state.classes, d = state.dim;
   if (limits.few_classes == 0 || K > kMostFewClasses || d > kMostFewColumns || batch.blocks() > kMostBlocks) return {};
   const bool full = static_cast<bool>(state.scatter);
   if (full && (state.precision == Precision::fast || batch.blocks() > 1)) return {};
+  const Index rows = features.rows;
   FewBatch few{plan_few(rows, batch.block_rows(), d, K, limits.few_rows, limits.few_blocks)};
   few.few_rows = few.sums.chunks == 1;
   if (few.few_rows) return few;
-  if (K > limits.few_classes) return {};
+  if (K > limits.few_classes || rows * d * size_of(features.dtype) > limits.few_bytes) return {};
   if (!full) return few;
   const SumPlan plan = plan_sums(rows, d, limits.sum_warps, limits.group_runs, limits.fold, limits.centred_bytes);
   few.scatter = plan_scatter(plan, state.precision, limits);
@@ -321,7 +323,7 @@ BatchFaults CudaBackend::add_batch(MomentState& state, const MatrixView& feature
 
   Batch batch(*queue_, *staging_, limits_, features, labels);
   const Index K = state.classes, d = state.dim, full = state.scatter ? 1 : 0;
-  const FewBatch few = plan_few_batch(state, batch, features.rows, limits_);
+  const FewBatch few = plan_few_batch(state, batch, features, limits_);
   const bool watch = !few && 16 * (K * d + full * d * d) <= features.rows * d * size_of(features.dtype);
   ScratchSizes sizes;
   if (few) {
