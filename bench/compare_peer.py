@@ -27,6 +27,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -102,7 +103,15 @@ def generate(case, folder, device):
         np.save(folder / f"{name}.npy", array.cpu().numpy())
 
 
-def run_peer(folder, package, batch, device):
+class OutOfTime(Exception):
+    pass
+
+
+def stop(*_):
+    raise OutOfTime
+
+
+def run_peer(folder, package, batch, device, limit):
     import torch
 
     if package:
@@ -161,7 +170,14 @@ def run_peer(folder, package, batch, device):
             features, labels, weights = arrays
             few = min(len(weights), 1000)
             job(features[: 2 * batch], labels[: 2 * batch] % few, weights[:few])
-        print(json.dumps(job(*arrays)))
+        signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, limit)
+        try:
+            result = job(*arrays)
+        except OutOfTime:
+            result = {"seconds": limit, "unfinished": True, "metrics": {}}
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print(json.dumps(result))
 
 
 def busy_seconds():
@@ -213,7 +229,7 @@ def contestants(folder, case, options):
     files = {name: folder / file_name(name, parse(case)[3]) for name in ("features", "labels", "W", "b")}
     this = [sys.executable, Path(__file__).resolve()]
     result = {"peer": this + ["--as-peer", folder, "--peer", options.peer, "--batch", options.batch, "--device",
-                              options.device]}
+                              options.device, "--limit", options.limit]}
     if options.only != ["peer"]:
         arrays = [files["features"], files["labels"], files["W"], files["b"], "--batch", options.batch, "--device",
                   options.device]
@@ -259,7 +275,7 @@ def run_case(case, options):
                 runs.setdefault(who, []).append({"seconds": seconds, "wall_seconds": wall,
                                                  "peak_mib": answer.get("peak_mib", peak),
                                                  "others": others, **{
-                    key: answer[key] for key in ("accumulate_seconds", "measure_seconds") if key in answer}})
+                    key: answer[key] for key in ("accumulate_seconds", "measure_seconds", "unfinished") if key in answer}})
                 runs.setdefault("metrics", {})[who] = {key: answer["metrics"][key] for key in AGREE_WITHIN
                                                        if key in answer["metrics"]}
     return runs
@@ -303,12 +319,13 @@ def median(runs, field):
 def row(case, runs):
     n, d, k, dtype = parse(case)
     peer = median(runs["peer"], "seconds") if "peer" in runs else None
-    cells = [str(n), str(d), str(k), dtype, f"{peer:.3g}" if peer else "failed"]
+    least = "> " if any("unfinished" in run for run in runs.get("peer", [])) else ""
+    cells = [str(n), str(d), str(k), dtype, f"{least}{peer:.3g}" if peer else "failed"]
     peaks = [f"{median(runs['peer'], 'peak_mib'):.0f}" if peer else "-"]
     for who in CONTESTANTS[1:]:
         if who in runs:
             theirs = median(runs[who], "seconds")
-            cells += [f"{theirs:.3g}", f"{peer / theirs:.1f}x" if peer else "-"]
+            cells += [f"{theirs:.3g}", f"{least}{peer / theirs:.1f}x" if peer else "-"]
             peaks.append(f"{median(runs[who], 'peak_mib'):.0f}")
         else:
             cells += ["-", "-"]
@@ -328,6 +345,8 @@ def main():
     parser.add_argument("--cases", nargs="*", metavar="NxDxK[:bf16]", help="default: by device")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batch", type=int, default=1000)
+    parser.add_argument("--limit", type=float, default=0, help="seconds after which the peer's job is ended, and counts as "
+                        "at least so long (default: never)")
     parser.add_argument("--at-once", action="store_true", help="do not wait for others to leave the processor alone; rows "
                         "say where they took part")
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), metavar="CONTESTANT",
@@ -340,7 +359,7 @@ def main():
     if options.generate:
         return generate(options.generate, options.into, options.device)
     if options.as_peer:
-        return run_peer(options.as_peer, options.peer, options.batch, options.device)
+        return run_peer(options.as_peer, options.peer, options.batch, options.device, options.limit)
 
     versions = subprocess.run([sys.executable, "-c", "import torch, numpy; print(torch.__version__, numpy.__version__, "
                                "torch.backends.mkl.is_available(), torch.cuda.is_available() and "
@@ -376,6 +395,7 @@ def main():
         "peer, plain, in memory: accumulate, decide and measure, features in the device's memory (the peer measures 5 "
         "metrics, plain 2, both in single precision; ncollapse its whole catalogue, in double). command: `ncollapse "
         "analyze` on files in the page cache, whole process.",
+        "> : the peer was ended before it was done. "
         "largest difference to the peer: relative, over " + ", ".join(f"`{key}`" for key in AGREE_WITHIN) +
         "; the peer sums in float32."])
     options.out.mkdir(parents=True, exist_ok=True)

@@ -277,7 +277,7 @@ class Suite {
   Index batch_rows(const Shape& shape) const {
     if (shape.batch_rows > 0) return shape.batch_rows;
     const auto rows_in = [&](Index mebibytes) { return std::max<Index>((mebibytes << 20) / shape.row_bytes(), 1); };
-    if (cuda_) return rows_in(shape.on_host ? 64 : 2048);
+    if (cuda_) return rows_in(shape.on_host ? 64 : 4096);
     // A batch is read twice, once to check it: the second time it is still in the cache. With many classes the state is
     // more than a batch, and four rows of a class are to share its way there and back.
     return std::max(rows_in(8), std::min(4 * shape.classes, rows_in(64)));

@@ -13,6 +13,8 @@
 namespace ncollapse::cuda {
 namespace {
 
+constexpr Index kColumnMultiple = 8;  // of products of halves, which are slow else
+
 /// Arrays of doubles as one, for one copy to the device.
 class Packed {
  public:
@@ -93,7 +95,8 @@ class Sweep {
     products_[0] = Buffer<T>(queue, pieces * apart_);
     if (two_) products_[1] = Buffer<T>(queue, pieces * apart_);
   }
-  static Index pitch(Index width) { return (width + kPacket<T> - 1) / kPacket<T> * kPacket<T>; }
+  /// From row to row of a product; the reduction reads whole packets.
+  static Index pitch(Index width) { return (width + kColumnMultiple - 1) / kColumnMultiple * kColumnMultiple; }
   Index apart() const { return apart_; }
   PairTile<T> tile(const Rectangle& at, const T* products, Index warp_rows) const {
     return {products, pitch(at.width), pieces_, apart_, at.first_row, at.height, at.first_col, at.width, warp_rows};
@@ -233,7 +236,9 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
     const Index padded = padded_columns(d), terms = limits_.pair_terms;
     const Index patches =
         largest(tiles, [&](Index height, Index width) { return pair_patches(height, width, warp_rows); });
-    const Buffer<Half> rows(*queue_, count * padded);
+    const Buffer<Half> rows(*queue_, (count + kColumnMultiple) * padded);  // the last ones are zeros
+    check(cudaMemsetAsync(rows.get() + count * padded, 0,
+                          static_cast<std::size_t>(kColumnMultiple * padded) * sizeof(Half), queue_->stream()));
     const Buffer<double> scales(*queue_, count), own_norms(*queue_, count), lost(*queue_, count);
     const Buffer<double> chunk_sums(*queue_, row_chunks(count) * d);
     const Buffer<PairRow<float>> pair_rows(*queue_, count);
@@ -249,7 +254,7 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
         [&](const Rectangle& at, float* products) {
           for (Index first = 0; first < padded; first += terms, products += sweep.apart())
             multiply_narrow(*queue_, Dtype::f16, rows.get() + at.first_row * padded + first, padded, at.height,
-                            rows.get() + at.first_col * padded + first, padded, at.width,
+                            rows.get() + at.first_col * padded + first, padded, sweep.pitch(at.width),
                             std::min(terms, padded - first), products, sweep.pitch(at.width));
         },
         [&] {

@@ -278,6 +278,7 @@ __global__ void __launch_bounds__(kBlock, 2)
       max(0, static_cast<int>(min(last_column - j0 + 1, static_cast<Index>(min(warp_rows, height - first)))));
   // Of the lane's columns v those below `end` are in the tile; with row i that of v = i - ahead is the diagonal.
   const int end = max(0, min(V, width - column)), ahead = static_cast<int>(min(k0 - j0, Index{kMostWarpRows}));
+  const bool filled = width - column >= V;  // not end == V, of which ptxas 13.0 makes a predicate of its own for sm_90
   const bool distances = task.variances != nullptr;
 
   PairScratch<T>& scratch = *shared_memory<PairScratch<T>>();
@@ -288,10 +289,10 @@ __global__ void __launch_bounds__(kBlock, 2)
   const auto fetch = [&] {
     for (int n = 0; n < kAtOnce; ++n) next[n] = *reinterpret_cast<const Products<T>*>(next_from + n * tile.pitch);
   };
-  if (end == V && rows >= kAtOnce) fetch();
+  if (filled && rows >= kAtOnce) fetch();
 
   T inverse[V], other[V], square[V], variance[V], nearest[V];
-  bool plain = end == V && ahead >= rows && rows % kAtOnce == 0 && tile.pieces == 1;
+  bool plain = filled && ahead >= rows && rows % kAtOnce == 0 && tile.pieces == 1;
   for (int v = 0; v < V; ++v) {
     PairRow<T> at{};
     if (v < end) at = task.rows[k0 + v];
