@@ -316,11 +316,11 @@ def median(runs, field):
     return statistics.median(run[field] for run in runs)
 
 
-def row(case, runs):
+def row(case, runs, asked):
     n, d, k, dtype = parse(case)
     peer = median(runs["peer"], "seconds") if "peer" in runs else None
     least = "> " if any("unfinished" in run for run in runs.get("peer", [])) else ""
-    cells = [str(n), str(d), str(k), dtype, f"{least}{peer:.3g}" if peer else "failed"]
+    cells = [str(n), str(d), str(k), dtype, f"{least}{peer:.3g}" if peer else "failed" if "peer" in asked else "-"]
     peaks = [f"{median(runs['peer'], 'peak_mib'):.0f}" if peer else "-"]
     for who in CONTESTANTS[1:]:
         if who in runs:
@@ -377,7 +377,7 @@ def main():
     results, rows, disagree = {}, [], []
     for case in options.cases or CASES[options.device]:
         results[case] = runs = run_case(case, options)
-        rows.append(row(case, runs))
+        rows.append(row(case, runs, options.only))
         print(rows[-1], flush=True)
         disagree += [f"{case} {key}: {found:.1e} > {AGREE_WITHIN[key]:.0e}"
                      for key, found in differences(runs["metrics"]).items() if found > AGREE_WITHIN[key]]

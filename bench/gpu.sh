@@ -31,8 +31,8 @@ fi
 
 # The steps and the seconds each may take, the most telling first. They add up to 450. What a step leaves goes to the
 # next ones: all may run until the later ones' own seconds begin.
-plan=(demo 15 demo_test 15 cuda_gpu_tests 60 nccl_gpu_tests 15 api_tests 50 theory_tests 30 ranks_tests 10 bench 110
-      memcheck 30 racecheck 45 synccheck 20 initcheck 30 theory 20)
+plan=(demo 15 demo_test 15 cuda_gpu_tests 60 nccl_gpu_tests 15 api_tests 60 theory_tests 60 ranks_tests 15 bench 90
+      memcheck 30 racecheck 25 synccheck 20 initcheck 25 theory 20)
 
 program() {  # where a program lies: bin/ in a bundle, somewhere in the build folder otherwise
   if [[ -f BUNDLE ]]; then find bin -name "$1"; else find "$build" -type f -executable -name "$1" -print -quit; fi

@@ -26,7 +26,7 @@ struct Limits {
   Index few_classes = 16;                                 ///< more only in one chunk, see few_classes.hpp; 0: not there
   Index few_rows = 128, few_blocks = 264;                 ///< least rows of several chunks, blocks of threads wanted
   Index few_bytes = Index{512} << 20;                     ///< features of several chunks, at most
-  Index row_tile = 2048, candidate_tile = 2048;           ///< scores of decisions: tiles of 16 MB
+  Index row_tile = 4096, candidate_tile = 2048;           ///< scores of decisions: tiles of 32 MB
   bool narrow_scores = true;                              ///< in 16 bits, twice the rows, where that certifies enough
   int score_buffers = 2;                                  ///< tiles of scores: 2, one taken while one is made, or 1
   Index pair_rows = 512, pair_columns = 4096;             ///< of a tile of a Gram matrix: two of 16 MB
