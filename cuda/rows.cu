@@ -59,6 +59,8 @@ __global__ void row_products(const double* A, const double* B, Index rows, Index
   }
 }
 
+constexpr int kAhead = 16;  // rows on their way at the same time
+
 Index rows_of_chunk(Index rows) { return std::max<Index>(16, (rows + 63) / 64); }
 
 /// Block (x, y): kBlock columns of the rows of chunk y.
@@ -66,7 +68,6 @@ __global__ void weighted_chunk_sums(const double* A, const double* w, Index rows
                                     double* partial) {
   const Index col = thread_id(), last = min((blockIdx.y + Index{1}) * chunk, rows);
   if (col >= cols) return;
-  constexpr int kAhead = 16;  // rows on their way at the same time
   double sum = 0;
   Index k = blockIdx.y * chunk;
   for (; k + kAhead <= last; k += kAhead) {
@@ -89,9 +90,15 @@ __global__ void add_chunks(const double* partial, Index chunks, Index cols, doub
 /// A thread per group and column: neighbouring threads read neighbouring columns.
 __global__ void sum_group_rows(const double* A, const Index* begin, Index groups, Index cols, double* out) {
   for (Index i = thread_id(); i < groups * cols; i += thread_count()) {
-    const Index group = i / cols, col = i % cols;
+    const Index group = i / cols, col = i % cols, last = begin[group + 1];
     double sum = 0;
-    for (Index row = begin[group]; row < begin[group + 1]; ++row) sum += A[row * cols + col];
+    Index row = begin[group];
+    for (; row + kAhead <= last; row += kAhead) {
+      double value[kAhead];
+      for (int n = 0; n < kAhead; ++n) value[n] = A[(row + n) * cols + col];
+      for (int n = 0; n < kAhead; ++n) sum += value[n];
+    }
+    for (; row < last; ++row) sum += A[row * cols + col];
     out[i] = sum;
   }
 }
