@@ -32,7 +32,7 @@ struct Layout {
   static constexpr int kPairs = pairs;        ///< of columns, for a lane
   static constexpr int kValues = 2 * kPairs;  ///< of a row, for a lane
   static constexpr bool kPaired = paired, kWithRows = with_rows;
-  /// Of a warp, on their way at any time: 4 KB of wide rows, where registers suffice; a part of a octet.
+  /// Of a warp, on their way at any time: 4 KB of wide rows, where registers suffice; a part of an octet.
   static constexpr int kRowsAhead =
       std::clamp<int>((paired ? 64 : 32) / (with_rows ? 2 : 1) / static_cast<int>(sizeof(T)) / kPairs, 1, kOctet);
 };
@@ -135,8 +135,8 @@ __device__ bool is_class(Index label, Index classes) { return label >= 0 && labe
 __device__ bool has_faults(const BatchRecord* record) { return record->bad_labels > 0 || record->nonfinite > 0; }
 
 /// A block takes kBlock * kMostSteps labels.
-__global__ void survey_classes(LabelBlock labels, Index first_row, Index classes, const Index* counts,
-                               const BatchRecord* record, std::uint32_t* first) {
+__global__ void survey_classes(LabelBlock labels, Index classes, const Index* counts, const BatchRecord* record,
+                               std::uint32_t* first) {
   if (record->shut) return;
   auto* found = shared_memory<std::uint32_t>();  // of this block
   std::uint32_t *is_new = found + classes, *news = is_new + classes;
@@ -152,7 +152,7 @@ __global__ void survey_classes(LabelBlock labels, Index first_row, Index classes
   if (*news == 0) return;  // the whole block
   for (Index i = blockIdx.x * kMostChunk + k; i < min((blockIdx.x + Index{1}) * kMostChunk, labels.rows); i += kBlock) {
     const Index label = label_at(labels, i), key = is_class(label, classes) ? label : 0;
-    if (is_new[key]) atomicMin(&found[key], static_cast<std::uint32_t>(first_row + i));
+    if (is_new[key]) atomicMin(&found[key], static_cast<std::uint32_t>(i));
   }
   __syncthreads();
   if (k < classes && found[k] != kNone) atomicMin(&first[k], found[k]);
@@ -174,7 +174,7 @@ struct ChunkOrder {
   int* is_new;           ///< [K] 1: the state has no sample of the class
   int* histogram;        ///< [warps x K]
   unsigned *suspect, *unseen;
-  std::uint8_t *class_of, *filled;  ///< [octets] rows of a octet
+  std::uint8_t *class_of, *filled;  ///< [octets] rows of an octet
 
   static __host__ __device__ Index most_octets(const FewPlan& plan) { return plan.chunk / kOctet + plan.classes + 1; }
   static Index bytes(const FewPlan& plan) {
@@ -197,10 +197,9 @@ struct ChunkOrder {
   /// The first row of a class that the chunk has.
   __device__ int first_row(int k) const { return octets[begin[k]].row[0]; }
 
-  /// A stable counting sort of the rows from `first` on; the labels begin with row first_row of the batch. faults (or
-  /// null): where bad ones are counted.
-  __device__ void sort(const LabelBlock& labels, Index first_row, const FewPlan& plan, Index first, int rows,
-                       const Index* seen, BatchRecord* faults) const {
+  /// A stable counting sort of the rows from `first` on. faults (or null): where bad labels are counted.
+  __device__ void sort(const LabelBlock& labels, const FewPlan& plan, Index first, int rows, const Index* seen,
+                       BatchRecord* faults) const {
     const int classes = static_cast<int>(plan.classes), thread = static_cast<int>(threadIdx.x);
     // A warp has neighbouring rows, 32 a step.
     const int steps = (rows + kBlock - 1) / kBlock, warp_first = warp_in_block() * steps * kWarp;
@@ -214,7 +213,7 @@ struct ChunkOrder {
       const Index label = label_at(labels, first + i);
       const bool good = is_class(label, classes);
       key[s] = good ? static_cast<int>(label) : 0;
-      if (!good && bad++ == 0) first_bad = static_cast<Count>(first_row + first + i);
+      if (!good && bad++ == 0) first_bad = static_cast<Count>(first + i);
     }
     for (int i = thread; i < kWarps * classes; i += kBlock) histogram[i] = 0;
     if (thread < classes) is_new[thread] = seen[thread] == 0 ? 1 : 0;
@@ -269,15 +268,14 @@ struct ChunkOrder {
 };
 
 template <class L>
-__global__ void __launch_bounds__(kBlock, 2) sum_chunks(Rows<typename L::T> x, LabelBlock labels, Index number,
-                                                        FewPlan plan, FewScratch scratch, FewTarget target, double* z) {
+__global__ void __launch_bounds__(kBlock, 2) sum_chunks(Rows<typename L::T> x, LabelBlock labels, FewPlan plan,
+                                                        FewScratch scratch, FewTarget target, double* z) {
   constexpr int kValues = L::kValues, kAhead = L::kRowsAhead;
   constexpr bool kWithRows = L::kWithRows;
   static_assert(kOctet % kAhead == 0);
   const int classes = static_cast<int>(plan.classes), side = static_cast<int>(plan.side), groups = kWarps / side,
             group = warp_in_block() / side;
-  const Index block_first = number * plan.block_rows, first = blockIdx.x * plan.chunk,  // rows of batch and block
-      chunk = number * plan.block_chunks + blockIdx.x, slab = blockIdx.y * plan.side + warp_in_block() % side;
+  const Index chunk = blockIdx.x, first = chunk * plan.chunk, slab = blockIdx.y * plan.side + warp_in_block() % side;
   const int rows = static_cast<int>(min(plan.chunk, x.rows - first));
   const Columns<L> columns(plan.dim, slab);
   using T = typename L::T;
@@ -290,7 +288,7 @@ __global__ void __launch_bounds__(kBlock, 2) sum_chunks(Rows<typename L::T> x, L
   const auto row_at = [&](int row) { return reinterpret_cast<const T*>(at_first + row * stride); };
   const bool shut = target.record->shut != 0;  // used late: on its way with the labels
   const ChunkOrder<L> order(plan);
-  order.sort(labels, block_first, plan, first, rows, target.counts, blockIdx.y == 0 && !shut ? target.record : nullptr);
+  order.sort(labels, plan, first, rows, target.counts, blockIdx.y == 0 && !shut ? target.record : nullptr);
   if (shut) {
     const double nothing[kValues] = {};
     if constexpr (kWithRows)
@@ -309,11 +307,10 @@ __global__ void __launch_bounds__(kBlock, 2) sum_chunks(Rows<typename L::T> x, L
       columns.read(target.shifts + Index{k} * plan.dim, shift);
       return;
     }
-    const Index here = block_first + first + order.first_row(k), row = plan.chunks > 1 ? scratch.first[k] : here;
+    const Index here = first + order.first_row(k), row = plan.chunks > 1 ? scratch.first[k] : here;
     double* new_shift = scratch.shifts + Index{k} * plan.pitch;
-    if (row < block_first) return columns.read(new_shift, shift);  // of a block before
     RowPart<L> part;
-    part.read(x.row(row - block_first) + columns.first, columns);
+    part.read(x.row(row) + columns.first, columns);
     part.each([&](int v, double value) { shift[v] = value; });
     if (row == here && octet == order.begin[k]) columns.write(shift, new_shift);
   };
@@ -413,7 +410,7 @@ __global__ void __launch_bounds__(kBlock, 2) sum_chunks(Rows<typename L::T> x, L
     part.read(row_at(i), columns);
     part.each([&](int v, double value) {
       if (fabs(value) <= DBL_MAX) return;  // false for NaN
-      const Count at = static_cast<Count>((block_first + first + i) * plan.dim + columns.of(v / 2) + v % 2);
+      const Count at = static_cast<Count>((first + i) * plan.dim + columns.of(v / 2) + v % 2);
       where = min(where, at);
       ++found;
     });
@@ -472,8 +469,7 @@ __global__ void fold_chunks(LabelBlock labels, FewPlan plan, FewScratch scratch,
   }
   if (k != 0 || threadIdx.x != 0 || target.record->shut) return;
   BatchRecord& record = *target.record;
-  const Index bad = static_cast<Index>(record.first_bad_label) - (plan.rows - labels.rows);
-  if (record.bad_labels > 0 && bad >= 0) record.bad_label = label_at(labels, bad);
+  if (record.bad_labels > 0) record.bad_label = label_at(labels, static_cast<Index>(record.first_bad_label));
   record.rows = plan.rows;
   record.shut = faults ? 1 : 0;
   record.batch += 1 - record.shut;
@@ -533,34 +529,31 @@ void with_layout(const FeatureBlock& features, const F& f) {
 
 }  // namespace
 
-FewPlan plan_few(Index rows, Index block_rows, Index dim, Index classes, Index least_rows, Index blocks) {
+FewPlan plan_few(Index rows, Index dim, Index classes, Index least_rows, Index blocks) {
   const Index width = dim <= kNarrow ? kPairStep : 4 * kPairStep, slabs = (dim + width - 1) / width;
-  FewPlan plan{rows, dim, classes, rows, 1, rows, 1, slabs, 1, (dim + 1) / 2 * 2};
+  FewPlan plan{rows, dim, classes, rows, 1, slabs, 1, (dim + 1) / 2 * 2};
   while (plan.side < kWarps && slabs % (2 * plan.side) == 0) plan.side *= 2;
   least_rows = std::min(least_rows, kMostChunk);
-  if (rows <= std::min(least_rows, block_rows)) return plan;
+  if (rows <= least_rows) return plan;
   const auto parts = [](Index of, Index size) { return (of + size - 1) / size; };
   constexpr Index kMultiple = 8;
   const Index wanted = parts(parts(rows * (slabs / plan.side), blocks), kMultiple) * kMultiple;
   plan.chunk = std::clamp(wanted, least_rows, kMostChunk);
-  plan.block_rows = std::min(block_rows, rows);
-  plan.block_chunks = parts(plan.block_rows, plan.chunk);
-  const Index before = (rows - 1) / plan.block_rows;  // whole blocks before the last one
-  plan.chunks = before * plan.block_chunks + parts(rows - before * plan.block_rows, plan.chunk);
+  plan.chunks = parts(rows, plan.chunk);
   return plan;
 }
 
-void launch_survey_classes(cudaStream_t stream, const LabelBlock& labels, Index first_row, const FewPlan& plan,
-                           const Index* counts, const BatchRecord* record, std::uint32_t* first) {
+void launch_survey_classes(cudaStream_t stream, const LabelBlock& labels, const FewPlan& plan, const Index* counts,
+                           const BatchRecord* record, std::uint32_t* first) {
   launch(stream, {(labels.rows + kMostChunk - 1) / kMostChunk, 1, 4 * (2 * plan.classes + 1)}, survey_classes, labels,
-         first_row, plan.classes, counts, record, first);
+         plan.classes, counts, record, first);
 }
 
-void launch_sum_chunks(cudaStream_t stream, const FeatureBlock& features, const LabelBlock& labels, Index number,
-                       const FewPlan& plan, const FewScratch& scratch, const FewTarget& target, double* z) {
+void launch_sum_chunks(cudaStream_t stream, const FeatureBlock& features, const LabelBlock& labels, const FewPlan& plan,
+                       const FewScratch& scratch, const FewTarget& target, double* z) {
   const auto start = [&]<class T, class L>(const Rows<T>& x, L) {
-    launch(stream, {(features.rows + plan.chunk - 1) / plan.chunk, plan.slabs / plan.side, ChunkOrder<L>::bytes(plan)},
-           sum_chunks<L>, x, labels, number, plan, scratch, target, z);
+    launch(stream, {plan.chunks, plan.slabs / plan.side, ChunkOrder<L>::bytes(plan)}, sum_chunks<L>, x, labels, plan,
+           scratch, target, z);
   };
   z ? with_layout<true>(features, start) : with_layout<false>(features, start);
 }

@@ -14,8 +14,7 @@
 // always counted in full.
 //
 // The shift of a new class is its first row in the batch. A batch of one chunk knows it from the order of its rows; of
-// several chunks survey_classes finds it before. A batch of several blocks of rows (batch.hpp) is summed block by
-// block, and folded when all of it was seen.
+// several chunks survey_classes finds it before.
 #pragma once
 
 #include "cuda/element.hpp"
@@ -25,18 +24,16 @@ namespace ncollapse::cuda {
 
 struct FewPlan {
   Index rows, dim, classes;
-  Index chunk;                     ///< rows of a chunk
-  Index chunks;                    ///< of the batch
-  Index block_rows, block_chunks;  ///< of a block of rows, but the last
-  Index slabs;                     ///< of columns, a warp's width each
-  Index side;                      ///< slabs of a block: 1, 2, 4 or 8; slabs is a multiple of it
-  Index pitch;                     ///< doubles from row to row: dim, made even
+  Index chunk;  ///< rows of a chunk
+  Index chunks;
+  Index slabs;  ///< of columns, a warp's width each
+  Index side;   ///< slabs of a block: 1, 2, 4 or 8; slabs is a multiple of it
+  Index pitch;  ///< doubles from row to row: dim, made even
 };
 /// As many classes as a batch of one chunk may have, and columns: a grid's blocks in y.
 inline constexpr Index kMostFewClasses = 128, kMostFewColumns = Index{65534} * 64;
-/// block_rows: of a block of rows. least_rows: of a chunk, where there are several. blocks: of threads, wanted; a chunk
-/// may have several.
-FewPlan plan_few(Index rows, Index block_rows, Index dim, Index classes, Index least_rows, Index blocks);
+/// least_rows: of a chunk, where there are several. blocks: of threads, wanted; a chunk may have several.
+FewPlan plan_few(Index rows, Index dim, Index classes, Index least_rows, Index blocks);
 
 /// Scratch of a batch: device pointers.
 struct FewScratch {
@@ -58,15 +55,14 @@ struct FewTarget {
 };
 
 /// first[k] = first row in the batch of every class k that the state has no sample of. Needed where there are several
-/// chunks and such a class, for all blocks before the first is summed. first_row: of the block, in the batch.
-void launch_survey_classes(cudaStream_t stream, const LabelBlock& labels, Index first_row, const FewPlan& plan,
-                           const Index* counts, const BatchRecord* record, std::uint32_t* first);
-/// Block `number`: partial sums of its chunks, faults, and record->unseen. z (or null, as where there are several
-/// blocks) [rows x pitch]: row i becomes sqrt(a_k) (x_i - r_k), zeros where the gate was shut before.
-void launch_sum_chunks(cudaStream_t stream, const FeatureBlock& features, const LabelBlock& labels, Index number,
-                       const FewPlan& plan, const FewScratch& scratch, const FewTarget& target, double* z);
-/// Adds them up, counts the rows, sets the shifts of new classes, and settles the record. labels: of the last block; of
-/// the others launch_settle has seen to the first bad label.
+/// chunks and such a class.
+void launch_survey_classes(cudaStream_t stream, const LabelBlock& labels, const FewPlan& plan, const Index* counts,
+                           const BatchRecord* record, std::uint32_t* first);
+/// Partial sums of the chunks, faults, and record->unseen. z (or null) [rows x pitch]: row i becomes sqrt(a_k)
+/// (x_i - r_k), zeros where the gate was shut before.
+void launch_sum_chunks(cudaStream_t stream, const FeatureBlock& features, const LabelBlock& labels, const FewPlan& plan,
+                       const FewScratch& scratch, const FewTarget& target, double* z);
+/// Adds them up, counts the rows, sets the shifts of new classes, and settles the record.
 void launch_fold_chunks(cudaStream_t stream, const LabelBlock& labels, const FewPlan& plan, const FewScratch& scratch,
                         const FewTarget& target);
 /// Lower triangle of T [d x d] += z^T z, for few rows; not where a fault was found. After launch_sum_chunks.

@@ -65,17 +65,16 @@ struct FewBatch {
 
 namespace {
 
-/// Depends on the shape and the limits only. Not taken: batches so large that the partial sums could be, scatters of
-/// halves, and those that go through several blocks of rows, several chunks of Z or one DSYRK.
+/// Depends on the shape and the limits only. Not taken: batches so large that the partial sums could be, those of
+/// several blocks of rows, scatters of halves, and those that go through several chunks of Z or one DSYRK.
 FewBatch plan_few_batch(const MomentState& state, const Batch& batch, const MatrixView& features,
                         const Limits& limits) {
-  constexpr Index kMostBlocks = 8;
   const Index K = state.classes, d = state.dim;
-  if (limits.few_classes == 0 || K > kMostFewClasses || d > kMostFewColumns || batch.blocks() > kMostBlocks) return {};
+  if (limits.few_classes == 0 || K > kMostFewClasses || d > kMostFewColumns || batch.blocks() > 1) return {};
   const bool full = static_cast<bool>(state.scatter);
-  if (full && (state.precision == Precision::fast || batch.blocks() > 1)) return {};
+  if (full && state.precision == Precision::fast) return {};
   const Index rows = features.rows;
-  FewBatch few{plan_few(rows, batch.block_rows(), d, K, limits.few_rows, limits.few_blocks)};
+  FewBatch few{plan_few(rows, d, K, limits.few_rows, limits.few_blocks)};
   few.few_rows = few.sums.chunks == 1;
   if (few.few_rows) return few;
   if (K > limits.few_classes || rows * d * size_of(features.dtype) > limits.few_bytes) return {};
@@ -290,17 +289,10 @@ void CudaBackend::add_few(MomentState& state, Batch& batch, const FewBatch& few,
   const FewTarget target{state.counts.data(), state.shifts.data(),      state.scatter_scale.data(),
                          state.sums.data(),   state.square_sums.data(), record};
   auto* z = state.scatter ? reinterpret_cast<double*>(memory.chunks[0].z.get()) : nullptr;
-  const Index blocks = batch.blocks();
-  const bool survey = !few.few_rows && !space.all_seen;
-  for (Index b = 0; survey && b < blocks; ++b) {
-    batch.load(b, blocks == 1);
-    launch_survey_classes(stream, batch.labels(), batch.first_row(b), few.sums, target.counts, record, scratch.first);
-  }
-  for (Index b = 0; b < blocks; ++b) {
-    batch.load(b);
-    launch_sum_chunks(stream, batch.features(), batch.labels(), b, few.sums, scratch, target, z);
-    if (b + 1 < blocks) launch_settle(stream, batch.labels(), batch.first_row(b), 0, false, record);
-  }
+  batch.load(0);
+  if (!few.few_rows && !space.all_seen)
+    launch_survey_classes(stream, batch.labels(), few.sums, target.counts, record, scratch.first);
+  launch_sum_chunks(stream, batch.features(), batch.labels(), few.sums, scratch, target, z);
   launch_fold_chunks(stream, batch.labels(), few.sums, scratch, target);
   if (z == nullptr) return;
   if (few.few_rows) return launch_add_products(stream, few.sums, z, record, state.scatter.data());

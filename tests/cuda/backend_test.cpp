@@ -41,13 +41,12 @@ cuda::Limits tiny_limits() {
   return limits;
 }
 
-/// Chunks of 16 rows for batches of few classes, in up to eight blocks of rows; slices as tiny.
+/// Chunks of 16 rows for batches of few classes; slices as tiny.
 cuda::Limits few_limits() {
   cuda::Limits limits;
   limits.few_classes = cuda::kMostFewClasses;
   limits.few_rows = 16;
   limits.few_blocks = 1 << 20;
-  limits.block_rows = 149;
   limits.slice_rows = 15;
   limits.piece_bytes = 4099;
   return limits;
@@ -257,10 +256,11 @@ TEST(CudaFewClassesTest, ChunksOfEverySizeAreAddedUp) {
   };
   using enum Classes;
   const auto means = Statistics::means, traces = Statistics::traces, full = Statistics::full;
-  std::vector<Case> cases{{16, 1, 3, 1, uniform, full},     {16, 16, 3, 2, sorted, full},
-                          {16, 17, 66, 10, uniform, full},  {16, 33, 257, 2, mostly_one, full},
-                          {16, 40, 512, 10, absent, means}, {128, 31, 20, 128, singletons, full},
-                          {32, 100, 600, 3, sorted, traces}};
+  std::vector<Case> cases{
+      {16, 1, 3, 1, uniform, full},       {16, 16, 3, 2, sorted, full},     {16, 17, 66, 10, uniform, full},
+      {16, 33, 257, 2, mostly_one, full}, {16, 40, 512, 10, absent, means}, {128, 31, 20, 128, singletons, full},
+      {16, 40, 1, 16, uniform, full},     {16, 40, 1, 17, uniform, full},   {64, 63, 1, 128, uniform, full},
+      {64, 63, 3, 129, uniform, full},    {32, 100, 600, 3, sorted, traces}};
   if (!kSmall)
     for (const Case& more : {Case{32, 31, 130, 10, uniform, full},
                              {32, 32, 130, 10, mostly_one, full},
@@ -319,11 +319,9 @@ TEST(CudaFewClassesTest, FaultsOfBothKindsAreCounted) {
   Samples wrong_x = x;
   for (const auto& [i, j] : {std::pair{50, 299}, {50, 0}, {23, 256}, {69, 7}})
     wrong_x.set(i, j, std::numeric_limits<double>::infinity());
-  cuda::Limits blocks = few_limits();
-  blocks.block_rows = 30;
-  for (const auto& [limits, statistics] : {std::pair{few_limits(), Statistics::full},    // several chunks
-                                           std::pair{cuda::Limits{}, Statistics::full},  // one
-                                           std::pair{blocks, Statistics::traces}})       // several blocks
+  for (const auto& [limits, statistics] : {std::pair{few_limits(), Statistics::full},     // several chunks
+                                           std::pair{few_limits(), Statistics::traces},   // without Z
+                                           std::pair{cuda::Limits{}, Statistics::full}})  // one
     for (const bool fresh : {true, false}) {
       cuda::CudaBackend backend(devices.front().device.index, {}, limits);
       MomentState state = new_state(backend, classes, d, statistics);
@@ -343,6 +341,53 @@ TEST(CudaFewClassesTest, FaultsOfBothKindsAreCounted) {
       EXPECT_TRUE(same_bits(before, image(backend, state)));
       ASSERT_FALSE(add(backend, state, x.host(), good.host()).any());
       if (fresh) expect_moments(backend, state, x, good, {});
+    }
+}
+
+// Batches of one chunk, of several and of the general way in turn. Before each comes a bad batch that has every class,
+// and behind that a good one that must not count; classes are new in every batch.
+TEST(CudaFewClassesTest, BothWaysTakeTurns) {
+  const auto devices = cuda_devices(nullptr);
+  if (devices.empty()) GTEST_SKIP() << "cuda: no device";
+  const Index d = 9, classes = 7, most = 200, sizes[] = {12, 40, most, 40, 12, most};
+  cuda::Limits limits = few_limits();
+  limits.few_bytes = 100 * d * 2;
+  std::vector<Index> labels, all;
+  for (Index b = 0; b < 6; ++b)
+    for (Index i = 0; i < sizes[b]; ++i) labels.push_back((5 * i) % (b + 2));
+  for (Index i = 0; i < most; ++i) all.push_back((3 * i) % classes);
+  auto wrong = all;
+  wrong[most - 2] = classes;
+  for (const auto dtype : {Dtype::bf16, Dtype::f16})
+    for (const auto statistics : {Statistics::full, Statistics::traces, Statistics::means}) {
+      SCOPED_TRACE(testing::Message() << to_string(dtype) << ", " << static_cast<int>(statistics));
+      Samples x(dtype, static_cast<Index>(labels.size()), d), bad(dtype, most, d);
+      fill(x, labels, 0.1, 50);
+      fill(bad, all, 0.1, 51);
+      bad.set(most - 1, d - 1, std::numeric_limits<double>::quiet_NaN());
+      const Labels y(LabelType::i32, labels), good_y(LabelType::i32, all), wrong_y(LabelType::i32, wrong);
+      cuda::CudaBackend backend(devices.front().device.index, {}, limits);
+      MomentState state = new_state(backend, classes, d, statistics);
+      Index first = 0;
+      for (Index b = 0; b < 6; ++b) {
+        const auto before = image(backend, state);
+        for (const Index rows : {sizes[b], sizes[(b + 1) % 6]})
+          for (const Labels* of_bad : {&good_y, &wrong_y}) {
+            ASSERT_FALSE(backend.add_batch(state, bad.host(most - rows, rows), of_bad->host(most - rows, rows)).any());
+            const BatchFaults shown = backend.add_batch(state, x.host(first, sizes[b]), y.host(first, sizes[b]));
+            const BatchFaults faults = shown.any() ? shown : backend.pending_faults(state);
+            EXPECT_EQ(faults.rows, rows);
+            EXPECT_EQ(faults.batch, b);
+            if (of_bad == &good_y || rows < most) {  // else only labels were read
+              EXPECT_EQ(faults.nonfinite, 1);
+            }
+            EXPECT_EQ(faults.bad_labels, of_bad == &wrong_y ? 1 : 0);
+            ASSERT_TRUE(same_bits(before, image(backend, state)));
+          }
+        ASSERT_FALSE(add(backend, state, x.host(first, sizes[b]), y.host(first, sizes[b])).any());
+        first += sizes[b];
+      }
+      expect_moments(backend, state, x, y, {});
     }
 }
 
