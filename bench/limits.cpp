@@ -104,7 +104,8 @@ void measure_products(const Options& options) {
     };
     cuda::check(cudaMemsetAsync(T.get(), 0, static_cast<std::size_t>(T.bytes()), queue.stream()));
     time("double", "one DSYRK", [&] { cuda::add_gram(queue, 1.0, z.get(), d, rows, d, T.get()); });
-    for (const Index slice : options.small ? std::vector<Index>{100} : std::vector<Index>{1024, 1280, 1536, 2048, 4096}) {
+    for (const Index slice :
+         options.small ? std::vector<Index>{100} : std::vector<Index>{1024, 1280, 1536, 2048, 4096}) {
       const Index slices = (rows + slice - 1) / slice;
       if (slices * d * d > Index{1} << 30) continue;
       const cuda::Buffer<double> partial(queue, slices * d * d);
@@ -252,6 +253,7 @@ void measure_few(const Options& options) {
     for (const Index blocks : {0, 132, 264, 396, 528, 1056, 2112}) {
       Limits limits;
       limits.few_rows = 64;
+      limits.few_bytes = limits.block_bytes;  // as many as that way can take
       if (blocks > 0)
         limits.few_blocks = blocks;
       else
