@@ -121,13 +121,13 @@ class CountingBackend final : public Backend {
   void solve_lower(const Matrix&, Transpose, Matrix&) override {}
   // PairQuery::fast takes narrow copies of the rows as well, which are less than measure holds before and after.
   PairSums pair_sums(const Matrix& A, const PairQuery& query) override {
-    cpu() ? tiles(threads_, A.rows, 512, 1024) : gpu_tiles(A.rows);
+    cpu() ? tiles(threads_, A.rows, 512, 1024) : gpu_pair_tiles(A.rows);
     PairSums sums;
     if (!query.variances.empty()) sums.nearest_squared = ones(A.rows);
     return sums;
   }
   ProductSums product_sums(const Matrix& A, const Matrix&, const ProductQuery&) override {
-    cpu() ? tiles(1, A.rows, 512, 512) : gpu_tiles(A.rows);
+    cpu() ? tiles(1, A.rows, 512, 512) : tiles(A.rows > 1024 ? 2 : 1, A.rows, 1024, 1024);
     return {};
   }
 
@@ -135,7 +135,11 @@ class CountingBackend final : public Backend {
   bool cpu() const { return info_.device.type == DeviceType::cpu; }
   static std::vector<double> ones(Index size) { return std::vector<double>(static_cast<std::size_t>(size), 1.0); }
   void workspace(Index bytes) { tally_->peak = std::max(tally_->peak, tally_->live + bytes); }
-  void gpu_tiles(Index rows) { tiles(rows > 1024 ? 2 : 1, rows, 1024, 1024); }
+  /// geometry.cpp cut_triangle: one square, or two tiles of which one may be a square of up to a quarter more.
+  void gpu_pair_tiles(Index rows) {
+    constexpr Index kMost = Index{512} * 4096 / 4 * 5;
+    workspace(8 * (rows * rows <= kMost ? rows * rows : 2 * kMost));
+  }
   void tiles(Index count, Index rows, Index height, Index width) {
     workspace(8 * count * std::min(rows, height) * std::min(rows, width));
   }
@@ -188,33 +192,51 @@ DryRun dry_run(const PlanRequest& request, Statistics statistics) {
 }
 
 // What CUDA keeps beside a state, and for all states: cuda/batch.hpp Limits, moments.cpp, class_sums.cu plan_sums,
-// buckets.hpp, staging.hpp.
+// few_classes.cu plan_few, buckets.hpp, staging.hpp.
+Index parts(Index of, Index size) { return (of + size - 1) / size; }
 Index cuda_block_rows(Index dim, Index rows, Index element_bytes) {
-  return std::min(rows, std::clamp<Index>((Index{2} << 30) / (dim * element_bytes), 1, Index{1} << 22));
+  return std::min(rows, std::clamp<Index>((Index{4} << 30) / (dim * element_bytes), 1, Index{1} << 23));
 }
 Index cuda_stage_bytes(Index dim, Index rows, Index element_bytes) {
   return 2 * cuda_block_rows(dim, rows, element_bytes) * (dim * element_bytes + 8);
 }
+constexpr Index kCudaFewRows = 128;  // that are one chunk
+/// Chunks of a batch of few classes or rows.
+Index cuda_few_chunks(Index rows, Index slabs) {
+  Index side = 1;
+  while (side < 8 && slabs % (2 * side) == 0) side *= 2;
+  if (rows <= kCudaFewRows) return 1;
+  return parts(rows, std::clamp<Index>(parts(parts(rows * (slabs / side), 264), 8) * 8, kCudaFewRows, 1024));
+}
+Index cuda_few_bytes(Index classes, Index dim, Index chunks, Index slabs) {
+  return 8 * classes * ((chunks + 1) * dim + chunks * slabs) + 4 * classes * (chunks + 2);
+}
 Index cuda_scratch_bytes(Index classes, Index dim, Index rows, Index element_bytes, bool full) {
-  const Index n = cuda_block_rows(dim, rows, element_bytes), slab = dim <= 128 ? 64 : 256,
-              slabs = (dim + slab - 1) / slab;
-  const Index run =
-      std::clamp<Index>(static_cast<Index>(std::bit_floor(static_cast<std::uint64_t>(n * slabs / 8192))), 32, 512);
-  const Index sort = 8 * 4 * n + 2 * 4 * classes;
-  const Index carries = 8 * 2 * dim * ((n + run - 1) / run), squares = 8 * slabs * n;
-  Index scatter = 0;
+  const Index n = cuda_block_rows(dim, rows, element_bytes), slab = dim <= 128 ? 64 : 256, slabs = parts(dim, slab);
+  Index chunk = 0, products = 0;  // rows of Z; bytes of its products by slices
   if (full) {
-    Index chunk = std::min(n, (Index{512} << 20) / (8 * dim));
+    chunk = std::min(n, (Index{512} << 20) / (8 * dim));
     if (dim <= 1024) {
       const Index slice = dim <= 724 ? 1024 : dim < 1024 ? 2048 : 4096;
       chunk = std::min(chunk, slice * std::clamp<Index>((Index{256} << 20) / (8 * dim * dim), 1, 64));
-      scatter += (chunk + slice - 1) / slice * 8 * dim * dim;
+      products = parts(chunk, slice) * 8 * dim * dim;
     }
-    scatter += (chunk < n ? 2 : 1) * 8 * chunk * dim;
   }
+  const Index few_chunks = cuda_few_chunks(rows, slabs);
+  const bool in_chunks =
+      classes <= 16 && rows * dim * element_bytes <= Index{512} << 20 && (!full || (products > 0 && chunk == n));
+  if (classes <= 128 && n == rows && (few_chunks == 1 || in_chunks))
+    return cuda_few_bytes(classes, dim, few_chunks, slabs) + (full ? 8 * rows * dim : 0) +
+           (few_chunks > 1 ? products : 0);
+  const Index run =
+      std::clamp<Index>(static_cast<Index>(std::bit_floor(static_cast<std::uint64_t>(n * slabs / 8192))), 32, 512);
+  const Index sort = 8 * 4 * n + 2 * 4 * classes;
+  const Index carries = 8 * 2 * dim * parts(n, run), squares = 8 * slabs * n, of_columns = 2 * (8 + 4) * dim;
+  const Index scatter = full ? products + (chunk < n ? 2 : 1) * 8 * chunk * dim : 0;
   const Index state = 8 * (classes * (dim + 2) + (full ? dim * dim : 0));
   const bool snapshot = 2 * state <= rows * dim * element_bytes;
-  return sort + carries + squares + scatter + (snapshot ? state : 0);
+  const Index last = classes <= 128 ? cuda_few_bytes(classes, dim, 1, slabs) : 0;  // a batch of the rows that are left
+  return sort + carries + squares + of_columns + scatter + (snapshot ? state : 0) + last;
 }
 
 constexpr Index kPinnedBytes = (Index{16} << 20) + (Index{5} << 18);  // of CUDA's staging and small copies, on the host

@@ -31,7 +31,8 @@ struct PhaseMemory {
 
 /// All in bytes of arrays; the program, its libraries and BLAS's buffers (OpenBLAS: up to 32 MiB a thread) come on top.
 /// Runs on the CPU have stayed within -10 and +10 % for accumulate, -25 and +10 % for the others (pages that stay zero
-/// are never resident), apart from those buffers. The figures for CUDA have not been compared with a GPU's.
+/// are never resident), apart from those buffers. The figures for CUDA have not been compared with a GPU's; add_bytes
+/// is what the library asks for.
 struct MemoryPlan {
   Statistics statistics = Statistics::full;
   Index batch_rows = 0;

@@ -1,6 +1,8 @@
-// What `measure` asks of the device where classes and columns are few: there its time is launches and waits.
+// What `measure` asks of the device where classes and columns are few: there its time is launches and waits. And what
+// `plan` says of memory on the device.
 #include <gtest/gtest.h>
 
+#include "ncollapse/plan.hpp"
 #include "tests/api/support.hpp"
 #include "tests/shim/cuda_runtime.h"
 
@@ -44,6 +46,47 @@ TEST(MeasureOnCuda, WaitsSeldomWhereClassesAreFew) {
   expect_few({10, 512, {}}, 18);
   expect_few({10, 512, random_head(10, 512, 2)}, 40);
   expect_few({300, 40, random_head(300, 40, 2)}, 40);
+}
+
+std::size_t bytes_in_use() {
+  std::size_t free = 0, total = 0;
+  cudaMemGetInfo(&free, &total);
+  return total - free;
+}
+
+// Batches of few classes, in one chunk and in several, and of the general way, from the host. The sort's own memory is
+// the vendor's: up to 16 bytes a row.
+TEST(MeasureOnCuda, PlansSayWhatBatchesTake) {
+  using ncollapse::Statistics;
+  struct Case {
+    Index classes, dim, rows;
+    Statistics statistics;
+  };
+  for (const auto& [classes, dim, rows, statistics] : {Case{10, 64, 2000, Statistics::full},
+                                                       {16, 300, 700, Statistics::traces},
+                                                       {17, 300, 700, Statistics::traces},
+                                                       {128, 300, 128, Statistics::full},
+                                                       {129, 300, 128, Statistics::full},
+                                                       {200, 64, 2000, Statistics::full},
+                                                       {3, 1040, 200, Statistics::full}}) {
+    const Context context({ncollapse::DeviceType::cuda, 0});
+    const std::vector<float> x(at(rows * dim), 1);
+    std::vector<std::int64_t> labels;
+    for (Index i = 0; i < rows; ++i) labels.push_back(i % classes);
+    const auto before = bytes_in_use();
+    Accumulator accumulator(context, {classes, dim, statistics, {}});
+    for (const Index size : {rows, rows, Index{1}})  // host batches take two buffers in turn; what is left in the end
+      accumulator.add(ncollapse::view(x.data(), size, dim), ncollapse::view(labels.data(), size));
+    const auto took = static_cast<Index>(bytes_in_use() - before);
+    const ncollapse::MemoryPlan plan = ncollapse::plan({.classes = classes,
+                                                        .dim = dim,
+                                                        .statistics = statistics,
+                                                        .device = ncollapse::DeviceType::cuda,
+                                                        .batch_rows = rows});
+    const Index planned = plan.state_bytes + plan.add_bytes, small = 8 << 10;  // the record, and arrays of a few bytes
+    EXPECT_TRUE(took <= planned + small && planned <= took + 16 * rows + planned / 50)
+        << classes << " classes, " << rows << " x " << dim << ": " << took << " bytes, planned " << planned;
+  }
 }
 
 }  // namespace
