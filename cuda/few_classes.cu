@@ -452,7 +452,6 @@ __global__ void fold_chunks(LabelBlock labels, FewPlan plan, FewScratch scratch,
     return;
   }
 
-  if (threadIdx.x == 0) scratch.first[k] = kNone;
   if (!faults) {
     double rows = 0, squares = 0;  // integers below 2^32 are exact
     for (Index chunk = threadIdx.x; chunk < plan.chunks; chunk += kBlock) {
@@ -545,6 +544,7 @@ FewPlan plan_few(Index rows, Index dim, Index classes, Index least_rows, Index b
 
 void launch_survey_classes(cudaStream_t stream, const LabelBlock& labels, const FewPlan& plan, const Index* counts,
                            const BatchRecord* record, std::uint32_t* first) {
+  check(cudaMemsetAsync(first, 0xff, static_cast<std::size_t>(plan.classes) * sizeof *first, stream));
   launch(stream, {(labels.rows + kMostChunk - 1) / kMostChunk, 1, 4 * (2 * plan.classes + 1)}, survey_classes, labels,
          plan.classes, counts, record, first);
 }

@@ -37,7 +37,7 @@ FewPlan plan_few(Index rows, Index dim, Index classes, Index least_rows, Index b
 
 /// Scratch of a batch: device pointers.
 struct FewScratch {
-  std::uint32_t* first;   ///< [K] the first row of a new class, all ones: none; so at the start, and after every batch
+  std::uint32_t* first;   ///< [K] the first row of a new class, all ones: none; see launch_survey_classes
   std::uint32_t* fresh;   ///< [K] 1: new classes of this batch
   std::uint32_t* counts;  ///< [chunks x K]
   double* shifts;         ///< [K x pitch] of new classes

@@ -144,9 +144,7 @@ struct Scratch {
         few_counts(queue, wanted.few_counts),
         few_shifts(queue, wanted.few_shifts),
         few_partial(queue, wanted.few_partial),
-        few_squares(queue, wanted.few_squares) {
-    check(cudaMemsetAsync(few_first.get(), 0xff, static_cast<std::size_t>(few_first.bytes()), queue.stream()));
-  }
+        few_squares(queue, wanted.few_squares) {}
 
   FewScratch few() const {
     return {few_first.get(), few_fresh.get(), few_counts.get(), few_shifts.get(), few_partial.get(), few_squares.get()};

@@ -121,26 +121,41 @@ TEST_F(StreamOrderTest, FewClassesTakeFewLaunches) {
   cuda::Limits limits;
   limits.few_rows = 16;
   cuda::CudaBackend backend(0, {}, limits);
-  const auto expect_calls = [&](MomentState& state, const OneBatch& batch, std::size_t launches, std::size_t products) {
+  const auto expect_calls = [&](MomentState& state, const OneBatch& batch, std::size_t launches, std::size_t products,
+                                std::size_t copies = 1) {
     const cuda_shim::Calls before = cuda_shim::calls();
     ASSERT_FALSE(backend.add_batch(state, batch.device_x, batch.device_y).any());
     EXPECT_EQ(cuda_shim::calls().launches - before.launches, launches);
     EXPECT_EQ(cuda_shim::calls().vendor_calls - before.vendor_calls, products);
-    EXPECT_LE(cuda_shim::calls().copies - before.copies, 1u);
+    EXPECT_LE(cuda_shim::calls().copies - before.copies, copies);
     image(backend, state);  // the record has come
   };
   const OneBatch small(backend, 16, 31, 3), some(backend, 40, 32, 3), all(backend, 40, 33);
   MomentState state = new_state(backend, Precision::exact);
   backend.add_batch(state, some.device_x, some.device_y);
-  for (int i = 0; i < 3; ++i) expect_calls(state, some, 4, 1);  // survey, sums, fold; slices; promote
-  expect_calls(state, small, 3, 0);                             // sums, fold, products
-  expect_calls(state, all, 4, 1);
-  expect_calls(state, all, 4, 1);  // that all classes had samples before
+  for (int i = 0; i < 3; ++i) expect_calls(state, some, 4, 1, 2);  // survey, sums, fold; slices; promote
+  expect_calls(state, small, 3, 0);                                // sums, fold, products
+  expect_calls(state, all, 4, 1, 2);
+  expect_calls(state, all, 4, 1, 2);  // that all classes had samples before
   expect_calls(state, all, 3, 1);
   expect_calls(state, small, 3, 0);
   MomentState plain = new_state(backend, Precision::exact);
   for (const OneBatch* batch : {&some, &some, &some, &some, &small, &all, &all, &all, &small})
     backend.add_batch(plain, batch->device_x, batch->device_y);
+  EXPECT_EQ(image(backend, state), image(backend, plain));
+}
+
+// What was found of a batch's new classes before its sums were refused does not reach the next one.
+TEST_F(StreamOrderTest, ARefusedBatchOfFewClassesLeavesNothing) {
+  cuda::Limits limits;
+  limits.few_rows = 16;
+  cuda::CudaBackend backend(0, {}, limits);
+  const OneBatch large(backend, 60, 34), small(backend, 40, 35);
+  MomentState state = new_state(backend, Precision::exact), plain = new_state(backend, Precision::exact);
+  cuda_shim::refuse_launch(1);
+  EXPECT_THROW(backend.add_batch(state, large.device_x, large.device_y), DeviceError);
+  cuda_shim::refuse_launch(-1);
+  for (MomentState* each : {&state, &plain}) backend.add_batch(*each, small.device_x, small.device_y);
   EXPECT_EQ(image(backend, state), image(backend, plain));
 }
 
