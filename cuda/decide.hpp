@@ -39,10 +39,11 @@
 // scores never are.
 //
 // Where that certifies enough, products are taken from the tensor cores as 16-bit numbers of the rows' type, which
-// halves what goes through the cache. They are then off by another 2^-8 (bf16) or 2^-10 (f16) of themselves, truncation
-// allowed for, and are taken times A: 1, or 2^-4 for f16, where rows with |z| / F >= 2^12 are not certified, so that
-// products stay below 2^15 (1 + 2^-6). Scores are then compared in units of A F C. What is subnormal loses 2^-24 (f16)
-// or 2^-126 of such a unit. P becomes R + (t + e + t e)(max|c| + R), t = (d + 65) 2^-23, e = 2^-8 or 2^-10.
+// halves what goes through the cache. They are then off by another e of themselves: 2^-8 (bf16), as they are rounded to
+// nearest, which is found out before (dense.hpp), or 2^-10 (f16), twice as much as that takes. They are taken times A:
+// 1, or 2^-4 for f16, where rows with |z| / F >= 2^12 are not certified, so that products stay below 2^15 (1 + 2^-6).
+// Scores are then compared in units of A F C. What is subnormal loses 2^-24 (f16) or 2^-126 of such a unit. P becomes R
+// + (t + e + t e)(max|c| + R), t = (d + 65) 2^-23.
 //
 // 2E is known before the scores: what is further than that below the best so far is passed over. Of the others four
 // are kept, and what does not reach the fourth is passed over as well: with four within 2E all are evaluated anyway.

@@ -153,20 +153,27 @@ bool test_narrow_products(Queue& queue, Dtype type) {
   return right(products.to_host(), square);
 }
 
-// 2^13 (1 + e): sums of as many halves would not go beyond 2^11, those of bf16 numbers not beyond 2^8.
+// 2^13 (1 + 7 e / 4) with both signs: sums of as many halves would not go beyond 2^11, those of bf16 numbers not beyond
+// 2^8, and the nearest of such numbers, 2^13 (1 + 2 e), is not the one that truncation makes of it.
 bool test_narrow_results(Queue& queue, Dtype type) {
   constexpr Index kSide = 8, kTerms = 1 << 13;
   const bool half = type == Dtype::f16;
-  const float value = half ? 1 + 0x1p-10f : 1 + 0x1p-7f;
+  const float e = half ? 0x1p-10f : 0x1p-7f;
   const auto bits = [half](float x) { return half ? to_half(x).bits : to_bfloat16(x).bits; };
-  const Buffer<std::uint16_t> ones(queue, std::vector<std::uint16_t>(kSide * kTerms, bits(1))),
-      rows(queue, std::vector<std::uint16_t>(kSide * kTerms, bits(value))), products(queue, kSide * kSide);
+  std::vector<std::uint16_t> terms(kSide * kTerms);
+  for (Index i = 0; i < kSide; ++i)
+    for (Index j = 0; j < kTerms; ++j)
+      terms[i * kTerms + j] = bits((i < kSide / 2 ? 1 : -1) * (1 + (j % 4 ? 2 : 1) * e));
+  const Buffer<std::uint16_t> ones(queue, std::vector<std::uint16_t>(kSide * kTerms, bits(1))), rows(queue, terms),
+      products(queue, kSide * kSide);
   if (product_of_narrow(queue, type, rows.get(), kTerms, kSide, ones.get(), kTerms, kSide, kTerms, products.get(),
                         kSide, data_type(type), 0.5f) != CUBLAS_STATUS_SUCCESS)
     return false;
   const std::vector<std::uint16_t> found = products.to_host();
-  return std::all_of(found.begin(), found.end(),
-                     [&](std::uint16_t each) { return each == bits(static_cast<float>(kTerms / 2) * value); });
+  const std::uint16_t above = bits(kTerms / 2 * (1 + 2 * e)), below = bits(-kTerms / 2 * (1 + 2 * e));
+  return std::all_of(found.begin(), found.begin() + kSide * kSide / 2,
+                     [&](std::uint16_t each) { return each == above; }) &&
+         std::all_of(found.begin() + kSide * kSide / 2, found.end(), [&](std::uint16_t each) { return each == below; });
 }
 
 }  // namespace

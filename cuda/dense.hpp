@@ -30,13 +30,13 @@ void gram_slices(Queue& queue, const Half* Z, Index rows, Index d, Index slice, 
 /// multiples of 16 bytes.
 void multiply_narrow(Queue& queue, Dtype type, const void* A, Index lda, Index m, const void* B, Index ldb, Index n,
                      Index k, float* C, Index ldc);
-/// The same times scale, a power of two, as numbers of the rows' type: rounded or truncated once, in the end.
+/// The same times scale, a power of two, as numbers of the rows' type: rounded to nearest once, in the end.
 void multiply_narrow(Queue& queue, Dtype type, const void* A, Index lda, Index m, const void* B, Index ldb, Index n,
                      Index k, float scale, std::uint16_t* C, Index ldc);
 /// Whether cuBLAS has products of that 16-bit type here, and does with them what these need: exact products,
 /// accumulated in fp32. Found out once for a queue.
 bool narrow_products_are_exact(Queue& queue, Dtype type);
-/// Whether it does that where the result is of that type as well.
+/// Whether it does that where the result is of that type as well, and rounds it to nearest.
 bool narrow_results_are_rounded_once(Queue& queue, Dtype type);
 /// Throws DeviceError unless those of fp16 are.
 void require_exact_halves(Queue& queue, const char* hint);

@@ -936,10 +936,12 @@ TEST_F(KernelTest, NarrowProductsAreAccumulatedInSinglePrecision) {
 
 TEST_F(KernelTest, NarrowResultsAreRoundedOnce) {
   for (const auto type : {Dtype::f16, Dtype::bf16}) EXPECT_TRUE(narrow_results_are_rounded_once(queue_, type));
-  Queue other(0, nullptr);
-  cuda_shim::set_half_sums(true);
-  for (const auto type : {Dtype::f16, Dtype::bf16}) EXPECT_FALSE(narrow_results_are_rounded_once(other, type));
-  cuda_shim::set_half_sums(false);
+  for (const auto set : {cuda_shim::set_half_sums, cuda_shim::set_truncated_results}) {
+    Queue other(0, nullptr);
+    set(true);
+    for (const auto type : {Dtype::f16, Dtype::bf16}) EXPECT_FALSE(narrow_results_are_rounded_once(other, type));
+    set(false);
+  }
 }
 
 TEST_F(KernelTest, NarrowProductsThatAreNotAreRefused) {

@@ -60,4 +60,6 @@ cublasStatus_t cublasGemmEx_64(cublasHandle_t handle, cublasOperation_t op_a, cu
 namespace cuda_shim {
 /// Products of 16-bit numbers are added up in fp16, as some library, flag or driver might.
 void set_half_sums(bool on);
+/// Results of 16 bits are truncated, not rounded to nearest.
+void set_truncated_results(bool on);
 }  // namespace cuda_shim

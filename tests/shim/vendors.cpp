@@ -1,6 +1,7 @@
 #include <cblas.h>
 #include <lapacke.h>
 
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
@@ -21,7 +22,7 @@ struct cusolverDnParams {};
 
 namespace {
 
-bool spoil_vectors = false, spoil_values = false, fails = false, half_sums = false;
+bool spoil_vectors = false, spoil_values = false, fails = false, half_sums = false, truncated = false;
 
 [[noreturn]] void fail(const char* what) {
   std::fprintf(stderr, "cuda shim: %s\n", what);
@@ -100,6 +101,7 @@ void spoil_next_eigenvectors() { spoil_vectors = true; }
 void spoil_next_eigenvalues() { spoil_values = true; }
 void fail_next_solver() { fails = true; }
 void set_half_sums(bool on) { half_sums = on; }
+void set_truncated_results(bool on) { truncated = on; }
 }  // namespace cuda_shim
 
 const char* cublasGetStatusString(cublasStatus_t) { return "a cuBLAS status"; }
@@ -192,10 +194,12 @@ std::uint16_t narrowed(float x, cudaDataType type) {
   if (type == CUDA_R_16F) {
     const auto half = static_cast<_Float16>(x);
     std::memcpy(&bits, &half, sizeof bits);
+    if (truncated && std::abs(static_cast<float>(half)) > std::abs(x)) --bits;
   } else {  // to nearest, ties to even
     std::uint32_t wide;
     std::memcpy(&wide, &x, sizeof wide);
-    bits = x != x ? 0x7fc0 : static_cast<std::uint16_t>((wide + 0x7fffu + (wide >> 16 & 1u)) >> 16);
+    const std::uint32_t up = truncated ? 0 : 0x7fffu + (wide >> 16 & 1u);
+    bits = x != x ? 0x7fc0 : static_cast<std::uint16_t>((wide + up) >> 16);
   }
   return bits;
 }
