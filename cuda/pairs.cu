@@ -399,7 +399,7 @@ __global__ void __launch_bounds__(kBlock, 2)
         sums[kFrameResidual] += weight * frame * frame;
       }
       if (!distances) continue;
-      const T squared = pair && !open ? squared_of(row, product, v) : kFar;  // which adds nothing
+      const T squared = pair && !open ? squared_of(row, product, v) : kFar;  // which adds 2^-100
       sums[kCdnvSum] += quotient(row.variance + variance[v], squared);
       nearest[v] = lesser(nearest[v], squared);
       nearest_here = lesser(nearest_here, squared);

@@ -32,15 +32,14 @@
 //   squared        |a_j - a_k|^2: 4 u of the squared norms for these, their sum and the difference; a_j.a_k takes
 //                  powers of two alone. Numbers below 2^-126 count as 0: 2^-46 of kShortest = 2^-80.
 //   |a_j^ - a_k^|  over s: a root of 1 + w to 2^-22, then one step for f^2 + 2 f = w, what it is above 1, along the
-//   slope
-//                  at f = 0: that leaves 6 u |f|, and rounding some more: f is exact to 9 u (|f| + 2^-21), as far as w.
+//                  slope at f = 0: that leaves 6 u |f|, and rounding some more: f is exact to 9 u (|f| + 2^-21), as far
+//                  as w.
 //   logarithm      |g| off by 2^-22 (1 + |g|), g that of a distance over s.
 //   quotient       (v_j + v_k) / |a_j - a_k|^2 to 2^-21; variances in a power of two above the largest one, where
 //                  numbers below 2^-126 count as 0: 2^-20 of the sum for up to 2^18 rows, whose largest variance alone
 //                  makes (R-1)/8 of it in these units.
 //   sums           of 32 pairs of a lane, of 4 of these and of 8 lanes in single precision, the rest in double: each
-//   off
-//                  by at most 44 u of the sum of the terms' sizes, usually by about u.
+//                  off by at most 44 u of the sum of the terms' sizes, usually by about u.
 //
 // What a warp does to take a pair from its rows takes far longer than a product. A patch of which more than one pair in
 // 32 is close is therefore left for the exact tier (`left`), which then makes those tiles in double, for those patches

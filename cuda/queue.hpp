@@ -2,10 +2,10 @@
 // vendor handles bound to that stream. Objects passed in, no globals, never the default stream.
 //
 // Determinism: cuBLAS runs with atomics forbidden, in the default math mode (no silent TF32) without reductions in the
-// result's 16 bits, and in a workspace of its
-// own, which has to be set after the stream because setting the stream resets it. cuSOLVER runs in deterministic mode.
-// Memory comes from an own pool that keeps what it got (the default pool would give it back at every wait); the pool
-// hands memory out in stream order, so a buffer may be dropped while kernels that use it are still queued.
+// result's 16 bits, and in a workspace of its own, which has to be set after the stream because setting the stream
+// resets it. cuSOLVER runs in deterministic mode. Memory comes from an own pool that keeps what it got (the default
+// pool would give it back at every wait); the pool hands memory out in stream order, so a buffer may be dropped while
+// kernels that use it are still queued.
 #pragma once
 
 #include <cstring>
