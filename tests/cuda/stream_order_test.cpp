@@ -42,6 +42,20 @@ class StreamOrderTest : public testing::Test {
     state.counters = backend.index_array(4, kClasses);
     return state;
   }
+  /// Rows of the classes in turn, each 0.01 of its centre from it; the centres of `state` become these.
+  static Samples near_rows(Backend& backend, DecisionState& state, const test::Grid& centres, Dtype type, Index rows,
+                           std::vector<Index>& labels) {
+    std::vector<Index> all;
+    for (Index k = 0; k < kClasses; ++k) all.push_back(k);
+    backend.from_host(state.centres, centres.values);
+    backend.from_host(state.centre_class, all);
+    Samples x(type, rows, state.dim);
+    for (Index i = 0; i < rows; ++i) {
+      labels.push_back(i % kClasses);
+      for (Index j = 0; j < state.dim; ++j) x.set(i, j, centres.at(i % kClasses, j) * 1.01);
+    }
+    return x;
+  }
   std::vector<double> image(const MomentState& state) { return image(backend_, state); }
   static std::vector<double> image(Backend& backend, const MomentState& state) {  // the one in whose stream it is made
     std::vector<double> all;
@@ -288,15 +302,8 @@ TEST_F(StreamOrderTest, RowsNearTheirMeansAreNotScored) {
     SCOPED_TRACE(to_string(type));
     const test::Grid centres = test::Grid::random(kClasses, d, 31);
     DecisionState state = new_decisions(backend_, kClasses, d);
-    std::vector<Index> labels, all;
-    for (Index k = 0; k < kClasses; ++k) all.push_back(k);
-    backend_.from_host(state.centres, centres.values);
-    backend_.from_host(state.centre_class, all);
-    Samples x(type, rows, d);
-    for (Index i = 0; i < rows; ++i) {
-      labels.push_back(i % kClasses);
-      for (Index j = 0; j < d; ++j) x.set(i, j, centres.at(i % kClasses, j) * 1.01);
-    }
+    std::vector<Index> labels;
+    Samples x = near_rows(backend_, state, centres, type, rows, labels);
     const Labels y(LabelType::i64, labels);
     ASSERT_FALSE(backend_.decide_batch(state, x.host(), y.host()).any());
     const auto products = [&] {
@@ -328,17 +335,10 @@ TEST_F(StreamOrderTest, RadiiAreThoseOfTheClassifiersDifferences) {
   for (const auto type : {Dtype::f16, Dtype::bf16, Dtype::f32}) {
     SCOPED_TRACE(to_string(type));
     DecisionState state = new_decisions(backend_, kClasses, d);
-    std::vector<Index> labels, all;
-    for (Index k = 0; k < kClasses; ++k) all.push_back(k);
-    backend_.from_host(state.centres, centres.values);
-    backend_.from_host(state.centre_class, all);
     state.weights = backend_.from_host(weights.values, kClasses, d);
     state.bias = backend_.from_host(bias, 1, kClasses);
-    Samples x(type, rows, d);
-    for (Index i = 0; i < rows; ++i) {
-      labels.push_back(i % kClasses);
-      for (Index j = 0; j < d; ++j) x.set(i, j, centres.at(i % kClasses, j) * 1.01);
-    }
+    std::vector<Index> labels;
+    Samples x = near_rows(backend_, state, centres, type, rows, labels);
     const Labels y(LabelType::i64, labels);
     ASSERT_FALSE(backend_.decide_batch(state, x.host(), y.host()).any());
     const auto before = cuda_shim::calls().vendor_calls;
@@ -356,15 +356,8 @@ TEST_F(StreamOrderTest, BatchesOfNearRowsWaitOnce) {
     SCOPED_TRACE(to_string(type));
     const test::Grid centres = test::Grid::random(kClasses, d, 36);
     DecisionState state = new_decisions(backend_, kClasses, d);
-    std::vector<Index> labels, all;
-    for (Index k = 0; k < kClasses; ++k) all.push_back(k);
-    backend_.from_host(state.centres, centres.values);
-    backend_.from_host(state.centre_class, all);
-    Samples x(type, rows, d);
-    for (Index i = 0; i < rows; ++i) {
-      labels.push_back(i % kClasses);
-      for (Index j = 0; j < d; ++j) x.set(i, j, centres.at(i % kClasses, j) * 1.01);
-    }
+    std::vector<Index> labels;
+    Samples x = near_rows(backend_, state, centres, type, rows, labels);
     const Labels y(LabelType::i64, labels);
     const auto waits = [&] {
       std::shared_ptr<void> keep_x, keep_y;
