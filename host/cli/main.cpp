@@ -129,7 +129,12 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
-    if (e.get_exit_code() == 0) return speaks ? app.exit(e) : 0;  // --help, --version
+    if (e.get_exit_code() == 0) {  // --help, --version
+      if (!speaks) return 0;
+      const int status = app.exit(e);
+      if (std::cout.flush()) return status;
+      return ranks->fail(std::make_exception_ptr(ncollapse::DataError("cannot write to standard output")), false);
+    }
     const std::string see = "see: ncollapse " + chosen_command(app) + "--help";
     // What is missing may be there under a name that is not known.
     const bool unknown = dynamic_cast<const CLI::ExtrasError*>(&e) != nullptr ||

@@ -728,6 +728,15 @@ TEST_F(Command, AFileThatMayNotGrowIsAMessage) {
   }
 }
 
+TEST_F(Command, HelpThatCannotBeWrittenIsAMessage) {
+  for (const std::string asked : {"--help", "--version", "metrics"}) {
+    const Outcome run =
+        RunningCommand({"-c", "exec \"$0\" \"$1\" > /dev/full", NCOLLAPSE_COMMAND, asked}, 0, "/bin/sh").wait();
+    EXPECT_EQ(run.exit_code, kData) << asked;
+    EXPECT_NE(run.err.find("cannot write to standard output"), std::string::npos) << run.err;
+  }
+}
+
 TEST_F(Command, AFileThatIsCutOffWhileItIsReadIsAMessage) {
   constexpr Index kRows = Index{1} << 19, kDim = 256;  // 512 MiB, all of it a hole in the file
   const std::string labels =
