@@ -9,6 +9,7 @@
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <tuple>
 
 #include "host/backend.hpp"
 #include "host/cpu/batch_shape.hpp"
@@ -315,12 +316,12 @@ class Planner {
 };
 
 void check_request(const PlanRequest& request) {
-  // Larger sides fit no machine; below them no byte count overflows.
-  constexpr Index kMaxSide = Index{1} << 28;
-  for (const auto& [name, value] : {std::pair{"classes", request.classes}, std::pair{"dim", request.dim}})
-    if (value < 1 || value > kMaxSide)
-      throw UsageError(std::string(name) + " is " + std::to_string(value) + ", must be 1 to " +
-                       std::to_string(kMaxSide));
+  // Larger ones fit no machine: below them no byte count overflows, and of so many classes lists can be held here.
+  constexpr Index kMaxClasses = Index{1} << 24, kMaxDim = Index{1} << 28;
+  for (const auto& [name, value, most] :
+       {std::tuple{"classes", request.classes, kMaxClasses}, std::tuple{"dim", request.dim, kMaxDim}})
+    if (value < 1 || value > most)
+      throw UsageError(std::string(name) + " is " + std::to_string(value) + ", must be 1 to " + std::to_string(most));
   check_type(request.dtype, "features are");
   if (request.samples < 0 || request.batch_rows < 0 || request.memory_bytes < 0 || request.threads < 0)
     throw UsageError("samples, batch rows, memory and threads must not be negative");

@@ -52,8 +52,8 @@ struct MemoryPlan {
 
 /// Follows what the library allocates: its own code is run on a device that counts instead of computing, for sizes of
 /// any kind and in time O(K); workspaces of vendor libraries come from their documentation. A measurement of decisions
-/// (NC4) is not in it. With `memory_bytes`, takes the largest batch that fits. Throws UsageError for sizes below 1
-/// and an unknown element type; DeviceError when the statistics do not fit, saying what would.
+/// (NC4) is not in it. With `memory_bytes`, takes the largest batch that fits. Throws UsageError for sizes below 1,
+/// more than 2^24 classes and an unknown element type; DeviceError when the statistics do not fit, saying what would.
 NCOLLAPSE_EXPORT MemoryPlan plan(const PlanRequest& request);
 
 /// The same for means, traces and full, each with `fits`; does not throw for want of memory.

@@ -167,6 +167,7 @@ TEST(Plan, RefusesWrongSizes) {
   };
   refused({"--classes", "10"});
   refused({"--classes", "0", "--dim", "5"});
+  refused({"--classes", "16777217", "--dim", "5"});
   refused({"--classes", "10", "--dim", "5", "--dtype", "f8"});
   refused({"--classes", "10", "--dim", "5", "--statistics", "some"});
   refused({"--classes", "10", "--dim", "5", "--memory", "-3"});
