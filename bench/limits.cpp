@@ -198,13 +198,15 @@ void measure_sums(const Options& options) {
           : std::vector<Case>{{1 << 20, 1000, 2048}, {1 << 20, 50257, 768}, {1 << 17, 2, 8192}, {1 << 23, 262144, 128}};
   struct Setting {
     Index bytes, block_rows, warps, group;
+    bool twice = false;  // features are looked through for faults before
   };
   const Limits start;
-  const auto [bytes, block_rows, warps, group] =
-      Setting{start.block_bytes, start.block_rows, start.sum_warps, start.group_runs};
-  const std::vector<Setting> settings{{bytes, block_rows, warps, group},         {bytes, block_rows, warps / 2, group},
-                                      {bytes, block_rows, warps * 2, group},     {bytes, block_rows, warps, group * 4},
-                                      {bytes * 2, 2 * block_rows, warps, group}, {bytes / 2, block_rows, warps, group}};
+  const Index bytes = start.block_bytes, block_rows = start.block_rows, warps = start.sum_warps,
+              group = start.group_runs;
+  const std::vector<Setting> settings{{bytes, block_rows, warps, group},     {bytes, block_rows, warps, group, true},
+                                      {bytes, block_rows, warps / 2, group}, {bytes, block_rows, warps * 2, group},
+                                      {bytes, block_rows, warps, group * 4}, {bytes * 2, 2 * block_rows, warps, group},
+                                      {bytes / 2, block_rows, warps, group}};
   for (const auto& [rows, K, d] : cases) {
     const Samples samples(rows, K, d);
     for (const auto& setting : settings) {
@@ -213,15 +215,19 @@ void measure_sums(const Options& options) {
       limits.block_rows = setting.block_rows;
       limits.sum_warps = setting.warps;
       limits.group_runs = setting.group;
+      if (setting.twice) limits.second_sums_bytes = 0;
       cuda::CudaBackend backend(0, {}, limits);
       MomentState state = new_state(backend, K, d, Statistics::traces);
+      Index count = 0;
       const double seconds = median_seconds(options, [&] {
         backend.add_batch(state, samples.x(), samples.y());
-        if (backend.pending_faults(state).any()) throw Error(ErrorKind::internal, "the samples have faults");
+        backend.download(&count, state.counts.data(), sizeof count);  // waits, and does no more
       });
+      if (backend.pending_faults(state).any()) throw Error(ErrorKind::internal, "the samples have faults");
       line("sums", by(rows, d) + ", " + std::to_string(K) + " classes",
            "blocks of " + std::to_string(setting.bytes >> 20) + " MiB, " + std::to_string(setting.block_rows) +
-               " rows, " + std::to_string(setting.warps) + " warps, groups of " + std::to_string(setting.group),
+               " rows, " + std::to_string(setting.warps) + " warps, groups of " + std::to_string(setting.group) +
+               (setting.twice ? ", read twice" : ""),
            seconds, static_cast<double>(rows) * static_cast<double>(2 * d + 8) * 1e-9, "GB/s");
     }
   }
@@ -261,10 +267,12 @@ void measure_few(const Options& options) {
       cuda::CudaBackend backend(0, {}, limits);
       MomentState state = new_state(backend, K, d, Statistics::traces);
       constexpr Index kTogether = 10;  // one wait for all
+      Index count = 0;
       const double seconds = median_seconds(options, [&] {
         for (Index i = 0; i < kTogether; ++i) backend.add_batch(state, x, samples.y());
-        if (backend.pending_faults(state).any()) throw Error(ErrorKind::internal, "the samples have faults");
+        backend.download(&count, state.counts.data(), sizeof count);
       });
+      if (backend.pending_faults(state).any()) throw Error(ErrorKind::internal, "the samples have faults");
       line("few", shape, blocks > 0 ? std::to_string(blocks) + " blocks" : "the general way", seconds / kTogether,
            static_cast<double>(rows * (d * size_of(dtype) + 8)) * 1e-9, "GB/s");
     }

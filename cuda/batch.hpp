@@ -20,6 +20,8 @@ struct Limits {
   Index piece_bytes = Index{8} << 20;                     ///< of pinned memory, of which there are two
   Index sum_warps = Index{1} << 13;                       ///< that share a block of rows: a few times what a GPU holds
   Index group_runs = 8, fold = 32;                        ///< of class sums; group_runs is a power of two
+  Index second_sums_bytes = Index{4} << 30;               ///< of a second array of sums, at most; else features are
+                                                          ///< read twice
   Index centred_bytes = Index{512} << 20;                 ///< Z of a chunk; there are two where a block has several
   Index wide_dim = 1024;                                  ///< above it the exact scatter is one DSYRK a chunk
   Index slice_rows = 4096;                                ///< of a product whose partial results are added up by us
@@ -29,9 +31,9 @@ struct Limits {
   Index row_tile = 4096, candidate_tile = 2048;           ///< scores of decisions: tiles of 32 MB
   bool narrow_scores = true;                              ///< in 16 bits, twice the rows, where that certifies enough
   int score_buffers = 2;                                  ///< tiles of scores: 2, one taken while one is made, or 1
-  Index pair_rows = 512, pair_columns = 4096;             ///< of a tile of a Gram matrix: two of 16 MB
-  Index half_pair_rows = 1024, half_pair_columns = 8192;  ///< of a tile of halves: two of 32 MB a product
-  Index pair_warp_rows = 16, half_pair_warp_rows = 32;    ///< that a warp reduces, at most; 8, 16 or 32
+  Index pair_rows = 512, pair_columns = 8192;             ///< of a tile of a Gram matrix: two of 32 MB
+  Index half_pair_rows = 2048, half_pair_columns = 8192;  ///< of a tile of halves: two of 64 MB a product
+  Index pair_warp_rows = 16, half_pair_warp_rows = 16;    ///< that a warp reduces, at most; 8, 16 or 32
   Index pair_blocks = 256;                                ///< as few rows as it takes for so many blocks a tile
   bool pairs_beside = true, half_pairs_beside = true;     ///< products on one stream, reductions on another
   Index product_tile = 1024;                              ///< side of a tile of product_sums: two of 8 MB

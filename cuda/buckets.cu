@@ -9,11 +9,18 @@
 namespace ncollapse::cuda {
 namespace {
 
-__global__ void mark_ends(const std::uint32_t* keys, Index size, std::uint32_t* begin, std::uint32_t* end) {
+__global__ void mark_classes(const std::uint32_t* keys, Index size, ClassState state, std::uint32_t* begin,
+                             std::uint32_t* end, std::uint32_t* marks) {
   for (Index p = thread_id(); p < size; p += thread_count()) {
     const std::uint32_t key = keys[p];
-    if (p == 0 || keys[p - 1] != key) begin[key] = static_cast<std::uint32_t>(p);
     if (p + 1 == size || keys[p + 1] != key) end[key] = static_cast<std::uint32_t>(p + 1);
+    if (p > 0 && keys[p - 1] == key) continue;
+    begin[key] = static_cast<std::uint32_t>(p);
+    const Index count = state.counts[key];
+    const bool from_second = state.places[key] != 0;
+    const bool first_time = state.saved_counts && state.saved_counts[key] == count;
+    marks[key] =
+        (from_second ? kFromSecond : 0) | (from_second != first_time ? kToSecond : 0) | (count > 0 ? kSeen : 0);
   }
 }
 
@@ -36,7 +43,8 @@ BucketSorter::BucketSorter(Queue& queue, Index max_rows, Index classes)
       keys_(queue, max_rows),
       rows_(queue, max_rows),
       begin_(queue, classes),
-      end_(queue, classes) {
+      end_(queue, classes),
+      marks_(queue, classes) {
   if (max_rows > std::numeric_limits<std::uint32_t>::max() || key_bits_ > 32)
     throw UsageError("blocks of rows and numbers of classes are limited to 2^32");
   const std::size_t bytes =
@@ -44,11 +52,12 @@ BucketSorter::BucketSorter(Queue& queue, Index max_rows, Index classes)
   sort_space_ = Buffer<unsigned char>(queue, static_cast<Index>(bytes));
 }
 
-Buckets BucketSorter::sort(Index size) {
+Buckets BucketSorter::sort(Index size, const ClassState& state) {
   sort_pairs(queue_, sort_space_.get(), static_cast<std::size_t>(sort_space_.size()), keys_in_.get(), keys_.get(),
              rows_in_.get(), rows_.get(), size, key_bits_);
-  launch(queue_.stream(), {blocks_for(size)}, mark_ends, keys_.get(), size, begin_.get(), end_.get());
-  return {keys_.get(), rows_.get(), begin_.get(), end_.get(), size};
+  launch(queue_.stream(), {blocks_for(size)}, mark_classes, keys_.get(), size, state, begin_.get(), end_.get(),
+         marks_.get());
+  return {keys_.get(), rows_.get(), begin_.get(), end_.get(), marks_.get(), size};
 }
 
 }  // namespace ncollapse::cuda

@@ -7,6 +7,7 @@
 
 #include "cuda/class_sums.hpp"
 #include "cuda/device.hpp"
+#include "cuda/scatter.hpp"
 
 namespace ncollapse::cuda {
 namespace {
@@ -213,13 +214,12 @@ struct Piece {
 };
 
 /// The pieces of a run: the positions first() .. last() - 1, cut where the class changes. Which class a position has is
-/// read 32 positions ahead, and, where there are Counts, what is known of that class: nothing is waited for between
-/// one piece and the next.
-template <bool kCounts>
+/// read 32 positions ahead, and, where there are marks, those of that class: nothing is waited for between one piece
+/// and the next.
+template <bool kMarks>
 class Pieces {
  public:
-  __device__ Pieces(const Buckets& b, const SumPlan& plan, Index run, const Index* counts, const Index* saved)
-      : b_(b), counts_(counts), saved_(saved) {
+  __device__ Pieces(const Buckets& b, const SumPlan& plan, Index run) : b_(b) {
     const auto start = static_cast<std::uint32_t>(run * plan.run);
     const auto stop = static_cast<std::uint32_t>(min((run + 1) * plan.run, plan.rows));
     const std::uint32_t k = b.keys[start], l = b.keys[stop - 1];
@@ -244,8 +244,8 @@ class Pieces {
   __device__ Piece front() const {
     return {__shfl_sync(kAllLanes, key_, static_cast<int>(at_ - base_)), at_, begins_, false};
   }
-  __device__ bool seen() const { return flag(1); }  ///< its class had samples before this block
-  __device__ bool save() const { return flag(2); }  ///< and none in this batch before this block
+  /// Of its class.
+  __device__ std::uint32_t marks() const { return __shfl_sync(kAllLanes, marks_, static_cast<int>(at_ - base_)); }
 
   /// Calls f(position) for all positions of the piece; then the next piece is at hand.
   template <class F>
@@ -267,26 +267,20 @@ class Pieces {
   }
 
  private:
-  __device__ bool flag(int bit) const {
-    return (__shfl_sync(kAllLanes, flags_, static_cast<int>(at_ - base_)) & bit) != 0;
-  }
   /// Of the lane's of 32 positions.
   __device__ std::uint32_t key(std::uint32_t base) const {
     const std::uint32_t position = base + lane_id();
     return position < last_ ? b_.keys[position] : 0;
   }
-  /// For what is known of the classes ahead.
+  /// For the marks of the classes ahead.
   __device__ void ask() {
-    if constexpr (kCounts) {
-      count_ahead_ = counts_[key_ahead_];
-      saved_ahead_ = saved_ ? saved_[key_ahead_] : -1;
-    }
+    if constexpr (kMarks) marks_ahead_ = b_.marks[key_ahead_];
   }
   /// What was ahead is at hand.
   __device__ void take() {
     key_ = key_ahead_;
     key_ahead_ = key_later_;
-    if constexpr (kCounts) flags_ = (count_ahead_ > 0 ? 1 : 0) | (count_ahead_ == saved_ahead_ ? 2 : 0);
+    marks_ = marks_ahead_;
     ask();
     key_later_ = key(base_ + 2 * kWarp);
     const std::uint32_t below = __shfl_down_sync(kAllLanes, key_, 1), behind = __shfl_sync(kAllLanes, key_ahead_, 0);
@@ -295,22 +289,53 @@ class Pieces {
   }
 
   const Buckets& b_;
-  const Index *counts_, *saved_;
   std::uint32_t at_, last_;                    ///< positions: at hand, the end
   std::uint32_t base_;                         ///< of the 32 positions that are known
   std::uint32_t key_, key_ahead_, key_later_;  ///< of a lane's position, and of 32 and 64 positions behind
-  int flags_ = 0;
-  Index count_ahead_ = 0, saved_ahead_ = 0;
+  std::uint32_t marks_ = 0, marks_ahead_ = 0;
   unsigned ends_;          ///< bits of positions behind which another class begins, or nothing
   bool begins_, goes_on_;  ///< the class at hand begins there, the last one goes on behind the end
 };
 
+__device__ const double* sums_from(const TwoArrays& sums, std::uint32_t marks) {
+  return (marks & kFromSecond) != 0 ? sums.second : sums.first;
+}
+__device__ double* sums_to(const TwoArrays& sums, std::uint32_t marks) {
+  return (marks & kToSecond) != 0 ? sums.second : sums.first;
+}
+
 /// What is made beside the sums.
-enum class Beside { nothing, rows, columns };
+enum class Beside { nothing, rows, halves };
 
 /// Blocks of a multiprocessor: as many as spill nothing.
 template <class L, Beside kBeside>
-constexpr int kBlocksAtOnce = L::kAligned && (kBeside == Beside::nothing || sizeof(typename L::T) < 8) ? 2 : 1;
+constexpr int kBlocksAtOnce = [] {
+  if (kBeside == Beside::halves || !L::kAligned) return 1;
+  return kBeside == Beside::nothing || sizeof(typename L::T) < 8 ? 2 : 1;
+}();
+
+/// What a lane has of a row of halves.
+template <class L>
+struct HalfRow {
+  Pair<Half> pair[L::kPairs] = {};
+
+  __device__ void set(int v, double value) {
+    const Half half = to_half(static_cast<float>(value));
+    (v % 2 == 0 ? pair[v / 2].first : pair[v / 2].second) = half;
+  }
+  __device__ void write(Half* row, Index padded, const Columns<L>& columns) const {
+    for (int i = 0; i < L::kPairs; ++i)
+      if (columns.of(i) < padded) *reinterpret_cast<Pair<Half>*>(row + columns.of(i)) = pair[i];
+  }
+};
+/// 2^-e_j of a lane's columns, 0 beyond the last one.
+template <class L>
+__device__ void read_scaling(const int* exponents, const Columns<L>& columns, double (&down)[L::kValues]) {
+  for (int v = 0; v < L::kValues; ++v) {
+    const int col = columns.of(v / 2) + v % 2;
+    down[v] = col < columns.dim ? power_of_two(-exponents[col]) : 0;
+  }
+}
 
 template <class L, Beside kBeside>
 __global__ void __launch_bounds__(kBlock, (kBlocksAtOnce<L, kBeside>))
@@ -327,30 +352,34 @@ __global__ void __launch_bounds__(kBlock, (kBlocksAtOnce<L, kBeside>))
     if constexpr (kBeside == Beside::rows)
       for (Index p = run * plan.run; p < min((run + 1) * plan.run, plan.rows); ++p)
         columns.write_padded(nothing, z + p * plan.pitch);
-    if constexpr (kBeside == Beside::columns)
+    if constexpr (kBeside == Beside::halves)
       columns.write(nothing, scratch.column_squares + (run - first_run) * plan.dim);
     return;
   }
 
-  double column_squares[kValues];
-  if constexpr (kBeside == Beside::columns)
-    for (int v = 0; v < kValues; ++v) column_squares[v] = 0;
-  Pieces<true> pieces(b, plan, run, target.counts, target.saved_counts);
+  double column_squares[kValues], down[kValues];
+  bool known = false;
+  if constexpr (kBeside == Beside::halves) {
+    for (int v = 0; v < kValues; ++v) column_squares[v] = down[v] = 0;
+    known = target.halves.exponents[0] != kUnknownExponent;
+    if (known) read_scaling(target.halves.exponents, columns, down);
+  }
+  Half* halves = kBeside == Beside::halves ? target.halves.z - first_run * plan.run * target.halves.padded : nullptr;
+  Pieces<true> pieces(b, plan, run);
   RowStream<L> rows(x, b, pieces.first(), pieces.last(), columns);
   Piece piece{};
-  bool seen = false, save = false;
+  std::uint32_t marks = 0;
   double factor = 1, shift[kValues];
   const auto open = [&] {
     piece = pieces.front();
-    seen = pieces.seen();
-    save = seen && pieces.save() && piece.begins;
+    marks = pieces.marks();
     if (target.scale) factor = target.scale[piece.k];
-    if (seen) columns.read(target.shifts + Index{piece.k} * plan.dim, shift);
+    if (marks & kSeen) columns.read(target.shifts + Index{piece.k} * plan.dim, shift);
   };
   if (kEarly && pieces.any()) open();
   while (pieces.any()) {
     if (!kEarly) open();
-    if (!seen) {
+    if (!(marks & kSeen)) {
       RowPart<L> row = rows.front();
       if (!piece.begins) row.read(x, b.rows[b.begin[piece.k]], columns);
       row.each([&](int v, double value) { shift[v] = value; });
@@ -367,51 +396,51 @@ __global__ void __launch_bounds__(kBlock, (kBlocksAtOnce<L, kBeside>))
         sum[v] += centred;
         squares[v % 2] += centred * centred;
         scaled[v] = factor * centred;
-        if constexpr (kBeside == Beside::columns) column_squares[v] += scaled[v] * scaled[v];
+        if constexpr (kBeside == Beside::halves) column_squares[v] += scaled[v] * scaled[v];
       });
       if constexpr (kBeside == Beside::rows) columns.write_padded(scaled, z + Index{position} * plan.pitch);
+      if (kBeside == Beside::halves && known) {
+        HalfRow<L> half;
+        for (int v = 0; v < kValues; ++v) half.set(v, scaled[v] * down[v]);
+        half.write(halves + Index{position} * target.halves.padded, target.halves.padded, columns);
+      }
       rows.pop();
     });
 
     // What has to be waited for, for the next piece as well, is asked for first.
     const Piece done = piece;
-    const bool save_sums = save;
-    double* sums = target.sums + Index{done.k} * plan.dim;
+    double* to = sums_to(target.sums, marks) + Index{done.k} * plan.dim;
     double before[kValues];
-    if (done.whole || save_sums) columns.read(sums, before);
+    if (done.whole) columns.read(sums_from(target.sums, marks) + Index{done.k} * plan.dim, before);
     if (kEarly && pieces.any()) open();
 
     double square = squares[0] + squares[1];
     if (target.watch && !(square <= DBL_MAX)) atomicAdd(&target.record->suspect, Count{1});
     square = warp_sum(square);
     if (lane_id() == 0) scratch.piece_squares[slab * plan.rows + done.first] = square;
-    if (save_sums) columns.write(before, target.saved_sums + Index{done.k} * plan.dim);
     if (done.whole) {
       for (int v = 0; v < kValues; ++v) sum[v] += before[v];
-      columns.write(sum, sums);
+      columns.write(sum, to);
     } else {
       columns.write_padded(sum, scratch.carry + (2 * run + (done.begins ? 1 : 0)) * plan.pitch);
     }
   }
-  if constexpr (kBeside == Beside::columns)
+  if constexpr (kBeside == Beside::halves)
     columns.write(column_squares, scratch.column_squares + (run - first_run) * plan.dim);
 }
 
 template <class L>
 __global__ void __launch_bounds__(kBlock, 2)
     write_halves(Rows<typename L::T> x, Buckets b, SumPlan plan, Index first_run, Index last_run, const double* shifts,
-                 const double* scale, const int* exponents, Index padded, Half* z) {
-  constexpr int kPairs = L::kPairs, kValues = L::kValues;
+                 const double* scale, Halves halves, const int* misfit) {
+  constexpr int kValues = L::kValues;
   const Index run = first_run + warp_id() / plan.slabs, slab = warp_id() % plan.slabs;
-  if (run >= last_run) return;
+  if (run >= last_run || *misfit == 0) return;  // the whole warp
   const Columns<L> columns(plan, slab);
-  Pieces<false> pieces(b, plan, run, nullptr, nullptr);
+  Pieces<false> pieces(b, plan, run);
   RowStream<L> rows(x, b, pieces.first(), pieces.last(), columns);
   double down[kValues];
-  for (int v = 0; v < kValues; ++v) {
-    const int col = columns.of(v / 2) + v % 2;
-    down[v] = col < columns.dim ? power_of_two(-exponents[col]) : 0;
-  }
+  read_scaling(halves.exponents, columns, down);
   while (pieces.any()) {
     Piece piece = pieces.front();
     double shift[kValues], scaling[kValues];
@@ -419,14 +448,9 @@ __global__ void __launch_bounds__(kBlock, 2)
     for (int v = 0; v < kValues; ++v) scaling[v] = scale ? scale[piece.k] * down[v] : down[v];
     pieces.walk(piece, [&](std::uint32_t position) {
       const RowPart<L> row = rows.front();
-      Half* to = z + (Index{position} - first_run * plan.run) * padded;
-      Pair<Half> halves[kPairs] = {};
-      row.each([&](int v, double value) {
-        const Half half = to_half(static_cast<float>((value - shift[v]) * scaling[v]));
-        (v % 2 == 0 ? halves[v / 2].first : halves[v / 2].second) = half;
-      });
-      for (int i = 0; i < kPairs; ++i)
-        if (columns.of(i) < padded) *reinterpret_cast<Pair<Half>*>(to + columns.of(i)) = halves[i];
+      HalfRow<L> half;
+      row.each([&](int v, double value) { half.set(v, (value - shift[v]) * scaling[v]); });
+      half.write(halves.z + (Index{position} - first_run * plan.run) * halves.padded, halves.padded, columns);
       rows.pop();
     });
   }
@@ -477,7 +501,7 @@ __global__ void fold_carries(Buckets b, SumPlan plan, const BatchRecord* record,
 /// Block x: the classes that begin in a run. y: columns; the last y: counts and squares. What tells whether there is
 /// anything to do is read at once, before the gate is asked: most blocks do nothing but that.
 __global__ void close_classes(Buckets b, SumPlan plan, SumScratch scratch, const BatchRecord* record, Index* counts,
-                              double* sums, double* square_sums) {
+                              TwoArrays sums, double* square_sums) {
   const auto length = static_cast<std::uint32_t>(plan.run), fold = static_cast<std::uint32_t>(plan.fold);
   const std::uint32_t run = blockIdx.x, start = run * length;
   const auto stop = static_cast<std::uint32_t>(min(Index{start} + length, plan.rows));
@@ -489,8 +513,10 @@ __global__ void close_classes(Buckets b, SumPlan plan, SumScratch scratch, const
   if (blockIdx.y + 1 < gridDim.y) {
     const Index col = first_column();
     if (!cut || col >= plan.dim) return;
-    double* to = sums + Index{k} * plan.dim + col;
-    const double before[2] = {to[0], col + 1 < plan.dim ? to[1] : 0};
+    const Index at = Index{k} * plan.dim + col;
+    const double* from = sums_from(sums, b.marks[k]) + at;
+    double* to = sums_to(sums, b.marks[k]) + at;
+    const double before[2] = {from[0], col + 1 < plan.dim ? from[1] : 0};
     double* carry = scratch.carry + col;
     double2 sum = pair_of(carry + (Index{2} * run + 1) * plan.pitch);
     // Single runs, folded groups of them, single runs again.
@@ -513,6 +539,7 @@ __global__ void close_classes(Buckets b, SumPlan plan, SumScratch scratch, const
     const std::uint32_t key = b.keys[p];
     if (b.begin[key] != p) continue;
     counts[key] += b.end[key] - p;
+    sums.places[key] = (b.marks[key] & kToSecond) != 0 ? 1 : 0;
     if (!square_sums || (cut && key == k)) continue;
     double sum = 0;
     for (std::uint32_t slab = 0; slab < slabs; ++slab) sum += scratch.piece_squares[slab * plan.rows + p];
@@ -534,7 +561,6 @@ __device__ void copy_values(const double* from, Index size, double* to) {
   for (Index i = thread_id(); i < size; i += thread_count()) to[i] = from[i];
 }
 
-/// All but the sums, which are saved where they are changed.
 __global__ void save_state(StateArrays from, Index classes, Index dim, StateArrays to) {
   for (Index k = thread_id(); k < classes; k += thread_count()) to.counts[k] = from.counts[k];
   copy_values(from.square_sums, classes, to.square_sums);
@@ -543,19 +569,28 @@ __global__ void save_state(StateArrays from, Index classes, Index dim, StateArra
 
 /// A block has whole classes: it reads their counts before it changes them.
 __global__ void restore_state(StateArrays saved, Index classes, Index dim, const BatchRecord* record, StateArrays state,
-                              double* shifts) {
+                              std::uint32_t* places, double* shifts) {
   if (!record->shut) return;
   copy_values(saved.square_sums, classes, state.square_sums);
   copy_values(saved.scatter, dim * dim, state.scatter);
   for (Index k = blockIdx.x; k < classes; k += gridDim.x) {
     const Index count = saved.counts[k];
     if (state.counts[k] == count) continue;  // the whole block
-    for (Index i = k * dim + threadIdx.x; i < (k + 1) * dim; i += kBlock) {
-      state.sums[i] = count > 0 ? saved.sums[i] : 0;
-      if (count == 0) shifts[i] = 0;
-    }
+    for (Index i = k * dim + threadIdx.x; count == 0 && i < (k + 1) * dim; i += kBlock) shifts[i] = 0;
     __syncthreads();
-    if (threadIdx.x == 0) state.counts[k] = count;
+    if (threadIdx.x != 0) continue;
+    state.counts[k] = count;
+    places[k] ^= 1;
+  }
+}
+
+/// A block has whole classes, as above.
+__global__ void gather_sums(Index classes, Index dim, TwoArrays sums) {
+  for (Index k = blockIdx.x; k < classes; k += gridDim.x) {
+    if (sums.places[k] == 0) continue;  // the whole block
+    for (Index i = k * dim + threadIdx.x; i < (k + 1) * dim; i += kBlock) sums.first[i] = sums.second[i];
+    __syncthreads();
+    if (threadIdx.x == 0) sums.places[k] = 0;
   }
 }
 
@@ -598,22 +633,22 @@ void launch_centre_and_sum(cudaStream_t stream, const FeatureBlock& features, co
   with_layout(features, [&]<class T, class L>(const Rows<T>& x, L) {
     auto* kernel = centre_and_sum<L, Beside::nothing>;
     if (target.z) kernel = centre_and_sum<L, Beside::rows>;
-    if (scratch.column_squares) kernel = centre_and_sum<L, Beside::columns>;
+    if (target.halves.z) kernel = centre_and_sum<L, Beside::halves>;
     launch(stream, grid_of(plan, last_run - first_run), kernel, x, buckets, plan, first_run, last_run, scratch, target);
   });
 }
 
 void launch_write_halves(cudaStream_t stream, const FeatureBlock& features, const Buckets& buckets, const SumPlan& plan,
                          Index first_run, Index last_run, const double* shifts, const double* scale,
-                         const int* exponents, Index padded, Half* z) {
+                         const Halves& halves, const int* misfit) {
   with_layout(features, [&]<class T, class L>(const Rows<T>& x, L) {
     launch(stream, grid_of(plan, last_run - first_run), write_halves<L>, x, buckets, plan, first_run, last_run, shifts,
-           scale, exponents, padded, z);
+           scale, halves, misfit);
   });
 }
 
 void launch_close_classes(cudaStream_t stream, const Buckets& buckets, const SumPlan& plan, const SumScratch& scratch,
-                          const BatchRecord* record, Index* counts, double* sums, double* square_sums) {
+                          const BatchRecord* record, Index* counts, const TwoArrays& sums, double* square_sums) {
   launch(stream, {plan.runs / plan.fold, column_blocks(plan)}, fold_carries, buckets, plan, record, scratch.carry);
   launch(stream, {plan.runs, column_blocks(plan) + 1, kWarps * sizeof(double)}, close_classes, buckets, plan, scratch,
          record, counts, sums, square_sums);
@@ -626,8 +661,13 @@ void launch_save_state(cudaStream_t stream, const StateArrays& state, Index clas
 }
 
 void launch_restore_state(cudaStream_t stream, const StateArrays& saved, Index classes, Index dim,
-                          const BatchRecord* record, const StateArrays& state, double* shifts) {
-  launch(stream, {std::min(classes, kMaxIdleBlocks)}, restore_state, saved, classes, dim, record, state, shifts);
+                          const BatchRecord* record, const StateArrays& state, std::uint32_t* places, double* shifts) {
+  launch(stream, {std::min(classes, kMaxIdleBlocks)}, restore_state, saved, classes, dim, record, state, places,
+         shifts);
+}
+
+void launch_gather_sums(cudaStream_t stream, Index classes, Index dim, const TwoArrays& sums) {
+  launch(stream, {std::min(classes, kMaxIdleBlocks)}, gather_sums, classes, dim, sums);
 }
 
 }  // namespace ncollapse::cuda

@@ -1,5 +1,6 @@
 // Class sums of a block of rows, in one reading of the features:
-//   z = x - r_k,   sums_k += sum z,   square_sums_k += sum |z|^2,   Z = sqrt(a_k) z  (for T += Z^T Z).
+//   z = x - r_k,   sums_k += sum z,   square_sums_k += sum |z|^2,   Z = sqrt(a_k) z  (for T += Z^T Z), or in fp16
+//   Z = sqrt(a_k) z 2^-e_j, where the e_j are known before (scatter.hpp).
 // r_k is the class's shift: the first row of the class, in stream order, that the state ever saw.
 //
 // The rows come in bucket order (class by class). The order is cut into runs of fixed length, the columns into slabs
@@ -19,11 +20,11 @@
 // Rows are read once, through a ring of shared memory in each warp: asynchronous copies fetch the next rows of the run,
 // whatever their class, so that as many bytes are on their way while a piece begins or ends as while it is summed.
 //
-// Every kernel asks the batch's record first and changes no state where its gate is shut (validate.hpp). The features
+// No batch changes the state where the gate of its record is shut (validate.hpp). The features
 // are either checked before, or *watched*: one NaN or infinite value makes its piece's sum of squares NaN or infinite,
 // which makes the batch suspect. A suspect batch is looked through again, and with faults the caller restores the
-// state: the sums of a class were saved by the piece that begins it, before they changed for the first time in the
-// batch.
+// state. The sums before the batch are still there (buckets.hpp): counts and places of sums change at the very end, in
+// close_classes.
 #pragma once
 
 #include "cuda/buckets.hpp"
@@ -52,19 +53,30 @@ SumPlan plan_sums(Index rows, Index dim, Index warps, Index group_runs, Index fo
 struct SumScratch {
   double* carry;           ///< [runs x 2 x pitch]
   double* piece_squares;   ///< [slabs x rows]
-  double* column_squares;  ///< [runs of a chunk x d] sums over a run of a_k z_j^2, 0 where the gate is shut; null: not
-                           ///< wanted
+  double* column_squares;  ///< [runs of a chunk x d] sums over a run of a_k z_j^2, 0 where the gate is shut; null
+                           ///< without halves
+};
+
+/// Z [positions of the launched runs x padded] in fp16: sqrt(a_k) (x - r_k) 2^-e_j, zeros beyond d.
+struct Halves {
+  Half* z;
+  Index padded;
+  const int* exponents;  ///< [d] e_j, or kUnknownExponent in all
+};
+
+/// The sums of the state. The second array may be null where no class has its sums there and no batch is to be undone.
+struct TwoArrays {
+  double *first, *second;  ///< [K x d]
+  std::uint32_t* places;   ///< [K] 1: in the second
 };
 
 /// Where the sums of a block go, and who may stop them.
 struct SumTarget {
-  const Index* counts;        ///< [K] before this block; a class without samples gets its shift here
-  double* shifts;             ///< [K x d]
-  const double* scale;        ///< sqrt(a_k) [K], or null
-  double* sums;               ///< [K x d]
-  double* z;                  ///< [positions of the launched runs x pitch], zeros where the gate is shut; or null
-  const Index* saved_counts;  ///< [K] before the batch; null: nothing is saved
-  double* saved_sums;         ///< [K x d] before the batch, of classes that had samples and get more
+  double* shifts;       ///< [K x d]; a class without samples gets its own here
+  const double* scale;  ///< sqrt(a_k) [K], or null
+  TwoArrays sums;
+  double* z;      ///< [positions of the launched runs x pitch], zeros where the gate is shut; or null
+  Halves halves;  ///< nothing is written where exponents are unknown or the gate is shut; z null: not wanted
   BatchRecord* record;
   bool watch;  ///< the features were not checked before
 };
@@ -74,26 +86,28 @@ void launch_centre_and_sum(cudaStream_t stream, const FeatureBlock& features, co
                            const SumPlan& plan, Index first_run, Index last_run, const SumScratch& scratch,
                            const SumTarget& target);
 
-/// After the sums of the same runs: z [positions x padded], fp16: sqrt(a_k) (x - r_k) 2^-e_j, zeros beyond d.
+/// After the sums of the same runs, where *misfit is not 0 (scatter.hpp).
 void launch_write_halves(cudaStream_t stream, const FeatureBlock& features, const Buckets& buckets, const SumPlan& plan,
                          Index first_run, Index last_run, const double* shifts, const double* scale,
-                         const int* exponents, Index padded, Half* z);
+                         const Halves& halves, const int* misfit);
 
-/// After all runs: adds the pieces of classes that were cut, n_k += rows of the class, and |z|^2. square_sums may be
-/// null.
+/// After all runs: adds the pieces of classes that were cut, n_k += rows of the class, and |z|^2, and says where the
+/// sums are. square_sums may be null.
 void launch_close_classes(cudaStream_t stream, const Buckets& buckets, const SumPlan& plan, const SumScratch& scratch,
-                          const BatchRecord* record, Index* counts, double* sums, double* square_sums);
+                          const BatchRecord* record, Index* counts, const TwoArrays& sums, double* square_sums);
 
-/// What a batch changes, but for the shifts of new classes. Pointers of arrays that are not kept are null.
+/// What a batch changes, but for sums, and shifts of new classes. Pointers of arrays that are not kept are null.
 struct StateArrays {
-  Index* counts;                         ///< [K]
-  double *sums, *square_sums, *scatter;  ///< [K x d], [K], [d x d]
+  Index* counts;                  ///< [K]
+  double *square_sums, *scatter;  ///< [K], [d x d]
 };
-/// saved := state, but for the sums: SumTarget says where these go, and when.
+/// saved := state.
 void launch_save_state(cudaStream_t stream, const StateArrays& state, Index classes, Index dim,
                        const StateArrays& saved);
-/// Where the gate is shut: state := saved, and the shifts of classes without samples := 0.
+/// Where the gate is shut: state := saved, the sums are where they were, and shifts of classes without samples := 0.
 void launch_restore_state(cudaStream_t stream, const StateArrays& saved, Index classes, Index dim,
-                          const BatchRecord* record, const StateArrays& state, double* shifts);
+                          const BatchRecord* record, const StateArrays& state, std::uint32_t* places, double* shifts);
+/// All sums into the first array.
+void launch_gather_sums(cudaStream_t stream, Index classes, Index dim, const TwoArrays& sums);
 
 }  // namespace ncollapse::cuda

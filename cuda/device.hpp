@@ -20,6 +20,12 @@
 #else
 #define NCOLLAPSE_UNROLLED
 #endif
+/// Before a loop whose loads should be on their way together.
+#ifdef __CUDACC__
+#define NCOLLAPSE_UNROLLED_BY_8 _Pragma("unroll 8")
+#else
+#define NCOLLAPSE_UNROLLED_BY_8
+#endif
 
 namespace ncollapse::cuda {
 

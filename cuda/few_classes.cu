@@ -17,13 +17,6 @@ constexpr std::uint32_t kNone = ~std::uint32_t{0};
 
 constexpr int kOctet = 8;  // rows
 
-// Before a loop whose loads should be on their way together.
-#ifdef __CUDACC__
-#define NCOLLAPSE_UNROLLED_BY_8 _Pragma("unroll 8")
-#else
-#define NCOLLAPSE_UNROLLED_BY_8
-#endif
-
 /// How a warp has its part of a row. kPaired: the number of columns is even, and rows of every kind start at multiples
 /// of a pair. kWithRows: centred rows are written as well.
 template <class Element, int pairs, bool paired, bool with_rows>

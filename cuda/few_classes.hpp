@@ -1,5 +1,5 @@
 // Class sums of a batch of few classes, or of few rows, in two or three launches: the same definitions as
-// class_sums.hpp, without a sort of the whole block, a snapshot, or a reading for faults.
+// class_sums.hpp, without a sort of the whole block, a copy of the state, or a reading for faults.
 //
 // The rows are cut into chunks of fixed length. A block of threads has one chunk x some slabs of columns. It reads the
 // chunk's labels and puts its rows together by class in shared memory, each class in *octets* of its own, of which the

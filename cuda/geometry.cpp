@@ -246,16 +246,17 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
     const PairInput narrow_input = input_in_units(scales.get(), unit, unit_of(query.variances));
     const auto task =
         make_task<float>(A, query, narrow_input, pair_rows.get(), kPairMargin * sums.cosine_error, nearest);
-    Sweep<float> sweep(*queue_, tiles, (padded + terms - 1) / terms, limits_.half_pairs_beside);
+    std::optional<Sweep<float>> sweep;
+    sweep.emplace(*queue_, tiles, (padded + terms - 1) / terms, limits_.half_pairs_beside);
     launch_narrow_rows(queue_->stream(), {A.data(), Dtype::f64, count, d, d}, nullptr, padded, Dtype::f16, rows.get(),
                        scales.get(), own_norms.get(), lost.get());
-    sweep.run(
+    sweep->run(
         tiles,
         [&](const Rectangle& at, float* products) {
-          for (Index first = 0; first < padded; first += terms, products += sweep.apart())
+          for (Index first = 0; first < padded; first += terms, products += sweep->apart())
             multiply_narrow(*queue_, Dtype::f16, rows.get() + at.first_row * padded + first, padded, at.height,
-                            rows.get() + at.first_col * padded + first, padded, sweep.pitch(at.width),
-                            std::min(terms, padded - first), products, sweep.pitch(at.width));
+                            rows.get() + at.first_col * padded + first, padded, sweep->pitch(at.width),
+                            std::min(terms, padded - first), products, sweep->pitch(at.width));
         },
         [&] {
           packed.upload(*queue_, input);
@@ -265,7 +266,7 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
                                   result.get() + sum_at);
         },
         [&](cudaStream_t stream, const Rectangle& at, const float* products) {
-          launch_reduce_pairs(stream, task, sweep.tile(at, products, warp_rows), nullptr,
+          launch_reduce_pairs(stream, task, sweep->tile(at, products, warp_rows), nullptr,
                               left.get() + at.number * patches, totals.get());
         });
 
@@ -277,6 +278,7 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
       return std::find(first, first + patches, 1) == first + patches;
     });
     if (!tiles.empty()) {
+      sweep.reset();  // or its tiles would be held beside those in double
       Sweep<double> again(*queue_, tiles, 1, limits_.pairs_beside);
       sweep_exact(again, left.get(), patches, [&] {
         launch_pair_rows(queue_->stream(), exact_input, count, exact_rows.get(), nullptr, 0, nullptr);

@@ -8,9 +8,11 @@
 // a batch in device memory can be captured in a CUDA graph.
 //
 // A batch must be in the state as a whole or not at all, yet should be read once only. Labels are always checked first.
-// Features are checked in a reading of their own where saving the state would cost more than that; else the state is
-// saved, its sums by the pass that changes them, which also watches for what is not finite, and in the end the state is
-// restored if there was any. Which way depends on the shape alone and does not change a bit of the result.
+// Features are checked in a reading of their own, or (is_watched) the pass that adds them up also watches for what is
+// not finite, and in the end the state is restored if there was any. The sums that it needs then are still there: a
+// class has them in one of two arrays, and the batch writes the new ones to the other (buckets.hpp). They are gathered
+// in the state's own array before anybody reads it (pending_faults); and, as what a graph does and when is not seen
+// here, at the end of each batch once there is one. Neither way changes a bit of the result.
 //
 // Batches of few classes, and of few rows, need none of that (few_classes.hpp): add_few.
 #include <algorithm>
@@ -29,8 +31,9 @@ namespace {
 
 ScatterPlan plan_scatter(const SumPlan& sums, Precision precision, const Limits& limits) {
   constexpr Index kMostSlices = 64, kMostRows = Index{1} << 18;
-  // Of the exact product, where dimensions are few: so many that tiles and slices together fill a GPU several times.
-  constexpr Index kLeastSlice = 1024, kSliceRowsOfSquare = 256;
+  // Of the exact product: cuBLAS is fastest with short slices. Where dimensions are few, adding up so many takes longer
+  // than that saves, if tiles and long slices together fill a GPU.
+  constexpr Index kShortSlice = 1024, kFewColumns = 512, kTile = 128, kEnoughTiles = 192;
   ScatterPlan plan{};
   plan.fast = precision == Precision::fast;
   plan.dim = sums.dim;
@@ -38,13 +41,15 @@ ScatterPlan plan_scatter(const SumPlan& sums, Precision precision, const Limits&
   Index rows = limits.centred_bytes / (plan.padded * (plan.fast ? 2 : 8));
   if (plan.fast || sums.dim <= limits.wide_dim) {
     plan.slice_rows = limits.slice_rows;
-    if (!plan.fast)
-      while (plan.slice_rows > std::max(kLeastSlice, sums.dim * sums.dim / kSliceRowsOfSquare)) plan.slice_rows /= 2;
+    const Index across = (sums.dim + kTile - 1) / kTile;
+    const Index slices = std::min(std::min(rows, sums.rows) / plan.slice_rows, kMostSlices);
+    if (!plan.fast && (sums.dim > kFewColumns || across * across * slices < kEnoughTiles))
+      plan.slice_rows = std::min(plan.slice_rows, kShortSlice);
     // T itself is read and written once a chunk, so several slices are worth their memory where it is large.
     const Index partial_bytes = Index{plan.fast ? 512 : 256} << 20;
     const Index square = plan.padded * plan.padded * (plan.fast ? 4 : 8);
-    const Index slices = std::clamp<Index>(partial_bytes / square, 1, kMostSlices);
-    rows = std::clamp<Index>(rows, 1, slices * plan.slice_rows);
+    const Index most = std::clamp<Index>(partial_bytes / square, 1, kMostSlices);
+    rows = std::clamp<Index>(rows, 1, most * plan.slice_rows);
   }
   const Index groups = std::max<Index>(std::min(rows, kMostRows) / sums.group, 1);
   plan.runs_per_chunk = std::min(groups * (sums.group / sums.run), sums.runs);
@@ -89,14 +94,14 @@ FewBatch plan_few_batch(const MomentState& state, const Batch& batch, const Matr
 struct ScratchSizes {
   Index few_classes = 0, few_shifts = 0, few_counts = 0, few_partial = 0, few_squares = 0;
   Index rows = 0, classes = 0, carry = 0, squares = 0, columns = 0, z_bytes = 0, partial_bytes = 0, dim = 0;
-  Index other_z_bytes = 0;                        ///< of the second Z; 0: one chunk is all
-  Index snapshot_rows = 0, snapshot_scatter = 0;  ///< 0: no snapshot
+  Index other_z_bytes = 0;                     ///< of the second Z; 0: one chunk is all
+  Index saved_classes = 0, saved_scatter = 0;  ///< 0: nothing is saved
 
   void take(const ScratchSizes& other) {
     for (const auto size : {&ScratchSizes::rows, &ScratchSizes::classes, &ScratchSizes::carry, &ScratchSizes::squares,
                             &ScratchSizes::columns, &ScratchSizes::z_bytes, &ScratchSizes::partial_bytes,
-                            &ScratchSizes::dim, &ScratchSizes::other_z_bytes, &ScratchSizes::snapshot_rows,
-                            &ScratchSizes::snapshot_scatter, &ScratchSizes::few_classes, &ScratchSizes::few_shifts,
+                            &ScratchSizes::dim, &ScratchSizes::other_z_bytes, &ScratchSizes::saved_classes,
+                            &ScratchSizes::saved_scatter, &ScratchSizes::few_classes, &ScratchSizes::few_shifts,
                             &ScratchSizes::few_counts, &ScratchSizes::few_partial, &ScratchSizes::few_squares})
       this->*size = std::max(this->*size, other.*size);
   }
@@ -120,9 +125,10 @@ ScratchSizes sizes_of(const FewBatch& few, bool full) {
 
 /// What a chunk's product needs of its gathering.
 struct Chunk {
-  Chunk(Queue& queue, Index dim, Index z_bytes) : squares(queue, dim), exponents(queue, dim), z(queue, z_bytes) {}
+  Chunk(Queue& queue, Index dim, Index z_bytes)
+      : squares(queue, dim), exponents(queue, dim), misfit(queue, 1), z(queue, z_bytes) {}
   Buffer<double> squares;
-  Buffer<int> exponents;
+  Buffer<int> exponents, misfit;
   Buffer<unsigned char> z;
 };
 
@@ -133,12 +139,12 @@ struct Scratch {
         carry(queue, wanted.carry),
         piece_squares(queue, wanted.squares),
         column_squares(queue, wanted.columns),
+        expected_exponents(queue, wanted.dim),
         chunks{{queue, wanted.dim, wanted.z_bytes}, {queue, wanted.dim, wanted.other_z_bytes}},
         partial(queue, wanted.partial_bytes),
-        counts(queue, wanted.snapshot_rows),
-        sums(queue, wanted.snapshot_rows * wanted.dim),
-        square_sums(queue, wanted.snapshot_rows),
-        scatter(queue, wanted.snapshot_scatter),
+        counts(queue, wanted.saved_classes),
+        square_sums(queue, wanted.saved_classes),
+        scatter(queue, wanted.saved_scatter),
         few_first(queue, wanted.few_classes),
         few_fresh(queue, wanted.few_classes),
         few_counts(queue, wanted.few_counts),
@@ -153,24 +159,37 @@ struct Scratch {
   ScratchSizes sizes;
   BucketSorter sorter;
   Buffer<double> carry, piece_squares, column_squares;
+  Buffer<int> expected_exponents;
   Chunk chunks[2];
   Buffer<unsigned char> partial;
-  Buffer<Index> counts;  // of the snapshot, as the next three
-  Buffer<double> sums, square_sums, scatter;
+  Buffer<Index> counts;  // saved, as the next two
+  Buffer<double> square_sums, scatter;
   Buffer<std::uint32_t> few_first, few_fresh, few_counts;
   Buffer<double> few_shifts, few_partial, few_squares;
 };
 
 StateArrays arrays_of(const MomentState& state) {
-  return {state.counts.data(), state.sums.data(), state.square_sums.data(), state.scatter.data()};
+  return {state.counts.data(), state.square_sums.data(), state.scatter.data()};
+}
+
+/// Whether a batch is watched while it is added: where to save the state, and to gather its sums if that comes after
+/// each batch, moves fewer bytes than to look through the features before, and a second array is not too large.
+bool is_watched(const MomentState& state, const MatrixView& features, const Limits& limits, bool gathered) {
+  const Index K = state.classes, d = state.dim;
+  const Index moved = 2 * (16 * K + (state.scatter ? 8 * d * d : 0) + (gathered ? 8 * K * d : 0));
+  return moved <= features.rows * d * size_of(features.dtype) && 8 * K * d <= limits.second_sums_bytes;
 }
 
 }  // namespace
 
 /// What a state has beside its arrays.
 struct CudaBackend::Workspace {
-  explicit Workspace(std::shared_ptr<Queue> on)
-      : queue(std::move(on)), record(*queue, 1), seen(1), gathering(nullptr, Stream::kBeside) {
+  Workspace(std::shared_ptr<Queue> on, Index classes)
+      : queue(std::move(on)),
+        record(*queue, 1),
+        places(*queue, std::vector<std::uint32_t>(static_cast<std::size_t>(classes))),
+        seen(1),
+        gathering(nullptr, Stream::kBeside) {
     reset(0);
   }
   ~Workspace() {
@@ -179,6 +198,22 @@ struct CudaBackend::Workspace {
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
 
+  /// Of watched batches. False if there is no room: it does without, and more slowly.
+  bool make_second_sums(Index size) {
+    if (has_room && second_sums.size() == 0) try {
+        second_sums = Buffer<double>(*queue, size);
+      } catch (const DeviceError&) {
+        has_room = false;
+      }
+    return has_room;
+  }
+  TwoArrays sums_of(const MomentState& state) const { return {state.sums.data(), second_sums.get(), places.get()}; }
+  /// All sums of the state are in its own array.
+  void gather_sums(const MomentState& state) {
+    if (!some_in_second) return;
+    launch_gather_sums(queue->stream(), state.classes, state.dim, sums_of(state));
+    some_in_second = queue->capturing();  // in a capture nothing was done yet
+  }
   /// The record is open again after `batches` good ones.
   void reset(Index batches) {
     BatchRecord fresh;
@@ -190,8 +225,12 @@ struct CudaBackend::Workspace {
 
   std::shared_ptr<Queue> queue;  // first: what follows frees its memory there
   Buffer<BatchRecord> record;
-  Pinned<BatchRecord> seen;  ///< the last copy of the record
-  Event arrived;             ///< of that copy
+  Buffer<std::uint32_t> places;  ///< of sums, see TwoArrays
+  Buffer<double> second_sums;    ///< [K x d], made for the first watched batch
+  bool has_room = true;          ///< for these
+  bool some_in_second = false;   ///< some classes may have their sums there
+  Pinned<BatchRecord> seen;      ///< the last copy of the record
+  Event arrived;                 ///< of that copy
   bool on_its_way = false;
   bool all_seen = false;  ///< every class has samples, and will have: none needs a shift
   Stream gathering;
@@ -208,7 +247,7 @@ CudaBackend::Workspace& CudaBackend::workspace(MomentState& state) {
       throw UsageError("the first batch of an accumulator cannot be captured in a CUDA graph",
                        "add a batch of the same shape once before");
     if (state.precision == Precision::fast) require_exact_halves(*queue_, "use the exact precision");
-    state.workspace = std::make_shared<Workspace>(queue_);
+    state.workspace = std::make_shared<Workspace>(queue_, state.classes);
   }
   return *static_cast<Workspace*>(state.workspace.get());
 }
@@ -229,8 +268,12 @@ void CudaBackend::add_block(MomentState& state, const Batch& batch, Index first_
   if (batch.blocks() > 1)  // else that was done when they were checked
     launch_find_bad_labels(stream, batch.labels(), first_row, state.classes, record, scratch.sorter.keys(),
                            scratch.sorter.rows());
-  const Buckets buckets = scratch.sorter.sort(features.rows);
+  const Buckets buckets = scratch.sorter.sort(
+      features.rows, {state.counts.data(), watch ? scratch.counts.get() : nullptr, space.places.get()});
   // Only events of this block are waited for: a captured stream must not wait for what was recorded before the capture.
+  if (scatter.fast)
+    launch_expect_exponents(stream, state.scatter.data(), state.counts.data(), state.classes, d,
+                            scratch.expected_exponents.get());
   const bool two_streams = scatter.runs_per_chunk < plan.runs;
   const cudaStream_t gathering = two_streams ? space.gathering.get() : stream;
   const WaitOnException guard(space.gathering.get());
@@ -243,16 +286,24 @@ void CudaBackend::add_block(MomentState& state, const Batch& batch, Index first_
     const Index rows = std::min(last * plan.run, plan.rows) - first, turn = number % 2;
     const Chunk& chunk = scratch.chunks[turn];
     auto* z = full && !scatter.fast ? reinterpret_cast<double*>(chunk.z.get()) : nullptr;
-    auto* half = reinterpret_cast<Half*>(chunk.z.get());
+    auto* half = scatter.fast ? reinterpret_cast<Half*>(chunk.z.get()) : nullptr;
     if (number >= 2) space.multiplied[turn].hold(gathering);
     launch_centre_and_sum(gathering, features, buckets, plan, run, last, sums,
-                          {state.counts.data(), state.shifts.data(), state.scatter_scale.data(), state.sums.data(), z,
-                           watch ? scratch.counts.get() : nullptr, scratch.sums.get(), record, watch});
+                          {state.shifts.data(),
+                           state.scatter_scale.data(),
+                           space.sums_of(state),
+                           z,
+                           {half, scatter.padded, scratch.expected_exponents.get()},
+                           record,
+                           watch});
     if (scatter.fast) {
       launch_fold_columns(gathering, sums.column_squares, last - run, d, rows, chunk.squares.get(),
                           chunk.exponents.get());
+      launch_choose_exponents(gathering, chunk.squares.get(), d, record, chunk.exponents.get(),
+                              scratch.expected_exponents.get(), chunk.misfit.get());
       launch_write_halves(gathering, features, buckets, plan, run, last, state.shifts.data(),
-                          state.scatter_scale.data(), chunk.exponents.get(), scatter.padded, half);
+                          state.scatter_scale.data(), {half, scatter.padded, chunk.exponents.get()},
+                          chunk.misfit.get());
     }
     if (two_streams) {
       space.gathered[turn].record(gathering);
@@ -274,7 +325,7 @@ void CudaBackend::add_block(MomentState& state, const Batch& batch, Index first_
     }
     if (two_streams) space.multiplied[turn].record(stream);
   }
-  launch_close_classes(stream, buckets, plan, sums, record, state.counts.data(), state.sums.data(),
+  launch_close_classes(stream, buckets, plan, sums, record, state.counts.data(), space.sums_of(state),
                        state.square_sums.data());
   if (watch) launch_find_nonfinite(stream, features, first_row, record, true);
 }
@@ -314,7 +365,8 @@ BatchFaults CudaBackend::add_batch(MomentState& state, const MatrixView& feature
   Batch batch(*queue_, *staging_, limits_, features, labels);
   const Index K = state.classes, d = state.dim, full = state.scatter ? 1 : 0;
   const FewBatch few = plan_few_batch(state, batch, features, limits_);
-  const bool watch = !few && 16 * (K * d + full * d * d) <= features.rows * d * size_of(features.dtype);
+  const bool graphs = capturing || !space.captured.empty();
+  bool watch = !few && space.has_room && is_watched(state, features, limits_, graphs);
   ScratchSizes sizes;
   if (few) {
     sizes = sizes_of(few, full != 0);
@@ -328,8 +380,8 @@ BatchFaults CudaBackend::add_batch(MomentState& state, const MatrixView& feature
       wanted.dim = d;
       wanted.carry = plan.runs * 2 * plan.pitch;
       wanted.squares = plan.slabs * rows;
-      wanted.snapshot_rows = watch ? K : 0;
-      wanted.snapshot_scatter = watch ? full * d * d : 0;
+      wanted.saved_classes = watch ? K : 0;
+      wanted.saved_scatter = watch ? full * d * d : 0;
       if (full) {
         const ScatterPlan scatter = plan_scatter(plan, state.precision, limits_);
         wanted.columns = scatter.fast ? scatter.runs_per_chunk * d : 0;
@@ -341,37 +393,41 @@ BatchFaults CudaBackend::add_batch(MomentState& state, const MatrixView& feature
     }
   }
   if (space.scratch) sizes.take(space.scratch->sizes);
-  if (!space.scratch || sizes != space.scratch->sizes) {
-    if (capturing)
-      throw UsageError("a batch of " + std::to_string(features.rows) +
-                           " rows needs more scratch memory than the ones "
-                           "before, which cannot be had while a CUDA graph is captured",
-                       "add a batch of the same shape once before");
+  const bool more = !space.scratch || sizes != space.scratch->sizes;
+  if (capturing && (more || (watch && space.second_sums.size() == 0)))
+    throw UsageError("a batch of " + std::to_string(features.rows) +
+                         " rows needs more scratch memory than the ones "
+                         "before, which cannot be had while a CUDA graph is captured",
+                     "add a batch of the same shape once before");
+  if (more) {
     space.scratch.reset();  // before the new one, or both would be held
     space.scratch = std::make_shared<Scratch>(*queue_, sizes);
   }
+  watch = watch && space.make_second_sums(K * d);
   Scratch& scratch = *space.scratch;
   if (capturing && (space.captured.empty() || space.captured.back() != space.scratch))
     space.captured.push_back(space.scratch);
 
   BatchRecord* record = space.record.get();
+  space.some_in_second = space.some_in_second || watch;
   if (few) {
+    space.gather_sums(state);
     add_few(state, batch, few, space);
   } else {
     const StateArrays arrays = arrays_of(state);
-    const StateArrays snapshot{scratch.counts.get(), scratch.sums.get(),
-                               arrays.square_sums ? scratch.square_sums.get() : nullptr,
-                               full ? scratch.scatter.get() : nullptr};
+    const StateArrays saved{scratch.counts.get(), arrays.square_sums ? scratch.square_sums.get() : nullptr,
+                            full ? scratch.scatter.get() : nullptr};
     const bool one = batch.blocks() == 1;
     batch.check(K, !watch, record, one ? scratch.sorter.keys() : nullptr, one ? scratch.sorter.rows() : nullptr);
-    if (watch) launch_save_state(queue_->stream(), arrays, K, d, snapshot);
+    if (watch) launch_save_state(queue_->stream(), arrays, K, d, saved);
     for (Index b = 0; b < batch.blocks(); ++b) {
       batch.load(b);
       add_block(state, batch, batch.first_row(b), watch, space);
     }
     if (watch) {
       launch_settle(queue_->stream(), batch.labels(), batch.first_row(batch.blocks() - 1), features.rows, true, record);
-      launch_restore_state(queue_->stream(), snapshot, K, d, record, arrays, state.shifts.data());
+      launch_restore_state(queue_->stream(), saved, K, d, record, arrays, space.places.get(), state.shifts.data());
+      if (graphs) space.gather_sums(state);
     }
   }
   if (!capturing && !space.on_its_way) {
@@ -386,6 +442,7 @@ BatchFaults CudaBackend::pending_faults(MomentState& state) {
   if (!state.workspace) return {};
   const DeviceGuard on(queue_->device());
   Workspace& space = workspace(state);
+  space.gather_sums(state);
   BatchRecord record;
   queue_->download(&record, space.record.get(), space.record.bytes());
   if (record.shut) space.reset(record.batch);

@@ -1,5 +1,5 @@
-// Reduction of tiles of a Gram or product matrix. A tile comes from cuBLAS, lives in a buffer of which the L2 cache
-// keeps much, and is reduced while the next one is made; no K x K array exists. A block takes a patch of the tile and
+// Reduction of tiles of a Gram or product matrix. A tile comes from cuBLAS, so large that this is fast, and is reduced
+// while the next one is made; no K x K array exists. A block takes a patch of the tile and
 // adds to totals of its own, from tile to tile; `fold` adds up the blocks' totals in order. Counts are carried as
 // doubles (exact to 2^53).
 //

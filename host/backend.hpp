@@ -40,7 +40,7 @@ struct MomentState {
   Statistics statistics = Statistics::full;
   IndexArray counts;     ///< [K x 1] n_k
   Matrix shifts;         ///< [K x d] r_k: the class's first sample in stream order; 0 before it came
-  Matrix sums;           ///< [K x d]
+  Matrix sums;           ///< [K x d]; to be read after Backend::pending_faults
   Matrix square_sums;    ///< [K x 1]; null for Statistics::means
   Matrix scatter;        ///< [d x d], only the lower triangle (column <= row) is kept; null below Statistics::full
   Matrix scatter_scale;  ///< [K x 1] sqrt(a_k); null when every a_k is 1
@@ -156,7 +156,8 @@ class Backend {
   /// all after it, and reports that fault from a later call or from pending_faults. From then on batches are taken
   /// again. A call that reports a fault has not taken its own batch.
   virtual BatchFaults add_batch(MomentState& state, const MatrixView& features, const LabelView& labels) = 0;
-  /// The fault that was not reported yet, if there is one. Waits.
+  /// The fault that was not reported yet, if there is one. Waits. From this call to the next batch the state's
+  /// arrays may be read; counts always.
   virtual BatchFaults pending_faults(MomentState&) { return {}; }
   /// Counts decisions: centre decision argmin_k sum_j (h_j - m_kj)^2, classifier decision argmax_k (w_k . h + b_k),
   /// as direct double-precision evaluation of these formulas gives them, ties to the lowest class. Scores of lower

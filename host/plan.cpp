@@ -120,7 +120,8 @@ class CountingBackend final : public Backend {
     return 0;                                     // its failure leads to the larger way
   }
   void solve_lower(const Matrix&, Transpose, Matrix&) override {}
-  // PairQuery::fast takes narrow copies of the rows as well, which are less than measure holds before and after.
+  // As in double: what PairQuery::fast takes (narrow copies of the rows, on a GPU two tiles of up to 80 MiB for every
+  // 4096 columns) is not counted.
   PairSums pair_sums(const Matrix& A, const PairQuery& query) override {
     cpu() ? tiles(threads_, A.rows, 512, 1024) : gpu_pair_tiles(A.rows);
     PairSums sums;
@@ -138,7 +139,7 @@ class CountingBackend final : public Backend {
   void workspace(Index bytes) { tally_->peak = std::max(tally_->peak, tally_->live + bytes); }
   /// geometry.cpp cut_triangle: one square, or two tiles of which one may be a square of up to a quarter more.
   void gpu_pair_tiles(Index rows) {
-    constexpr Index kMost = Index{512} * 4096 / 4 * 5;
+    constexpr Index kMost = Index{512} * 8192 / 4 * 5;
     workspace(8 * (rows * rows <= kMost ? rows * rows : 2 * kMost));
   }
   void tiles(Index count, Index rows, Index height, Index width) {
@@ -218,7 +219,8 @@ Index cuda_scratch_bytes(Index classes, Index dim, Index rows, Index element_byt
   if (full) {
     chunk = std::min(n, (Index{512} << 20) / (8 * dim));
     if (dim <= 1024) {
-      const Index slice = dim <= 724 ? 1024 : dim < 1024 ? 2048 : 4096;
+      const bool few = dim <= 512 && parts(dim, 128) * parts(dim, 128) * std::min<Index>(chunk / 4096, 64) >= 192;
+      const Index slice = few ? 4096 : 1024;
       chunk = std::min(chunk, slice * std::clamp<Index>((Index{256} << 20) / (8 * dim * dim), 1, 64));
       products = parts(chunk, slice) * 8 * dim * dim;
     }
@@ -227,17 +229,17 @@ Index cuda_scratch_bytes(Index classes, Index dim, Index rows, Index element_byt
   const bool in_chunks =
       classes <= 16 && rows * dim * element_bytes <= Index{512} << 20 && (!full || (products > 0 && chunk == n));
   if (classes <= 128 && n == rows && (few_chunks == 1 || in_chunks))
-    return cuda_few_bytes(classes, dim, few_chunks, slabs) + (full ? 8 * rows * dim : 0) +
+    return cuda_few_bytes(classes, dim, few_chunks, slabs) + 4 * 4 * classes + (full ? 8 * rows * dim : 0) +
            (few_chunks > 1 ? products : 0);
   const Index run =
       std::clamp<Index>(static_cast<Index>(std::bit_floor(static_cast<std::uint64_t>(n * slabs / 8192))), 32, 512);
-  const Index sort = 8 * 4 * n + 2 * 4 * classes;
-  const Index carries = 8 * 2 * dim * parts(n, run), squares = 8 * slabs * n, of_columns = 2 * (8 + 4) * dim;
+  const Index sort = 8 * 4 * n + 4 * 4 * classes;
+  const Index carries = 8 * 2 * dim * parts(n, run), squares = 8 * slabs * n, of_columns = (2 * (8 + 4) + 4) * dim;
   const Index scatter = full ? products + (chunk < n ? 2 : 1) * 8 * chunk * dim : 0;
-  const Index state = 8 * (classes * (dim + 2) + (full ? dim * dim : 0));
-  const bool snapshot = 2 * state <= rows * dim * element_bytes;
+  const Index saved = 8 * (2 * classes + (full ? dim * dim : 0)), second_sums = 8 * classes * dim;
+  const bool watched = 2 * saved <= rows * dim * element_bytes && second_sums <= Index{4} << 30;
   const Index last = classes <= 128 ? cuda_few_bytes(classes, dim, 1, slabs) : 0;  // a batch of the rows that are left
-  return sort + carries + squares + of_columns + scatter + (snapshot ? state : 0) + last;
+  return sort + carries + squares + of_columns + scatter + (watched ? saved + second_sums : 0) + last;
 }
 
 constexpr Index kPinnedBytes = (Index{16} << 20) + (Index{5} << 18);  // of CUDA's staging and small copies, on the host

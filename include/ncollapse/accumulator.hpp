@@ -114,6 +114,8 @@ class NCOLLAPSE_EXPORT Accumulator {
   /// after it are left out, and the next of add, check, finish, save, merge, reduce that learns of it throws, naming
   /// the batch and the row; an add that throws has not added its own batch either. The state then is that of all
   /// batches before the bad one (`samples` tells how far), and more may be added.
+  /// Throws DeviceError when there is no memory for it, which leaves the state as it was; or when the device refuses
+  /// work, after which a part of the batch may be in it: begin anew.
   void add(const MatrixView& features, const LabelView& labels);
 
   /// Waits until every batch was looked at, and throws the DataError that add on a GPU has not thrown yet, if there is

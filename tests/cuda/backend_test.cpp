@@ -470,6 +470,26 @@ TEST_P(CudaBackendTest, FastScatterKeepsItsBoundWhereErrorsConspire) {
   expect_moments(*backend_, state, x, y, {});
 }
 
+// Columns are scaled by what came before: as large, much larger, much smaller, and all of one value.
+TEST_P(CudaBackendTest, FastScatterKeepsItsBoundWhateverCameBefore) {
+  const Index rows = kSmall ? 70 : 300, d = 21, classes = 5;
+  const double sizes[] = {1, 3, 1e-6, 1e12, 0, 1e-12, 2, 45, 0.05, 1};
+  const Index batches = 10;
+  const auto labels = make_labels(Classes::uniform, batches * rows, classes, 60);
+  const Labels y(LabelType::i64, labels);
+  for (const auto dtype : {Dtype::f64, Dtype::f32}) {
+    Samples x(dtype, batches * rows, d);
+    fill(x, labels, 0.1, 60);
+    for (Index i = 0; i < batches * rows; ++i)
+      for (Index j = 0; j < d; ++j) x.set(i, j, x.at(i, j) * (j == 7 ? 1 : sizes[(i / rows + j % 3) % 10]));
+    MomentState state = new_state(*backend_, classes, d, Statistics::full, {}, Precision::fast);
+    for (Index b = 0; b < batches; ++b) {
+      ASSERT_FALSE(add(*backend_, state, x.host(b * rows, rows), y.host(b * rows, rows)).any());
+    }
+    expect_moments(*backend_, state, x, y, {});
+  }
+}
+
 TEST_P(CudaMomentsTest, AddBatchTakesManyBatches) {
   const Index rows = kSmall ? 150 : 1000, d = 17, classes = 12;
   const auto labels = make_labels(Classes::uniform, rows, classes, 5);
@@ -590,6 +610,48 @@ TEST_P(CudaBackendTest, AFaultLeavesNothingOfItsBatch) {
       ASSERT_FALSE(add(*backend_, state, x.host(), y.host()).any());
       ASSERT_FALSE(add(*backend_, other, x.host(), y.host()).any());
       EXPECT_TRUE(same_bits(image(*backend_, other), image(*backend_, state)));
+    }
+}
+
+// Batches that are watched, checked before, and of few rows, in one block or several, in turn, with bad ones between:
+// the state is as if every batch had been checked before.
+TEST(CudaClassSumsTest, SumsOfTwoArraysAreThoseOfOne) {
+  const auto devices = cuda_devices(nullptr);
+  if (devices.empty()) GTEST_SKIP() << "cuda: no device";
+  const Index d = 6, classes = 100, most = 400, sizes[] = {most, 150, most, 20, most, most, 3};
+  for (const auto statistics : {Statistics::full, Statistics::traces, Statistics::means})
+    for (const Index block_rows : {most, most / 4 + 3}) {
+      SCOPED_TRACE(testing::Message() << static_cast<int>(statistics) << ", blocks of " << block_rows);
+      if (kSmall && statistics != Statistics::full) continue;
+      cuda::Limits limits;
+      limits.block_rows = block_rows;
+      limits.sum_warps = 1;
+      cuda::Limits checked = limits;
+      checked.second_sums_bytes = 0;
+      cuda::CudaBackend backend(devices.front().device.index, {}, limits),
+          other(devices.front().device.index, {}, checked);
+      MomentState state = new_state(backend, classes, d, statistics), wanted = new_state(other, classes, d, statistics);
+      unsigned seed = 70;
+      for (const Index rows : sizes) {
+        const auto labels = make_labels(Classes::mostly_one, rows, classes, ++seed);
+        Samples x(Dtype::f32, rows, d), bad(Dtype::f32, most, d);
+        fill(x, labels, 0.1, seed);
+        const auto bad_labels = make_labels(Classes::uniform, most, classes, seed);
+        fill(bad, bad_labels, 0.1, seed);
+        const Labels y(LabelType::i64, labels), bad_y(LabelType::i64, bad_labels);
+        for (const Index row : {most - 1, most / 2, Index{0}}) {
+          bad.set(row, d - 1, std::numeric_limits<double>::infinity());
+          EXPECT_EQ(add(backend, state, bad.host(), bad_y.host()).nonfinite_row, row);
+          ASSERT_TRUE(same_bits(image(other, wanted), image(backend, state))) << rows << ", fault in row " << row;
+        }
+        for (int i = 0; i < 2; ++i) {
+          ASSERT_FALSE(backend.add_batch(state, x.host(), y.host()).any());
+          ASSERT_FALSE(other.add_batch(wanted, x.host(), y.host()).any());
+        }
+        ASSERT_FALSE(backend.pending_faults(state).any());
+        ASSERT_FALSE(other.pending_faults(wanted).any());
+        ASSERT_TRUE(same_bits(image(other, wanted), image(backend, state))) << rows;
+      }
     }
 }
 

@@ -109,5 +109,41 @@ TEST_P(GraphTest, ReplaysAddTheBatchAgainAndReportFaults) {
   check(cudaGraphDestroy(graph));
 }
 
+// Batches that are watched leave sums in a second array; a graph of a small batch does not know of it.
+TEST_P(GraphTest, BatchesOfAllKindsComeBetweenReplays) {
+  Accumulator captured = accumulator(), plain = accumulator();
+  const Index few = 60;
+  const MatrixView small_x{view_x_.data, Dtype::f32, few, kDim, 0, MemorySpace::device};
+  const LabelView small_y{view_y_.data, LabelType::i64, few, MemorySpace::device};
+  for (Accumulator* both : {&captured, &plain}) {
+    both->add(small_x, small_y);
+    both->add(view_x_, view_y_);
+  }
+  cudaGraph_t graphs[2] = {};
+  cudaGraphExec_t replays[2] = {};
+  for (const int which : {0, 1}) {
+    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+    which == 0 ? captured.add(small_x, small_y) : captured.add(view_x_, view_y_);
+    check(cudaStreamEndCapture(stream_, &graphs[which]));
+    check(cudaGraphInstantiate(&replays[which], graphs[which], 0));
+  }
+  for (const int which : {0, 2, 0, 1, 1, 2, 3, 0, 1}) {  // graphs of a small and a large batch; the same without
+    if (which < 2)
+      check(cudaGraphLaunch(replays[which], stream_));
+    else
+      which == 2 ? captured.add(view_x_, view_y_) : captured.add(small_x, small_y);
+    which % 3 == 0 ? plain.add(small_x, small_y) : plain.add(view_x_, view_y_);
+    if (which == 3) {
+      EXPECT_EQ(captured.finish().means(), plain.finish().means());
+    }
+  }
+  EXPECT_EQ(captured.finish().means(), plain.finish().means());
+  EXPECT_EQ(captured.finish().within_scatter(), plain.finish().within_scatter());
+  for (const int which : {0, 1}) {
+    check(cudaGraphExecDestroy(replays[which]));
+    check(cudaGraphDestroy(graphs[which]));
+  }
+}
+
 }  // namespace
 }  // namespace ncollapse::test

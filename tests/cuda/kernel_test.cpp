@@ -16,6 +16,7 @@
 #include "cuda/device.hpp"
 #include "cuda/narrow.hpp"
 #include "cuda/rows.hpp"
+#include "cuda/scatter.hpp"
 #include "ncollapse/error.hpp"
 #include "tests/cuda/samples.hpp"
 
@@ -132,7 +133,17 @@ TEST_F(KernelTest, BucketsKeepStreamOrder) {
     const Buffer<BatchRecord> record(queue_, std::vector<BatchRecord>(1));
     launch_find_bad_labels(stream(), {on_device.get(), LabelType::i64, rows}, 0, classes, record.get(), sorter.keys(),
                            sorter.rows());
-    const Buckets buckets = sorter.sort(rows);
+    // Classes in turn: seen and in the second array or not; every third one had rows in an earlier block of the batch.
+    std::vector<Index> count, saved_count;
+    std::vector<std::uint32_t> place;
+    for (Index k = 0; k < classes; ++k) {
+      count.push_back(k % 2 * 5);
+      saved_count.push_back(count.back() - (k % 3 == 2 ? 1 : 0));
+      place.push_back(k / 2 % 2);
+    }
+    const Buffer<Index> counts(queue_, count), saved(queue_, saved_count);
+    const Buffer<std::uint32_t> places(queue_, place);
+    const Buckets buckets = sorter.sort(rows, {counts.get(), saved.get(), places.get()});
     std::vector<std::uint32_t> keys(static_cast<std::size_t>(rows)), order(keys);
     std::map<std::uint32_t, std::uint32_t> begin, end;  // of the classes that there are, the others are unset
     queue_.download(keys.data(), buckets.keys, rows * 4);
@@ -149,6 +160,11 @@ TEST_F(KernelTest, BucketsKeepStreamOrder) {
     for (Index k = 0; k < classes; ++k) {
       const Index size = std::count(labels.begin(), labels.end(), k);
       ASSERT_TRUE(size == 0 || static_cast<Index>(end[k]) - static_cast<Index>(begin[k]) == size);
+      if (size == 0) continue;
+      std::uint32_t marks = 0;
+      queue_.download(&marks, buckets.marks + k, 4);
+      const bool from = k / 2 % 2 != 0, first_time = k % 3 != 2;
+      ASSERT_EQ(marks, (from ? kFromSecond : 0) | (from != first_time ? kToSecond : 0) | (k % 2 != 0 ? kSeen : 0));
     }
   }
 }
@@ -188,6 +204,79 @@ TEST(SumPlanTest, ClassesAreCutWhereTheyAreLongOrLeaveTheirGroup) {
   EXPECT_TRUE(plan.whole(255, 256));
   EXPECT_FALSE(plan.whole(255, 257));
   EXPECT_TRUE(plan.whole(256, 320));
+}
+
+// ---------------------------------------------------------------- scatter of halves
+/// What of a chunk is chosen.
+struct Chosen {
+  std::vector<int> exponents, expected;
+  int misfit;
+};
+Chosen choose(Queue& queue, const std::vector<double>& squares, const std::vector<int>& own,
+              const std::vector<int>& expected, bool shut = false) {
+  BatchRecord gate;
+  gate.shut = shut ? 1 : 0;
+  const Buffer<BatchRecord> record(queue, std::vector<BatchRecord>{gate});
+  const Buffer<double> of_columns(queue, squares);
+  const Buffer<int> exponents(queue, own), before(queue, expected), misfit(queue, 1);
+  launch_choose_exponents(queue.stream(), of_columns.get(), of_columns.size(), record.get(), exponents.get(),
+                          before.get(), misfit.get());
+  return {exponents.to_host(), before.to_host(), misfit.to_host()[0]};
+}
+
+TEST_F(KernelTest, HalvesAreWrittenAgainWhereExpectedExponentsDoNotFit) {
+  for (const std::size_t dim : {3, 300}) {
+    std::vector<double> squares(dim, 1);
+    std::vector<int> own(dim, 5), expected(dim, 9);
+    squares[1] = 0;
+    expected[1] = -500;  // fits: there is nothing to scale
+    expected.back() = 0;
+    Chosen chosen = choose(queue_, squares, own, expected);
+    EXPECT_EQ(chosen.misfit, 0);
+    EXPECT_EQ(chosen.exponents, expected);
+    EXPECT_EQ(chosen.expected, expected);
+
+    for (const int last : {-1, 10}) {
+      expected.back() = last;
+      chosen = choose(queue_, squares, own, expected);
+      EXPECT_EQ(chosen.misfit, 1);
+      EXPECT_EQ(chosen.exponents, own);
+      std::vector<int> learnt = own;
+      learnt[1] = -500;
+      EXPECT_EQ(chosen.expected, learnt);
+    }
+    const std::vector<int> unknown(dim, kUnknownExponent);
+    chosen = choose(queue_, squares, own, unknown);
+    EXPECT_EQ(chosen.misfit, 1);
+    EXPECT_EQ(chosen.exponents, own);
+    EXPECT_EQ(chosen.expected, own);
+
+    for (const auto& before : {expected, unknown, own}) {
+      chosen = choose(queue_, squares, own, before, true);
+      EXPECT_EQ(chosen.misfit, 1);
+      EXPECT_EQ(chosen.exponents, own);
+      EXPECT_EQ(chosen.expected, before);
+    }
+  }
+}
+
+TEST_F(KernelTest, ExponentsAreExpectedByTheMeanSquareOfAllSamples) {
+  for (const Index classes : {1, 700}) {
+    const Index dim = 5;
+    std::vector<Index> counts(static_cast<std::size_t>(classes), 0);
+    counts.back() = 20;
+    counts.front() += 44;
+    Grid T(dim, dim);
+    const double mean_squares[] = {1, 4 * 0.999, 0x1p-40, 0, HUGE_VAL};
+    for (Index j = 0; j < dim; ++j) T.at(j, j) = mean_squares[j] * 64;
+    const Buffer<double> scatter(queue_, T.values);
+    const Buffer<int> expected(queue_, dim);
+    const Buffer<Index> on_device(queue_, counts), none(queue_, std::vector<Index>(counts.size(), 0));
+    launch_expect_exponents(stream(), scatter.get(), on_device.get(), classes, dim, expected.get());
+    EXPECT_EQ(expected.to_host(), (std::vector<int>{0, 0, -20, 0, 0}));
+    launch_expect_exponents(stream(), scatter.get(), none.get(), classes, dim, expected.get());
+    EXPECT_EQ(expected.to_host(), std::vector<int>(5, kUnknownExponent));
+  }
 }
 
 // ---------------------------------------------------------------- decisions

@@ -89,5 +89,22 @@ TEST(MeasureOnCuda, PlansSayWhatBatchesTake) {
   }
 }
 
+// Where they are most of what measuring takes.
+TEST(MeasureOnCuda, PlansHaveRoomForTilesOfPairs) {
+  const Index classes = 2300, dim = 8;
+  const Context context({ncollapse::DeviceType::cuda, 0});
+  const ClassMoments moments = moments_of(context, make_samples({std::vector<Index>(at(classes), 2), dim}));
+  expect_sound(ncollapse::measure(moments));  // what the context keeps is there now
+  const auto planned =
+      ncollapse::plan({.classes = classes, .dim = dim, .device = ncollapse::DeviceType::cuda}).measure_bytes;
+  const auto measure_in = [&](Index bytes) {
+    cuda_shim::set_memory_limit(bytes_in_use() + at(bytes));
+    ncollapse::measure(moments);
+  };
+  EXPECT_NO_THROW(measure_in(planned));
+  EXPECT_THROW(measure_in(planned - planned / 3), ncollapse::DeviceError);
+  cuda_shim::set_memory_limit(std::size_t{4} << 30);
+}
+
 }  // namespace
 }  // namespace ncollapse_test
