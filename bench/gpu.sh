@@ -10,7 +10,7 @@ cuda_filter='*cuda*:*Cuda*:*CUDA*'  # of the tests that run on every backend, th
 small_filter='*/tiny'                # of the backend's tests, those in small chunks: the sanitizers slow everything down
 # Of these, the quickest that launch every kernel of ours (house.kernel_coverage): racecheck and initcheck are the slowest.
 quick_filter=$(printf '*.%s/tiny:' FastScatterKeepsItsBoundWhereErrorsConspire FaultsAreFoundAndChangeNothing \
-  RowsAreCertifiedByTheirOwnSize RowsNearTheirMeansAreDecidedByTheFormulas OpenRowsOfManyCandidatesAreDecidedByTheFormulas ImportsEveryElementType RowVerbs \
+  RowsAreCertifiedByTheirOwnSize RowsNearTheirMeansAreDecidedByTheFormulas OpenRowsOfManyCandidatesAreDecidedByTheFormulas ImportsEveryElementType RowVerbs GramsOfGroupsOfRows \
   ProductAndGram EigenvaluesAlone CholeskyAndItsSolves PairSumsOfDegenerateRows FastPairSumsInPieces ProductSums)*.FaultsOfBothKindsAreCounted
 # initcheck does not see every store of a vendor's kernels (those by bulk copies on Hopper, for one) and takes what they
 # write for what nobody wrote. Of ours, these read such products from memory that was not zeroed before; copies to the host
@@ -20,7 +20,7 @@ product_readers='reduce_pairs|reduce_product|merge_leaders|find_leads|promote'
 # On an H100 racecheck ended with "failed to handle a hardware exception" and an illegal access in the tests of the general
 # class sums, the fast scatter and the decisions, in which memcheck finds nothing; whose fault that is, is not known
 # (bench/NOTES.md). It gets the others. cuda_shim_tests_tsan looks for races in all kernels, on any machine.
-race_filter=$(printf '*.%s/tiny:' ImportsEveryElementType RowVerbs ProductAndGram EigenvaluesAlone CholeskyAndItsSolves \
+race_filter=$(printf '*.%s/tiny:' ImportsEveryElementType RowVerbs GramsOfGroupsOfRows ProductAndGram EigenvaluesAlone CholeskyAndItsSolves \
   PairSumsOfDegenerateRows ProductSums)*.FaultsOfBothKindsAreCounted
 total_seconds=${GPU_SECONDS:-450}    # for all steps together
 bench_options=(--plain)

@@ -93,9 +93,38 @@ Matrix CudaBackend::select_rows(const Matrix& A, const std::vector<Index>& index
 Matrix CudaBackend::sum_groups(const Matrix& A, const std::vector<Index>& begin) {
   const DeviceGuard on(queue_->device());
   Matrix sums = matrix(static_cast<Index>(begin.size()) - 1, A.cols);
-  const Buffer<Index> starts(*queue_, begin);
-  launch_sum_groups(queue_->stream(), A.data(), starts.get(), sums.rows, A.cols, sums.data());
+  // A thread has a column of a group: long groups are cut into parts, whose sums are added up as groups of rows are.
+  constexpr Index kPart = 256;
+  std::vector<Index> part_begin, first_part;
+  for (Index g = 0; g < sums.rows; ++g) {
+    first_part.push_back(static_cast<Index>(part_begin.size()));
+    for (Index row = begin[g]; row < begin[g + 1]; row += kPart) part_begin.push_back(row);
+  }
+  const auto parts = static_cast<Index>(part_begin.size());
+  first_part.push_back(parts);
+  part_begin.push_back(begin.back());
+  const Buffer<Index> starts(*queue_, part_begin), of_groups(*queue_, first_part);
+  const Buffer<double> partial(*queue_, parts * A.cols);
+  launch_sum_groups(queue_->stream(), A.data(), starts.get(), parts, A.cols, partial.get());
+  launch_sum_groups(queue_->stream(), partial.get(), of_groups.get(), sums.rows, A.cols, sums.data());
   return sums;
+}
+
+std::vector<double> CudaBackend::group_gram_squares(const Matrix& A, const std::vector<Index>& begin) {
+  const DeviceGuard on(queue_->device());
+  const Index groups = static_cast<Index>(begin.size()) - 1;
+  std::vector<double> squares(static_cast<std::size_t>(groups));
+  if (groups == 0) return squares;
+  const Buffer<Index> starts(*queue_, begin);
+  const Buffer<double> parts(*queue_, groups * kGroupParts);
+  launch_group_grams(queue_->stream(), A.data(), starts.get(), groups, A.cols, parts.get());
+  const auto found = parts.to_host();
+  for (Index g = 0; g < groups; ++g) {
+    for (Index part = 0; part < kGroupParts; ++part) squares[g] += found[g * kGroupParts + part];
+    if (begin[g + 1] - begin[g] > kMostGroupRows)
+      squares[g] = Backend::group_gram_squares(A, {begin[g], begin[g + 1]}).front();
+  }
+  return squares;
 }
 
 void CudaBackend::centre_rows(Matrix& A, const std::vector<double>& centre) {

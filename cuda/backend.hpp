@@ -31,6 +31,7 @@ class CudaBackend final : public Backend {
                     Matrix& out) override;
   Matrix select_rows(const Matrix& A, const std::vector<Index>& index) override;
   Matrix sum_groups(const Matrix& A, const std::vector<Index>& begin) override;
+  std::vector<double> group_gram_squares(const Matrix& A, const std::vector<Index>& begin) override;
   void centre_rows(Matrix& A, const std::vector<double>& centre) override;
   std::vector<double> weighted_row_sum(const Matrix& A, const std::vector<double>& w) override;
   std::vector<double> row_dots(const Matrix& A, const Matrix& B) override;

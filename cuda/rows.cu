@@ -103,6 +103,28 @@ __global__ void sum_group_rows(const double* A, const Index* begin, Index groups
   }
 }
 
+/// Block (x, y): of group x the products of row 8 y + warp with itself and the rows behind it.
+__global__ void group_grams(const double* A, const Index* begin, Index cols, double* parts) {
+  constexpr int kAtOnce = 4;  // rows
+  static_assert(kGroupParts * kWarps == kMostGroupRows);
+  const Index first = begin[blockIdx.x], count = begin[blockIdx.x + 1] - first;
+  const Index i = static_cast<Index>(blockIdx.y) * kWarps + warp_in_block();
+  double total = 0;
+  for (Index j = i; j < count && count <= kMostGroupRows; j += kAtOnce) {
+    const double *mine = A + (first + i) * cols, *theirs = A + (first + j) * cols;
+    double dot[kAtOnce] = {};
+    for (Index col = lane_id(); col < cols; col += kWarp)
+      for (int n = 0; n < kAtOnce; ++n)
+        if (j + n < count) dot[n] += mine[col] * theirs[n * cols + col];
+    for (int n = 0; n < kAtOnce; ++n) {
+      const double product = warp_sum(dot[n]);
+      total += (j + n == i ? 1 : 2) * product * product;
+    }
+  }
+  total = block_sum(lane_id() == 0 ? total : 0, shared_memory<double>());
+  if (threadIdx.x == 0) parts[blockIdx.x * kGroupParts + blockIdx.y] = total;
+}
+
 __global__ void inner_partials(const double* A, const double* B, Index size, double* partial) {
   double sum = 0;
   for (Index i = thread_id(); i < size; i += thread_count()) sum += A[i] * B[i];
@@ -156,6 +178,11 @@ void launch_select_rows(cudaStream_t stream, const double* A, const Index* index
 void launch_sum_groups(cudaStream_t stream, const double* A, const Index* begin, Index groups, Index cols,
                        double* out) {
   launch(stream, {blocks_for(groups * cols)}, sum_group_rows, A, begin, groups, cols, out);
+}
+
+void launch_group_grams(cudaStream_t stream, const double* A, const Index* begin, Index groups, Index cols,
+                        double* parts) {
+  launch(stream, {groups, kGroupParts, kWarps * sizeof(double)}, group_grams, A, begin, cols, parts);
 }
 
 void launch_centre_rows(cudaStream_t stream, double* A, const double* centre, Index rows, Index cols) {

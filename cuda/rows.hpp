@@ -23,6 +23,11 @@ void launch_combine_rows(cudaStream_t stream, const double* a, const double* A, 
 void launch_select_rows(cudaStream_t stream, const double* A, const Index* index, Index rows, Index cols, double* out);
 /// out_g = sum of the rows begin[g] .. begin[g+1] - 1, in row order; begin [groups + 1] on the device.
 void launch_sum_groups(cudaStream_t stream, const double* A, const Index* begin, Index groups, Index cols, double* out);
+/// |A_g A_g^T|^2 (Frobenius) of groups of up to kMostGroupRows rows, 0 of larger ones: sums of `parts`
+/// [groups x kGroupParts] over the parts. begin as above.
+inline constexpr Index kMostGroupRows = 64, kGroupParts = 8;
+void launch_group_grams(cudaStream_t stream, const double* A, const Index* begin, Index groups, Index cols,
+                        double* parts);
 /// A_k -= centre.
 void launch_centre_rows(cudaStream_t stream, double* A, const double* centre, Index rows, Index cols);
 /// out_k = <A_k, B_k>.

@@ -170,7 +170,8 @@ class Backend {
                             const Matrix& B, Matrix& out) = 0;
   /// out_i = A_{index_i}: picks rows (host indices).
   virtual Matrix select_rows(const Matrix& A, const std::vector<Index>& index) = 0;
-  /// out_g = sum of the rows begin[g] .. begin[g+1] - 1 of A, in row order; begin [groups + 1], host.
+  /// out_g = sum of the rows begin[g] .. begin[g+1] - 1 of A, in an order that depends on the groups' sizes only; begin
+  /// [groups + 1], host.
   virtual Matrix sum_groups(const Matrix& A, const std::vector<Index>& begin) = 0;
   /// |A_g A_g^T|^2 (Frobenius) of the same groups of rows, [groups].
   virtual std::vector<double> group_gram_squares(const Matrix& A, const std::vector<Index>& begin) {

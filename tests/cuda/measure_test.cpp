@@ -1,5 +1,5 @@
-// What `measure` asks of the device where classes and columns are few: there its time is launches and waits. And what
-// `plan` says of memory on the device.
+// What `measure` asks of the device where classes and columns are few, or sizes of classes many: there its time is
+// launches and waits. And what `plan` says of memory on the device.
 #include <gtest/gtest.h>
 
 #include "ncollapse/plan.hpp"
@@ -11,12 +11,14 @@ namespace {
 
 struct Job {
   Index classes, dim;
-  Head head;  // no weights: none
+  Head head;        // no weights: none
+  Index sizes = 1;  // of classes
 };
 
 cuda_shim::Calls calls_of_measure(const Job& job) {
   const Context context({ncollapse::DeviceType::cuda, 0});
-  const std::vector<Index> counts(at(job.classes), 2 * job.dim / job.classes + 2);
+  std::vector<Index> counts;
+  for (Index k = 0; k < job.classes; ++k) counts.push_back(2 * job.dim / job.classes + 2 + k % job.sizes);
   const ClassMoments moments = moments_of(context, make_samples({counts, job.dim}));
   const ncollapse::Classifier classifier = job.head.classifier();
   ncollapse::Evidence evidence;
@@ -33,7 +35,7 @@ cuda_shim::Calls calls_of_measure(const Job& job) {
   return used;
 }
 
-TEST(MeasureOnCuda, WaitsSeldomWhereClassesAreFew) {
+TEST(MeasureOnCuda, WaitsSeldom) {
   const auto expect_few = [](const Job& job, std::size_t waits) {
     const cuda_shim::Calls used = calls_of_measure(job);
     const std::string what = std::to_string(job.classes) + " classes: " + std::to_string(used.waits) + " waits, " +
@@ -46,6 +48,7 @@ TEST(MeasureOnCuda, WaitsSeldomWhereClassesAreFew) {
   expect_few({10, 512, {}}, 18);
   expect_few({10, 512, random_head(10, 512, 2)}, 40);
   expect_few({300, 40, random_head(300, 40, 2)}, 40);
+  expect_few({200, 40, random_head(200, 40, 2), 100}, 48);
 }
 
 std::size_t bytes_in_use() {
