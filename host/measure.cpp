@@ -629,8 +629,11 @@ void Measurement::duality(const Matrix& weights, const std::vector<double>& bias
   query.product_norm = grams_.product_norm(weights, centred_);
   query.frame_norm = product_gram_ = grams_.product_norm(weights, means_);
   query.row_offsets = backend_.times(weights, centre_);
-  const ProductSums sums = fast_pairs() ? backend_.product_residuals(weights, centred_, query)
-                                        : backend_.product_sums(weights, centred_, query);
+  // The product has rank d at most. Of so many classes the simplex and the frame are of higher rank: their distances,
+  // |P/|P| - E|^2 >= 2 - 2 sqrt(d/(K-1)) > 1/K, are so far from 0 that the identity loses 1e-15 K of them, no more.
+  const bool never_near = weights.rows > weights.cols + 1;
+  const ProductSums sums = never_near || fast_pairs() ? backend_.product_residuals(weights, centred_, query)
+                                                      : backend_.product_sums(weights, centred_, query);
   const std::string orthogonal = "the product of classifier and means is 0";
   if (weights_norm > 0 && centred_norm > 0)
     query.product_norm > 0 ? set("nc3_wh_etf", std::sqrt(sums.etf_residual)) : undefined("nc3_wh_etf", orthogonal);
@@ -650,7 +653,6 @@ void Measurement::imbalance(const Matrix& weights, const std::vector<double>& bi
   input.means_norm = means_gram_;
   input.weights_norm = weights_gram_;
   input.product_norm = product_gram_;
-  input.precision = report_.precision;
   const bool decays = !evidence_.lambda_w.empty();
   if (decays && report_.classes_seen == report_.classes) {
     const auto& layers = evidence_.classifier->layers;

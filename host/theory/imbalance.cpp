@@ -150,17 +150,35 @@ void Imbalance::minorities() {
     const bool of_means = side == "h";
     Matrix rows = backend_.select_rows(of_means ? in_.means : in_.weights, minority);
     if (of_means) backend_.centre_rows(rows, in_.sample_mean);
-    const std::vector<double> lengths = of_means ? centred_norms() : norms(in_.weights);
+    const std::vector<double> all_lengths = of_means ? centred_norms() : norms(in_.weights);
+    std::vector<double> lengths, inverse;
+    for (const Index k : minority) {
+      lengths.push_back(all_lengths[k]);
+      inverse.push_back(1 / lengths.back());
+    }
+    if (*std::min_element(lengths.begin(), lengths.end()) == 0) return undefined("a vector of the minority is 0");
+    const auto count = static_cast<double>(rows.rows), pairs = count * (count - 1) / 2;
+    // Of the R x d matrix U of unit vectors: |U^T 1|^2 = R + 2 sum of the cosines, |U^T U|^2 = R + 2 sum of their
+    // squares.
+    double square = 0;
+    for (const double value : backend_.weighted_row_sum(rows, inverse)) square += value * value;
+    const double mean = (square - count) / 2 / pairs;
+    set(mean_key, mean);
+    if (of_means) return;
+    if (rows.rows > rows.cols) {
+      backend_.combine_rows(inverse, rows, {}, {}, rows);
+      const Matrix products = backend_.gram(rows);
+      const double mean_square = (backend_.inner(products, products) - count) / 2 / pairs;
+      set(std_key, std::sqrt(std::max(0.0, mean_square - mean * mean)));
+      return;
+    }
+    // So few may form a simplex: what is left of their spread needs each pair.
     PairQuery query;
-    for (const Index k : minority) query.norms.push_back(lengths[k]);
-    query.fast = in_.precision == Precision::fast && rows.rows > kFastPairRows;
+    query.norms = lengths;
     query.gram_norm = query.frame_norm = 1;  // the residuals are not wanted
     const PairSums sums = backend_.pair_sums(rows, query);
-    const double pairs = static_cast<double>(rows.rows) * static_cast<double>(rows.rows - 1) / 2;
-    if (static_cast<double>(sums.angles) < pairs) return undefined("a vector of the minority is 0");
     const double deviation = sums.cos_sum / pairs;  // from the simplex value
-    set(mean_key, deviation - 1 / static_cast<double>(rows.rows - 1));
-    if (side == "w") set(std_key, std::sqrt(std::max(0.0, sums.cos_square_sum / pairs - deviation * deviation)));
+    set(std_key, std::sqrt(std::max(0.0, sums.cos_square_sum / pairs - deviation * deviation)));
   };
   cosines("h");
   if (!in_.weights) return;

@@ -27,7 +27,6 @@ struct ImbalanceInput {
   std::vector<double> bias;                                   ///< b [K]; empty without bias
   std::vector<double> lambda_w;                               ///< one for all layers or one each; empty: not given
   double lambda_h = 0;                                        ///< 0: not given
-  Precision precision = Precision::exact;                     ///< of pairs of more than kFastPairRows classes
 };
 
 struct ImbalanceMeasures {

@@ -229,6 +229,31 @@ TEST_P(Measure, AnOrthogonalFrameHasNoFrameError) {
     }
 }
 
+// More classes than a simplex in d dimensions has: W = M with orthonormal columns (harmonics), as near as they can be.
+TEST_P(Measure, MoreClassesThanDimensionsStayAwayFromSimplexAndFrame) {
+  for (const Index d : {2, 32})
+    for (const Index K : {d + 2, 3 * d}) {
+      SCOPED_TRACE("K = " + std::to_string(K) + ", d = " + std::to_string(d));
+      std::vector<double> rows(at(K * d));
+      for (Index k = 0; k < K; ++k)
+        for (Index j = 0; j < d; ++j) {
+          const double angle = 2 * std::acos(-1.0) * static_cast<double>((j / 2 + 1) * k % K) / static_cast<double>(K);
+          rows[at(k * d + j)] = j % 2 == 0 ? std::cos(angle) : std::sin(angle);
+        }
+      Problem problem;
+      problem.train = {K, d, rows, {}};
+      for (Index k = 0; k < K; ++k) problem.train.labels.push_back(k);
+      problem.head = {K, d, rows, {}};
+      const Report report = measure_problem(context(), problem);
+      const auto k = static_cast<double>(K), rank = static_cast<double>(d);
+      expect_values(report,
+                    {{"nc3_wh_etf", std::sqrt(2 - 2 * std::sqrt(rank / (k - 1)))},
+                     {"nc3_wh_of", std::sqrt(2 - 2 * std::sqrt(rank / k))},
+                     {"nc3_dual", 0}},
+                    1e-15 * k);
+    }
+}
+
 TEST_P(Measure, TheHeadMayBeAnyPositiveMultipleOfTheMeans) {
   Problem problem = typical_problem();
   const Truth truth(problem);

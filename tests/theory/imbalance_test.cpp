@@ -436,6 +436,35 @@ TEST_P(Imbalance, MinoritiesAndNorms) {
   const Report balanced = measured({5, 5, 5, 5}, transposed(weights), {weights}, {}, 1e-4, 1e-4);
   EXPECT_EQ(balanced.status.at("mc_cos_w").code, "undefined");
   EXPECT_EQ(balanced.status.at("norm_count_slope_w").code, "undefined");
+
+  // More minorities than dimensions, and fewer.
+  for (const Index dim : {2, 9}) {
+    const Index small = 5;
+    Dense W(2 + small, dim);
+    std::mt19937_64 random(3);
+    std::normal_distribution<double> normal;
+    for (double& value : W.values) value = normal(random);
+    std::vector<Index> sizes(static_cast<std::size_t>(2 + small), 10);
+    sizes[0] = sizes[1] = 90;
+    const Report found = measured(sizes, transposed(W), {W}, {}, 1e-4, 1e-4);
+    long double sum = 0, squares = 0, pairs = 0;
+    for (Index j = 2; j < 2 + small; ++j)
+      for (Index k = j + 1; k < 2 + small; ++k, ++pairs) {
+        long double product = 0, left = 0, right = 0;
+        for (Index i = 0; i < dim; ++i) {
+          product += static_cast<long double>(W(j, i)) * W(k, i);
+          left += static_cast<long double>(W(j, i)) * W(j, i);
+          right += static_cast<long double>(W(k, i)) * W(k, i);
+        }
+        const long double cosine = product / std::sqrt(left * right);
+        sum += cosine;
+        squares += cosine * cosine;
+      }
+    EXPECT_NEAR(found.find("mc_cos_w").value(), static_cast<double>(sum / pairs), 1e-15) << dim;
+    EXPECT_NEAR(found.find("mc_cos_std_w").value(),
+                static_cast<double>(std::sqrt(squares / pairs - sum / pairs * sum / pairs)), 1e-14)
+        << dim;
+  }
 }
 
 TEST_P(Imbalance, MeansAloneTellWhatNeedsNoClassifier) {
