@@ -1,6 +1,9 @@
 // The command `ncollapse`. Exit codes: 0 ok, 1 internal, 2 usage, 3 bad input, 4 device or memory, 130 interrupted.
+#include <unistd.h>
+
 #include <algorithm>
 #include <csignal>
+#include <cstdlib>
 #include <iostream>
 #include <numeric>
 #include <optional>
@@ -12,6 +15,7 @@
 #include "host/cli/interrupt.hpp"
 #include "host/cli/output.hpp"
 #include "host/cli/ranks.hpp"
+#include "ncollapse/context.hpp"
 #include "ncollapse/error.hpp"
 #include "ncollapse/version.hpp"
 
@@ -68,10 +72,18 @@ ncollapse::UsageError unknown_argument(const CLI::App& app, const std::string& s
   return ncollapse::UsageError("unknown option '" + name + "'", guess + see);
 }
 
+/// OpenBLAS chooses its kernels when it is loaded, so for better ones the program begins anew. Goes on where it cannot.
+void use_better_blas_kernels(char** argv) {
+  const std::string kernels = ncollapse::better_blas_kernels();
+  if (kernels.empty() || setenv("OPENBLAS_CORETYPE", kernels.c_str(), 0) != 0) return;
+  execv("/proc/self/exe", argv);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   namespace cli = ncollapse::cli;
+  use_better_blas_kernels(argv);
   cli::catch_lost_files(json_wanted(argc, argv));
   std::signal(SIGXFSZ, SIG_IGN);  // a file that may not grow further is a failed write, with its message
   CLI::App app{

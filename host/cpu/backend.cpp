@@ -359,6 +359,18 @@ DeviceInfo cpu_device(int threads) {
   return info;
 }
 
+std::string better_blas_kernels() {
+#if defined(__x86_64__)
+  if (std::getenv("OPENBLAS_CORETYPE") != nullptr || std::string(openblas_get_corename()) != "Prescott") return {};
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl"))
+    return "SkylakeX";
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "Haswell";
+#endif
+  return {};
+}
+
 std::shared_ptr<Backend> open_cpu_backend(const ContextOptions& options) {
   return std::make_shared<cpu::CpuBackend>(options);
 }

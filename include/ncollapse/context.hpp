@@ -46,6 +46,12 @@ NCOLLAPSE_EXPORT std::vector<DeviceInfo> devices();
 /// Why no CUDA device can be used ("built without CUDA", "no CUDA device is present", ...); empty when one can.
 NCOLLAPSE_EXPORT std::string cuda_unavailable_reason();
 
+/// The value of the environment variable OPENBLAS_CORETYPE with which a new process would use what this CPU can do;
+/// empty where this process does, or where the variable is set. An OpenBLAS that is older than the CPU may not know it
+/// and takes it for one of 2004 ("OpenBLAS Prescott" in DeviceInfo), at a fifth of the speed; it chooses when it is
+/// loaded.
+NCOLLAPSE_EXPORT std::string better_blas_kernels();
+
 struct ContextOptions {
   int threads = 0;  ///< CPU threads (on a GPU those that pack host batches), at most 4096; 0 takes what OpenMP would
                     ///< take (OMP_NUM_THREADS, else all cores)

@@ -422,6 +422,21 @@ TEST_F(Command, HelpVersionAndListings) {
   EXPECT_EQ(run_command({"devices"}).exit_code, 0);
 }
 
+// OpenBLAS's own choice for a CPU that it does not know is its slowest; what the user chose stays.
+TEST_F(Command, UsesTheBlasKernelsOfTheCpu) {
+#if defined(__x86_64__)
+  if (!__builtin_cpu_supports("avx2")) GTEST_SKIP() << "this CPU has no AVX2";
+  const auto kernels_with = [](const std::string& set) {
+    const Outcome run =
+        RunningCommand({"-c", set + "; exec \"$0\" devices --json", NCOLLAPSE_COMMAND}, 0, "/bin/sh").wait();
+    return Json::parse(run.out)["devices"][0]["capability"].get<std::string>();
+  };
+  EXPECT_NE(kernels_with("unset OPENBLAS_CORETYPE"), "OpenBLAS Prescott");
+  EXPECT_EQ(kernels_with("export OPENBLAS_CORETYPE=Prescott"), "OpenBLAS Prescott");
+  EXPECT_EQ(kernels_with("export OPENBLAS_CORETYPE=Haswell"), "OpenBLAS Haswell");
+#endif
+}
+
 // ------------------------------------------------------------------------------------------------ predict
 
 TEST_F(Command, PredictsTheMinimiser) {
