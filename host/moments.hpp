@@ -19,7 +19,8 @@ namespace ncollapse {
 
 /// Of a product of columns in fp16, relative to their norms: two roundings of 2^-11 to half precision; 2^-11 for sums
 /// of 4096 terms in single precision, each of which may lose 2^-23 of the sum by truncation; 2^-19 for the products of
-/// these and for subnormals (columns are scaled so that their rms is 1/16 or more). Single precision throughout (CPU) stays below a fifth of it.
+/// these and for subnormals (columns are scaled so that their rms is 1/16 or more). Single precision throughout (CPU)
+/// stays below a fifth of it.
 inline constexpr double kFastError = 0x1p-10 + 0x1p-11 + 0x1p-19;
 
 /// Rows above which pair statistics are fast ones in Precision::fast (PairQuery::fast); up to here double costs little.
