@@ -20,16 +20,16 @@ class StreamOrderTest : public testing::Test {
   }
 
   MomentState new_state(Precision precision = Precision::exact) { return new_state(backend_, precision); }
-  static MomentState new_state(Backend& backend, Precision precision) {
+  static MomentState new_state(Backend& backend, Precision precision, Index classes = kClasses, Index dim = kDim) {
     MomentState state;
-    state.classes = kClasses;
-    state.dim = kDim;
+    state.classes = classes;
+    state.dim = dim;
     state.precision = precision;
-    state.counts = backend.index_array(kClasses, 1);
-    state.shifts = backend.matrix(kClasses, kDim);
-    state.sums = backend.matrix(kClasses, kDim);
-    state.square_sums = backend.matrix(kClasses, 1);
-    state.scatter = backend.matrix(kDim, kDim);
+    state.counts = backend.index_array(classes, 1);
+    state.shifts = backend.matrix(classes, dim);
+    state.sums = backend.matrix(classes, dim);
+    state.square_sums = backend.matrix(classes, 1);
+    state.scatter = backend.matrix(dim, dim);
     return state;
   }
   /// The centres are 0.
@@ -200,7 +200,7 @@ TEST_F(StreamOrderTest, WithoutRoomForASecondArrayFeaturesAreReadTwice) {
   cuda::Limits limits;
   limits.few_classes = 0;
   cuda::CudaBackend backend(0, {}, limits);
-  const Index classes = 1000, d = 256, rows = 3000;  // 2 MiB
+  const Index classes = 200, d = 64, rows = 600;  // 100 KiB
   std::vector<Index> labels;
   for (Index i = 0; i < rows; ++i) labels.push_back(i % classes);
   Samples x(Dtype::f32, rows, d);
@@ -208,15 +208,9 @@ TEST_F(StreamOrderTest, WithoutRoomForASecondArrayFeaturesAreReadTwice) {
   const Labels y(LabelType::i64, labels);
   std::vector<std::vector<double>> sums;
   for (const bool room : {true, false}) {
-    MomentState state;
-    state.classes = classes;
-    state.dim = d;
-    state.counts = backend.index_array(classes, 1);
-    state.shifts = backend.matrix(classes, d);
-    state.sums = backend.matrix(classes, d);
-    state.square_sums = backend.matrix(classes, 1);
+    MomentState state = new_state(backend, Precision::exact, classes, d);
     bool done = false;
-    for (std::size_t more = 0; !done; more += std::size_t{64} << 10) {  // until all but the second array fits
+    for (std::size_t more = 0; !done; more += std::size_t{16} << 10) {  // until all but the second array fits
       std::size_t free = 0, total = 0;
       cudaMemGetInfo(&free, &total);
       if (!room) cuda_shim::set_memory_limit(total - free + more);
