@@ -267,11 +267,8 @@ class Pieces {
   }
 
  private:
-  /// Of the lane's of 32 positions.
-  __device__ std::uint32_t key(std::uint32_t base) const {
-    const std::uint32_t position = base + lane_id();
-    return position < last_ ? b_.keys[position] : 0;
-  }
+  /// Of the lane's of 32 positions; behind the end that of the last one, whose marks are set.
+  __device__ std::uint32_t key(std::uint32_t base) const { return b_.keys[min(base + lane_id(), last_ - 1)]; }
   /// For the marks of the classes ahead.
   __device__ void ask() {
     if constexpr (kMarks) marks_ahead_ = b_.marks[key_ahead_];

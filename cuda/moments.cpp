@@ -198,7 +198,7 @@ struct CudaBackend::Workspace {
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
 
-  /// Of watched batches. False if there is no room: it does without, and more slowly.
+  /// Of watched batches. False if there is no room, from then on: it does without, and more slowly.
   bool make_second_sums(Index size) {
     if (has_room && second_sums.size() == 0) try {
         second_sums = Buffer<double>(*queue, size);

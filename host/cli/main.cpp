@@ -1,9 +1,11 @@
 // The command `ncollapse`. Exit codes: 0 ok, 1 internal, 2 usage, 3 bad input, 4 device or memory, 130 interrupted.
+#include <sys/auxv.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <csignal>
 #include <cstdlib>
+#include <filesystem>
 #include <iostream>
 #include <numeric>
 #include <optional>
@@ -74,9 +76,14 @@ ncollapse::UsageError unknown_argument(const CLI::App& app, const std::string& s
 
 /// OpenBLAS chooses its kernels when it is loaded, so for better ones the program begins anew. Goes on where it cannot.
 void use_better_blas_kernels(char** argv) {
+  constexpr auto kVariable = "OPENBLAS_CORETYPE";
   const std::string kernels = ncollapse::better_blas_kernels();
-  if (kernels.empty() || setenv("OPENBLAS_CORETYPE", kernels.c_str(), 0) != 0) return;
-  execv("/proc/self/exe", argv);
+  if (kernels.empty() || getauxval(AT_BASE) == 0) return;  // 0: the dynamic loader was started with this as an argument
+  std::error_code none;
+  const auto self = std::filesystem::read_symlink("/proc/self/exe", none);  // by its name, which others see
+  if (none || setenv(kVariable, kernels.c_str(), 0) != 0) return;
+  execv(self.c_str(), argv);
+  unsetenv(kVariable);
 }
 
 }  // namespace

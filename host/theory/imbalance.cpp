@@ -157,28 +157,40 @@ void Imbalance::minorities() {
       inverse.push_back(1 / lengths.back());
     }
     if (*std::min_element(lengths.begin(), lengths.end()) == 0) return undefined("a vector of the minority is 0");
+    // Of unit vectors u_j with the mean c, and v_j = u_j - c, s = sum |v_j|^2: |c|^2 = 1 - s/R, so the mean cosine is
+    // 1 - s/(R-1); and u_j.u_k = |c|^2 + a_j + a_k + v_j.v_k with a_j = v_j.c. As sum v = 0, the squares of what is
+    // behind |c|^2 sum up to 2 R sum a^2 + |V^T V|^2 over all j and k. Where they are nearly one vector nothing is
+    // lost.
     const auto count = static_cast<double>(rows.rows), pairs = count * (count - 1) / 2;
-    // Of the R x d matrix U of unit vectors: |U^T 1|^2 = R + 2 sum of the cosines, |U^T U|^2 = R + 2 sum of their
-    // squares.
-    double square = 0;
-    for (const double value : backend_.weighted_row_sum(rows, inverse)) square += value * value;
-    const double mean = (square - count) / 2 / pairs;
+    Matrix units = backend_.scaled(inverse, rows);
+    const auto centre =
+        backend_.weighted_row_sum(units, std::vector<double>(static_cast<std::size_t>(rows.rows), 1 / count));
+    backend_.centre_rows(units, centre);
+    const std::vector<double> squares = backend_.row_dots(units, units);
+    const double s = sum(squares), mean = 1 - s / (count - 1);
     set(mean_key, mean);
     if (of_means) return;
-    if (rows.rows > rows.cols) {
-      backend_.combine_rows(inverse, rows, {}, {}, rows);
-      const Matrix products = backend_.gram(rows);
-      const double mean_square = (backend_.inner(products, products) - count) / 2 / pairs;
-      set(std_key, std::sqrt(std::max(0.0, mean_square - mean * mean)));
-      return;
+    const bool may_be_simplex = rows.rows <= rows.cols + 1 && s > count / 2;
+    double mean_square = 0, deviation = 0;  // of the cosines, from the value they may agree on
+    if (may_be_simplex) {
+      PairQuery query;
+      query.norms = lengths;
+      query.gram_norm = query.frame_norm = 1;  // the residuals are not wanted
+      const PairSums sums = backend_.pair_sums(rows, query);
+      mean_square = sums.cos_square_sum / pairs;
+      deviation = sums.cos_sum / pairs;
+    } else {
+      const Matrix products = backend_.gram(units);
+      double total = backend_.inner(products, products);
+      const auto along = backend_.times(units, centre);
+      for (std::size_t j = 0; j < along.size(); ++j) {
+        const double own = 2 * along[j] + squares[j];
+        total += 2 * count * along[j] * along[j] - own * own;
+      }
+      mean_square = total / 2 / pairs;
+      deviation = s / count / (count - 1);
     }
-    // So few may form a simplex: what is left of their spread needs each pair.
-    PairQuery query;
-    query.norms = lengths;
-    query.gram_norm = query.frame_norm = 1;  // the residuals are not wanted
-    const PairSums sums = backend_.pair_sums(rows, query);
-    const double deviation = sums.cos_sum / pairs;  // from the simplex value
-    set(std_key, std::sqrt(std::max(0.0, sums.cos_square_sum / pairs - deviation * deviation)));
+    set(std_key, std::sqrt(std::max(0.0, mean_square - deviation * deviation)));
   };
   cosines("h");
   if (!in_.weights) return;

@@ -48,7 +48,7 @@ NCOLLAPSE_EXPORT std::string cuda_unavailable_reason();
 
 /// The value of the environment variable OPENBLAS_CORETYPE with which a new process would use what this CPU can do;
 /// empty where this process does, or where the variable is set. An OpenBLAS that is older than the CPU may not know it
-/// and takes it for one of 2004 ("OpenBLAS Prescott" in DeviceInfo), at a fifth of the speed; it chooses when it is
+/// and takes it for one of 2004 ("OpenBLAS Prescott" in DeviceInfo), several times slower; it chooses when it is
 /// loaded.
 NCOLLAPSE_EXPORT std::string better_blas_kernels();
 

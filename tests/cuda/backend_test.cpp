@@ -1228,6 +1228,7 @@ TEST_P(CudaBackendTest, GramsOfGroupsOfRows) {
       ASSERT_TRUE(within(squares[g], want, static_cast<Real>(rows * rows + 2 * cols + 8) * kUnit * trace * trace)) << g;
     }
     EXPECT_EQ(backend_->group_gram_squares(matrix, begin), squares);
+    EXPECT_EQ(backend_->group_gram_squares(matrix, {begin[3], begin[4]}).front(), squares[3]);
     EXPECT_TRUE(backend_->group_gram_squares(matrix, {0}).empty());
   }
 }

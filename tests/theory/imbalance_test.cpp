@@ -437,34 +437,46 @@ TEST_P(Imbalance, MinoritiesAndNorms) {
   EXPECT_EQ(balanced.status.at("mc_cos_w").code, "undefined");
   EXPECT_EQ(balanced.status.at("norm_count_slope_w").code, "undefined");
 
-  // More minorities than dimensions, and fewer.
-  for (const Index dim : {2, 9}) {
+  // More minorities than dimensions, and fewer; far from each other, and nearly in one direction.
+  for (const auto& [dim, noise] : {std::pair<Index, double>{2, 1}, {9, 1}, {2, 1e-5}, {9, 1e-5}}) {
     const Index small = 5;
     Dense W(2 + small, dim);
     std::mt19937_64 random(3);
     std::normal_distribution<double> normal;
-    for (double& value : W.values) value = normal(random);
+    for (double& value : W.values) value = noise * normal(random);
+    for (Index k = 2; k < 2 + small && noise < 1; ++k) W(k, 0) += 1;
     std::vector<Index> sizes(static_cast<std::size_t>(2 + small), 10);
     sizes[0] = sizes[1] = 90;
     const Report found = measured(sizes, transposed(W), {W}, {}, 1e-4, 1e-4);
-    long double sum = 0, squares = 0, pairs = 0;
+    std::vector<long double> gaps;  // 1 - cosine
+    long double mean = 0, square = 0;
     for (Index j = 2; j < 2 + small; ++j)
-      for (Index k = j + 1; k < 2 + small; ++k, ++pairs) {
+      for (Index k = j + 1; k < 2 + small; ++k) {
         long double product = 0, left = 0, right = 0;
         for (Index i = 0; i < dim; ++i) {
           product += static_cast<long double>(W(j, i)) * W(k, i);
           left += static_cast<long double>(W(j, i)) * W(j, i);
           right += static_cast<long double>(W(k, i)) * W(k, i);
         }
-        const long double cosine = product / std::sqrt(left * right);
-        sum += cosine;
-        squares += cosine * cosine;
+        gaps.push_back(1 - product / std::sqrt(left * right));
+        mean += gaps.back() / 10;
       }
-    EXPECT_NEAR(found.find("mc_cos_w").value(), static_cast<double>(sum / pairs), 1e-15) << dim;
-    EXPECT_NEAR(found.find("mc_cos_std_w").value(),
-                static_cast<double>(std::sqrt(squares / pairs - sum / pairs * sum / pairs)), 1e-14)
-        << dim;
+    for (const long double gap : gaps) square += (gap - mean) * (gap - mean) / 10;
+    const auto spread = static_cast<double>(std::sqrt(square));
+    EXPECT_NEAR(found.find("mc_cos_w").value(), static_cast<double>(1 - mean), 1e-15) << dim << ", " << noise;
+    EXPECT_NEAR(found.find("mc_cos_std_w").value(), spread, 1e-15) << dim << ", " << noise;
   }
+
+  // As many as a simplex has, and a simplex: 5 in 4 dimensions.
+  Dense simplex(7, 4);
+  for (Index k = 0; k < 5; ++k)
+    for (Index j = 0; j < 4; ++j) simplex(2 + k, j) = k < 4 ? (j == k ? std::sqrt(5.0) : 0) : 1;
+  for (Index k = 0; k < 4; ++k)
+    for (Index j = 0; j < 4; ++j) simplex(2 + k, j) -= (1 + std::sqrt(5.0)) / 4;
+  simplex(0, 0) = simplex(1, 1) = 1;
+  const Report found = measured({90, 90, 10, 10, 10, 10, 10}, transposed(simplex), {simplex}, {}, 1e-4, 1e-4);
+  EXPECT_NEAR(found.find("mc_cos_w").value(), -0.25, 1e-15);
+  EXPECT_NEAR(found.find("mc_cos_std_w").value(), 0, 1e-15);
 }
 
 TEST_P(Imbalance, MeansAloneTellWhatNeedsNoClassifier) {
