@@ -618,7 +618,7 @@ TEST_P(CudaBackendTest, AFaultLeavesNothingOfItsBatch) {
 TEST(CudaClassSumsTest, SumsOfTwoArraysAreThoseOfOne) {
   const auto devices = cuda_devices(nullptr);
   if (devices.empty()) GTEST_SKIP() << "cuda: no device";
-  const Index d = 6, classes = 100, most = 400, sizes[] = {most, 150, most, 20, most, most, 3};
+  const Index d = 6, classes = 100, most = kSmall ? 200 : 400, sizes[] = {most, 150, most, 20, most, most, 3};
   for (const auto statistics : {Statistics::full, Statistics::traces, Statistics::means})
     for (const Index block_rows : {most, most / 4 + 3}) {
       SCOPED_TRACE(testing::Message() << static_cast<int>(statistics) << ", blocks of " << block_rows);

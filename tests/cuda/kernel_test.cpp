@@ -854,7 +854,9 @@ TEST_F(KernelTest, CollapsedRowsAreCertified) {
 
 // Small integers, whose sums are exact: ties are ties, the lowest candidate wins them, and nothing is left undecided.
 TEST_F(KernelTest, OpenRowsAreEvaluatedExactly) {
-  for (const auto type : {Dtype::f16, Dtype::bf16, Dtype::f32, Dtype::f64})
+  std::vector<Dtype> types{Dtype::f16, Dtype::f64};
+  if (!kSmall) types.insert(types.end(), {Dtype::bf16, Dtype::f32});
+  for (const auto type : types)
     for (const auto& [rows, d, count, padding, offset] : {std::array<Index, 5>{1, 1, 1, 0, 0},
                                                           {33, 7, 3, 1, 1},
                                                           {40, 64, 33, 0, 0},
@@ -925,6 +927,7 @@ TEST_F(KernelTest, OpenRowsAreEvaluatedExactly) {
         EXPECT_EQ(best[static_cast<std::size_t>(i)], want_best) << i;
       }
       // In a batch with a fault nobody wants to know: rows of NaN are open with all candidates.
+      if (kSmall && rows != 33) continue;
       const std::vector<std::int32_t> untouched(static_cast<std::size_t>(rows), -7);
       BatchRecord bad_label, nonfinite;
       bad_label.bad_labels = nonfinite.nonfinite = 1;
