@@ -221,12 +221,17 @@ __global__ void __launch_bounds__(kBlock, kWhole && !std::is_same_v<T, double> ?
   }
 }
 
-/// A warp per row, which is read once for its norm and once more, from the cache, to be rounded.
-template <class T, class N>
-__global__ void narrow_rows(Rows<T> x, const float* origin, Index padded, Exponents exponents, std::uint16_t* rows,
-                            double* scales, double* norms, double* lost, BatchRecord* record, const std::int32_t* list,
-                            Index count) {
-  constexpr int V = kPacket<T>;
+/// Packets of a row that a lane may hold, of up to 2048 columns. 16-bit rows seldom come here.
+template <class T>
+inline constexpr int kHeldPackets = sizeof(T) == 2 ? 0 : 16;
+
+/// A warp per row. kHeld: every row is whole packets at multiples of 16 bytes, at most kHeldPackets of them a lane,
+/// which holds them; else it is read once for its norm and once more, from the cache, to be rounded. Same bits.
+template <class T, class N, bool kHeld>
+__global__ void __launch_bounds__(kBlock)
+    narrow_rows(Rows<T> x, const float* origin, Index padded, Exponents exponents, std::uint16_t* rows, double* scales,
+                double* norms, double* lost, BatchRecord* record, const std::int32_t* list, Index count) {
+  constexpr int V = kPacket<T>, kAtOnce = kHeld ? kHeldPackets<T> : kInFlight;
   using S = Shifted<T>;
   constexpr Index step = kWarp * V;
   if (!std::is_same_v<S, double>) {
@@ -235,18 +240,33 @@ __global__ void narrow_rows(Rows<T> x, const float* origin, Index padded, Expone
   }
   for (Index i = warp_id(); i < count; i += warp_count()) {
     const T* row = x.row(list ? list[i] : i);
-    double square = 0;
-    for (Index first = Index{lane_id()} * V; first < x.cols; first += kInFlight * step) {
-      Packet<T> packet[kInFlight];
+    Packet<T> packet[kAtOnce];
+    const auto fetch = [&](Index first) {
       NCOLLAPSE_UNROLLED
-      for (int u = 0; u < kInFlight; ++u) packet[u] = x.read(row, first + u * step);
-      NCOLLAPSE_UNROLLED
-      for (int u = 0; u < kInFlight; ++u) {
-        S z[V];
-        shift(packet[u], origin, first + u * step, padded, z);
-        for (int v = 0; v < V; ++v) square += static_cast<double>(z[v]) * static_cast<double>(z[v]);
+      for (int u = 0; u < kAtOnce; ++u) {
+        const Index col = first + u * step;
+        if constexpr (kHeld)
+          packet[u] = col < x.cols ? *reinterpret_cast<const Packet<T>*>(row + col) : Packet<T>{};
+        else
+          packet[u] = x.read(row, col);
       }
-    }
+    };
+    const auto each_packet = [&](Index end, const auto& use) {
+      NCOLLAPSE_ROLLED
+      for (Index first = Index{lane_id()} * V; first < end; first += kAtOnce * step) {
+        if (!kHeld) fetch(first);
+        NCOLLAPSE_UNROLLED
+        for (int u = 0; u < kAtOnce; ++u)
+          if (const Index col = first + u * step; col < end) use(packet[u], col);
+      }
+    };
+    if (kHeld) fetch(Index{lane_id()} * V);
+    double square = 0;
+    each_packet(x.cols, [&](const Packet<T>& mine, Index col) {
+      S z[V];
+      shift(mine, origin, col, padded, z);
+      for (int v = 0; v < V; ++v) square += static_cast<double>(z[v]) * static_cast<double>(z[v]);
+    });
     const double norm = sqrt(warp_sum(square));
     if (record && !(norm < HUGE_VAL) && has_fault(x, row) && lane_id() == 0) atomicAdd(&record->nonfinite, Count{1});
     int exponent = norm > 0 ? norm < HUGE_VAL ? ilogb(norm) - kNormExponent : 0 : exponents.least;
@@ -255,29 +275,22 @@ __global__ void narrow_rows(Rows<T> x, const float* origin, Index padded, Expone
     const S down = static_cast<S>(power_of_two(-exponent));
 
     square = 0;
-    for (Index first = Index{lane_id()} * V; first < padded; first += kInFlight * step) {
-      Packet<T> packet[kInFlight];
+    each_packet(padded, [&](const Packet<T>& mine, Index col) {
+      S z[V];
+      shift(mine, origin, col, padded, z);
+      NarrowPacket<T> rounded;
+      float part = 0;
       NCOLLAPSE_UNROLLED
-      for (int u = 0; u < kInFlight; ++u) packet[u] = x.read(row, first + u * step);
-      NCOLLAPSE_UNROLLED
-      for (int u = 0; u < kInFlight; ++u) {
-        const Index col = first + u * step;
-        S z[V];
-        shift(packet[u], origin, col, padded, z);
-        NarrowPacket<T> rounded;
-        float part = 0;
-        NCOLLAPSE_UNROLLED
-        for (int v = 0; v < V; ++v) {
-          const float scaled = static_cast<float>(z[v] * down);
-          const N number = narrow(scaled, N{});
-          const float gap = scaled - to_float(number);  // exact
-          rounded.bits[v] = number.bits;
-          part += gap * gap;
-        }
-        square += static_cast<double>(part);
-        if (col < padded) *reinterpret_cast<NarrowPacket<T>*>(rows + i * padded + col) = rounded;
+      for (int v = 0; v < V; ++v) {
+        const float scaled = static_cast<float>(z[v] * down);
+        const N number = narrow(scaled, N{});
+        const float gap = scaled - to_float(number);  // exact
+        rounded.bits[v] = number.bits;
+        part += gap * gap;
       }
-    }
+      square += static_cast<double>(part);
+      *reinterpret_cast<NarrowPacket<T>*>(rows + i * padded + col) = rounded;
+    });
     square = warp_sum(square);
     if (lane_id() != 0) continue;
     scales[i] = up;
@@ -321,15 +334,16 @@ void launch_narrow_rows(cudaStream_t stream, const FeatureBlock& x, const float*
                         void* rows, double* scales, double* norms, double* lost, Exponents exponents,
                         BatchRecord* record, const std::int32_t* list, Index count) {
   if (!list) count = x.rows;
-  const Grid grid{blocks_for(count, kWarps)};
   auto* bits = static_cast<std::uint16_t*>(rows);
-  if (type == Dtype::bf16)
-    return launch(stream, grid, narrow_rows<double, Bfloat16>, rows_of<double>(x), origin, padded, exponents, bits,
-                  scales, norms, lost, record, list, count);
-  with_element(x.dtype, [&]<class T>(T) {
-    launch(stream, grid, narrow_rows<T, Half>, rows_of<T>(x), origin, padded, exponents, bits, scales, norms, lost,
-           record, list, count);
-  });
+  const auto start = [&]<class T, class N>(T, N) {
+    const Rows<T> of = rows_of<T>(x);
+    const bool held = of.aligned && x.cols % kPacket<T> == 0 && padded <= kHeldPackets<T> * kWarp * kPacket<T>;
+    launch(stream, {blocks_for(count, kWarps)},
+           held ? narrow_rows<T, N, (kHeldPackets<T> > 0)> : narrow_rows<T, N, false>, of, origin, padded, exponents,
+           bits, scales, norms, lost, record, list, count);
+  };
+  if (type == Dtype::bf16) return start(double{}, Bfloat16{});
+  with_element(x.dtype, [&]<class T>(T element) { start(element, Half{}); });
 }
 
 void launch_check_rows(cudaStream_t stream, const FeatureBlock& x, double* norms, BatchRecord* record) {

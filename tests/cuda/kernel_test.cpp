@@ -525,9 +525,11 @@ TEST_F(KernelTest, NothingIsCertifiedBeyondTheRangeOfTheScores) {
 
 TEST_F(KernelTest, RowsAsHalvesSayWhatTheyLost) {
   for (const auto type : {Dtype::f32, Dtype::f64, Dtype::f16, Dtype::bf16})
-    for (const auto& [rows, d] : {std::pair<Index, Index>{1, 1}, {31, 64}, {33, 65}, {8, 300}, {2, 1100}}) {
-      SCOPED_TRACE(testing::Message() << to_string(type) << ", " << rows << " x " << d);
-      test::Samples x(type, rows, d, 1, 1);
+    for (const auto& [rows, d, offset] :
+         {std::array<Index, 3>{1, 1, 1}, {31, 64, 1}, {33, 65, 1}, {8, 300, 0}, {2, 1100, 1}, {3, 1100, 0}}) {
+      SCOPED_TRACE(testing::Message() << to_string(type) << ", " << rows << " x " << d
+                                      << (offset == 0 ? ", aligned" : ""));
+      test::Samples x(type, rows, d, offset == 0 ? 4 : 1, offset);
       test::fill(x, std::vector<Index>(static_cast<std::size_t>(rows), 0), 1, 3);
       const bool tiny = type == Dtype::f32 || type == Dtype::f64;
       for (Index j = 0; j < d && tiny; ++j) x.set(0, j, j % 2 == 0 ? 1e-30 : 1e-34);
@@ -566,6 +568,45 @@ TEST_F(KernelTest, RowsAsHalvesSayWhatTheyLost) {
     }
 }
 
+// Rows that a lane can hold are read once, others twice; up to 2048 columns, where they are aligned.
+TEST_F(KernelTest, RowsReadOnceOrTwiceAreNarrowedToTheSameBits) {
+  for (const auto& [type, narrow_type] :
+       {std::pair{Dtype::f32, Dtype::f16}, {Dtype::f64, Dtype::f16}, {Dtype::f64, Dtype::bf16}})
+    for (const auto& [rows, d] : {std::pair<Index, Index>{1, 4}, {33, 64}, {9, 300}, {3, 1028}, {2, 2048}, {2, 2052}}) {
+      SCOPED_TRACE(testing::Message() << to_string(type) << " to " << to_string(narrow_type) << ", " << rows << " x "
+                                      << d);
+      const Index padded = (d + 63) / 64 * 64, count = rows + 1;
+      std::vector<float> away(static_cast<std::size_t>(padded), 0.0f);
+      for (Index j = 0; j < d; ++j) away[static_cast<std::size_t>(j)] = 0.3f * static_cast<float>(j % 5);
+      const Buffer<float> origin(queue_, away);
+      std::vector<std::int32_t> listed;  // backwards, the last row twice
+      for (Index i = 0; i < count; ++i) listed.push_back(static_cast<std::int32_t>(std::max<Index>(rows - 1 - i, 0)));
+      const Buffer<std::int32_t> list(queue_, listed);
+      std::vector<std::uint16_t> bits;
+      std::vector<double> numbers;
+      for (const Index shift : {0, 1}) {  // aligned, not aligned
+        test::Samples x(type, rows, d, shift == 0 ? 4 : 3, shift);
+        test::fill(x, std::vector<Index>(static_cast<std::size_t>(rows), 0), 1, 3);
+        CudaBackend backend(0, {.cuda_stream = stream()});
+        std::shared_ptr<void> keep;
+        const MatrixView view = x.device(backend, keep);
+        const Buffer<std::uint16_t> narrow(queue_,
+                                           std::vector<std::uint16_t>(static_cast<std::size_t>(count * padded), 7));
+        const Buffer<double> scales(queue_, count), norms(queue_, count), lost(queue_, count);
+        launch_narrow_rows(stream(), {view.data, type, rows, d, view.row_stride()}, origin.get(), padded, narrow_type,
+                           narrow.get(), scales.get(), norms.get(), lost.get(), {}, nullptr, list.get(), count);
+        auto found = scales.to_host();
+        for (const auto& more : {norms.to_host(), lost.to_host()}) found.insert(found.end(), more.begin(), more.end());
+        if (shift == 0) {
+          bits = narrow.to_host();
+          numbers = found;
+        }
+        EXPECT_EQ(narrow.to_host(), bits);
+        EXPECT_EQ(found, numbers);
+      }
+    }
+}
+
 TEST_F(KernelTest, NarrowedRowsKeepTheirPowersOfTwoWithinBounds) {
   const Index d = 5, padded = 64;
   const std::vector<double> sizes{1e-280, 1e-20, 0, 1, 1e20, 1e100};
@@ -598,7 +639,7 @@ TEST_F(KernelTest, NarrowedRowsKeepTheirPowersOfTwoWithinBounds) {
 // Shifted rows may overflow without being a fault: in single precision those of floats do, squares of doubles, too.
 TEST_F(KernelTest, NarrowingFindsFaults) {
   for (const auto type : {Dtype::f32, Dtype::f64, Dtype::f16, Dtype::bf16})
-    for (const auto& [rows, d, padding] : {std::array<Index, 3>{1, 1, 0}, {33, 65, 0}, {9, 300, 3}}) {
+    for (const auto& [rows, d, padding] : {std::array<Index, 3>{1, 1, 0}, {33, 65, 0}, {9, 300, 3}, {5, 300, 0}}) {
       SCOPED_TRACE(testing::Message() << to_string(type) << ", " << rows << " x " << d);
       test::Samples x(type, rows, d, padding, padding > 0 ? 1 : 0);
       test::fill(x, std::vector<Index>(static_cast<std::size_t>(rows), 0), 1, 3);
