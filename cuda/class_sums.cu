@@ -15,7 +15,7 @@ namespace {
 constexpr int kPairStep = 2 * kWarp;      // columns from one pair of a lane to its next
 constexpr Index kNarrow = 2 * kPairStep;  // up to here one pair of columns a lane, beyond it four
 
-/// Of a warp: rows on their way. Blocks of a kernel have all that a kernel may have without asking for more.
+/// Of a warp: rows on their way. A block has all the shared memory that it may have without asking for more.
 constexpr int kRingBytes = (48 << 10) / kWarps;
 constexpr int kStepBytes = 1 << 10;  // that are waited for at once, if that is a row or more
 constexpr int kMostSteps = 10;       // that __pipeline_wait_prior tells apart

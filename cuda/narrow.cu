@@ -54,17 +54,22 @@ __device__ void widen(const Packet<T>& packet, Shifted<T> (&z)[kPacket<T>]) {
   }
 }
 
-/// The packet of a row from column col on, less the origin (null: 0). Beyond the row both are 0.
+/// What a packet of a row is shifted by.
 template <class T>
-__device__ void shift(const Packet<T>& packet, const float* origin, Index col, Index padded,
-                      Shifted<T> (&z)[kPacket<T>]) {
-  constexpr int V = kPacket<T>;
-  Packet<float> away[V / 4]{};
-  if (origin && col < padded)
-    for (int part = 0; part < V / 4; ++part)
-      away[part] = *reinterpret_cast<const Packet<float>*>(origin + col + 4 * part);
+struct Away {
+  Packet<float> part[kPacket<T> / 4];
+};
+template <class T>
+__device__ Away<T> away_at(const float* origin) {
+  Away<T> away;
+  for (int part = 0; part < kPacket<T> / 4; ++part)
+    away.part[part] = *reinterpret_cast<const Packet<float>*>(origin + 4 * part);
+  return away;
+}
+template <class T>
+__device__ void shift(const Packet<T>& packet, const Away<T>& away, Shifted<T> (&z)[kPacket<T>]) {
   widen(packet, z);
-  for (int v = 0; v < V; ++v) z[v] -= static_cast<Shifted<T>>(away[v / 4].value[v % 4]);
+  for (int v = 0; v < kPacket<T>; ++v) z[v] -= static_cast<Shifted<T>>(away.part[v / 4].value[v % 4]);
 }
 
 /// Whether packets of a row from column `first` on, `step` apart, hold NaN or infinite values; asked where its norm or
@@ -224,6 +229,7 @@ __global__ void __launch_bounds__(kBlock, kWhole && !std::is_same_v<T, double> ?
 /// Packets of a row that a lane may hold, of up to 2048 columns. 16-bit rows seldom come here.
 template <class T>
 inline constexpr int kHeldPackets = sizeof(T) == 2 ? 0 : 16;
+constexpr Index kHeldLeast = 512;  // columns: of shorter rows too little would be on its way to so few warps
 
 /// A warp per row. kHeld: every row is whole packets at multiples of 16 bytes, at most kHeldPackets of them a lane,
 /// which holds them; else it is read once for its norm and once more, from the cache, to be rounded. Same bits.
@@ -251,21 +257,33 @@ __global__ void __launch_bounds__(kBlock)
           packet[u] = x.read(row, col);
       }
     };
-    const auto each_packet = [&](Index end, const auto& use) {
+    const auto each_shifted = [&](Index end, const auto& use) {
       NCOLLAPSE_ROLLED
       for (Index first = Index{lane_id()} * V; first < end; first += kAtOnce * step) {
         if (!kHeld) fetch(first);
         NCOLLAPSE_UNROLLED
-        for (int u = 0; u < kAtOnce; ++u)
-          if (const Index col = first + u * step; col < end) use(packet[u], col);
+        for (int group = 0; group < kAtOnce; group += kInFlight) {
+          Away<T> away[kInFlight]{};
+          NCOLLAPSE_UNROLLED
+          for (int u = 0; u < kInFlight; ++u)
+            if (const Index col = first + (group + u) * step; origin && col < end) away[u] = away_at<T>(origin + col);
+          NCOLLAPSE_UNROLLED
+          for (int u = 0; u < kInFlight; ++u)
+            if (const Index col = first + (group + u) * step; col < end) {
+              S z[V];
+              shift(packet[group + u], away[u], z);
+              use(z, col);
+            }
+        }
       }
     };
     if (kHeld) fetch(Index{lane_id()} * V);
     double square = 0;
-    each_packet(x.cols, [&](const Packet<T>& mine, Index col) {
-      S z[V];
-      shift(mine, origin, col, padded, z);
-      for (int v = 0; v < V; ++v) square += static_cast<double>(z[v]) * static_cast<double>(z[v]);
+    each_shifted(x.cols, [&](const S(&z)[V], Index) {
+      for (const S value : z) {
+        const auto wide = static_cast<double>(value);
+        square = fma(wide, wide, square);  // said, or compilers may differ
+      }
     });
     const double norm = sqrt(warp_sum(square));
     if (record && !(norm < HUGE_VAL) && has_fault(x, row) && lane_id() == 0) atomicAdd(&record->nonfinite, Count{1});
@@ -275,9 +293,7 @@ __global__ void __launch_bounds__(kBlock)
     const S down = static_cast<S>(power_of_two(-exponent));
 
     square = 0;
-    each_packet(padded, [&](const Packet<T>& mine, Index col) {
-      S z[V];
-      shift(mine, origin, col, padded, z);
+    each_shifted(padded, [&](const S(&z)[V], Index col) {
       NarrowPacket<T> rounded;
       float part = 0;
       NCOLLAPSE_UNROLLED
@@ -286,7 +302,7 @@ __global__ void __launch_bounds__(kBlock)
         const N number = narrow(scaled, N{});
         const float gap = scaled - to_float(number);  // exact
         rounded.bits[v] = number.bits;
-        part += gap * gap;
+        part = fmaf(gap, gap, part);
       }
       square += static_cast<double>(part);
       *reinterpret_cast<NarrowPacket<T>*>(rows + i * padded + col) = rounded;
@@ -337,7 +353,8 @@ void launch_narrow_rows(cudaStream_t stream, const FeatureBlock& x, const float*
   auto* bits = static_cast<std::uint16_t*>(rows);
   const auto start = [&]<class T, class N>(T, N) {
     const Rows<T> of = rows_of<T>(x);
-    const bool held = of.aligned && x.cols % kPacket<T> == 0 && padded <= kHeldPackets<T> * kWarp * kPacket<T>;
+    const bool held = of.aligned && x.cols % kPacket<T> == 0 && padded >= kHeldLeast &&
+                      padded <= kHeldPackets<T> * kWarp * kPacket<T>;
     launch(stream, {blocks_for(count, kWarps)},
            held ? narrow_rows<T, N, (kHeldPackets<T> > 0)> : narrow_rows<T, N, false>, of, origin, padded, exponents,
            bits, scales, norms, lost, record, list, count);
