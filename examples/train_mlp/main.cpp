@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <charconv>
 #include <chrono>
+#include <cmath>
 #include <csignal>
 #include <exception>
 #include <filesystem>
@@ -37,7 +38,13 @@ void catch_interrupts() {
 }
 
 void add_options(CLI::App& app, Options& options, std::string& counts) {
-  const CLI::Validator positive = CLI::PositiveNumber;
+  const CLI::Validator positive(
+      [](const std::string& text) {
+        double value = 0;
+        const bool good = CLI::detail::lexical_cast(text, value) && value > 0 && std::isfinite(value);
+        return good ? std::string() : "'" + text + "' is not a positive number";
+      },
+      "");
   const CLI::Range at_least_one(Index{1}, Index{1} << 40);
   app.add_option("--dataset", options.dataset, "cifar10, mnist, emnist or gaussian (which needs no files)")
       ->required()

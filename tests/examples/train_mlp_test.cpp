@@ -328,7 +328,8 @@ TEST(TrainMlp, WrongArguments) {
   expect(2, {}, "--dataset");
   expect(2, kSmall, "--log");
   expect(2, kSmall + log + Arguments{"--epochs", "0"}, "--epochs");
-  expect(2, kSmall + log + Arguments{"--lr", "-1"}, "--lr");
+  expect(2, kSmall + log + Arguments{"--lr", "-1"}, "--lr: '-1' is not a positive number");
+  expect(2, kSmall + log + Arguments{"--lr", "inf"}, "--lr: 'inf' is not a positive number");
   expect(2, kSmall + log + Arguments{"--lambda-w", "0"}, "--lambda-w");
   expect(2, kSmall + log + Arguments{"--lambda-w", "1e-3", "1e-3", "1e-3"}, "--lambda-w has 3 values for 2 layers");
   expect(2, kSmall + log + Arguments{"--counts", "5"}, "at least two");
