@@ -102,7 +102,7 @@ constexpr bool kWatchesReads = false;
 // ---------------------------------------------------------------- memory
 // An allocation: guard, memory, guard; behind it, where reads are watched, flags for its bytes. Outside kernels, copies
 // and vendor calls its pages cannot be touched at all, so that host code reading device memory ends where it would end
-// on a machine with a GPU. (Not under the sanitizers, whose own guards are exact.)
+// on a machine with a GPU.
 struct Allocation {
   std::size_t bytes, mapped;
   unsigned char* base;
