@@ -641,7 +641,7 @@ TEST_F(KernelTest, NarrowedRowsKeepTheirPowersOfTwoWithinBounds) {
 // Shifted rows may overflow without being a fault: in single precision those of floats do, squares of doubles, too.
 TEST_F(KernelTest, NarrowingFindsFaults) {
   for (const auto type : {Dtype::f32, Dtype::f64, Dtype::f16, Dtype::bf16})
-    for (const auto& [rows, d, padding] : {std::array<Index, 3>{1, 1, 0}, {33, 65, 0}, {9, 300, 3}, {5, 300, 0}}) {
+    for (const auto& [rows, d, padding] : {std::array<Index, 3>{1, 1, 0}, {33, 65, 0}, {9, 300, 3}, {5, 516, 0}}) {
       SCOPED_TRACE(testing::Message() << to_string(type) << ", " << rows << " x " << d);
       test::Samples x(type, rows, d, padding, padding > 0 ? 1 : 0);
       test::fill(x, std::vector<Index>(static_cast<std::size_t>(rows), 0), 1, 3);
