@@ -29,7 +29,6 @@ namespace ncollapse::cpu {
 namespace {
 
 constexpr Index kDirectRows = 8;
-constexpr Index kAheadBytes = Index{4} << 10;  // how far the walk looks ahead
 
 // Whether no element is NaN or infinite: those have the largest exponent. One maximum an element, so that the check
 // runs at the speed of memory.
@@ -57,33 +56,30 @@ struct Next {
 };
 
 constexpr Index kSortWork = 16;  // additions that sorting a row is worth
-constexpr Index kBlock = 256;    // columns between two calls for what is next
-
-template <class T>
-inline void fetch(const T* data, Index begin, Index end) {
-  constexpr Index kLine = 64 / sizeof(T);
-  for (Index j = begin; j < end; j += kLine) __builtin_prefetch(data + j, 0, 2);
-}
 
 // sum += (x - shift) over four rows; returns the sum of squares. Four rows at a time, so that `sum` is read and written
 // once for four. `left`: [4 x dim] z = scale (x - shift), or [dim] columns += z^2.
 template <Leave leave, class T>
 NCOLLAPSE_VECTORISED double centre_four(const T* const x[4], const Next<T>& next, const double* shift, double scale,
                                         Index dim, double* sum, double* left) {
+  alignas(64) float wide[4][kBlock];
   double squares = 0;
-  const T *x0 = x[0], *x1 = x[1], *x2 = x[2], *x3 = x[3];
-  double *z0 = left, *z1 = left + dim, *z2 = left + 2 * dim, *z3 = left + 3 * dim;
   for (Index block = 0; block < dim; block += kBlock) {
     const Index end = std::min(block + kBlock, dim);
     for (const T* row : next.rows) fetch(row, block, end);
+    const auto *x0 = widen(x[0], block, end, wide[0]), *x1 = widen(x[1], block, end, wide[1]),
+               *x2 = widen(x[2], block, end, wide[2]), *x3 = widen(x[3], block, end, wide[3]);
+    const double* from = shift + block;
+    double *to = sum + block, *z0 = nullptr, *z1 = nullptr, *z2 = nullptr, *z3 = nullptr;
+    if constexpr (leave != Leave::nothing) z0 = left + block;
+    if constexpr (leave == Leave::rows) z1 = z0 + dim, z2 = z1 + dim, z3 = z2 + dim;
 #pragma omp simd reduction(+ : squares)
-    for (Index j = block; j < end; ++j) {
-      const double a = to_double(x0[j]) - shift[j], b = to_double(x1[j]) - shift[j], c = to_double(x2[j]) - shift[j],
-                   d = to_double(x3[j]) - shift[j];
+    for (Index j = 0; j < end - block; ++j) {
+      const double a = x0[j] - from[j], b = x1[j] - from[j], c = x2[j] - from[j], d = x3[j] - from[j];
       const double square = (a * a + b * b) + (c * c + d * d);
-      sum[j] += (a + b) + (c + d);
+      to[j] += (a + b) + (c + d);
       squares += square;
-      if constexpr (leave == Leave::columns) left[j] += square * (scale * scale);
+      if constexpr (leave == Leave::columns) z0[j] += square * (scale * scale);
       if constexpr (leave == Leave::rows) {
         z0[j] = a * scale;
         z1[j] = b * scale;
@@ -98,19 +94,23 @@ NCOLLAPSE_VECTORISED double centre_four(const T* const x[4], const Next<T>& next
 template <Leave leave, class T>
 NCOLLAPSE_VECTORISED double centre_one(const T* x, const Next<T>& next, const double* shift, double scale, Index dim,
                                        double* sum, double* left) {
+  alignas(64) float wide[kBlock];
   double squares = 0;
   for (Index block = 0; block < dim; block += kBlock) {
     const Index end = std::min(block + kBlock, dim);
     fetch(next.rows[0], block, end);
     fetch(next.shift, block, end);
     fetch(next.sum, block, end);
+    const auto* row = widen(x, block, end, wide);
+    const double* from = shift + block;
+    double *to = sum + block, *z = leave == Leave::nothing ? nullptr : left + block;
 #pragma omp simd reduction(+ : squares)
-    for (Index j = block; j < end; ++j) {
-      const double a = to_double(x[j]) - shift[j];
-      sum[j] += a;
+    for (Index j = 0; j < end - block; ++j) {
+      const double a = row[j] - from[j];
+      to[j] += a;
       squares += a * a;
-      if constexpr (leave == Leave::columns) left[j] += a * a * (scale * scale);
-      if constexpr (leave == Leave::rows) left[j] = a * scale;
+      if constexpr (leave == Leave::columns) z[j] += a * a * (scale * scale);
+      if constexpr (leave == Leave::rows) z[j] = a * scale;
     }
   }
   return squares;
@@ -119,7 +119,15 @@ NCOLLAPSE_VECTORISED double centre_one(const T* x, const Next<T>& next, const do
 template <class T>
 NCOLLAPSE_VECTORISED void write_single(const T* x, const double* shift, double scale, const double* column_scale,
                                        Index dim, float* z) {
-  for (Index j = 0; j < dim; ++j) z[j] = static_cast<float>((to_double(x[j]) - shift[j]) * scale * column_scale[j]);
+  alignas(64) float wide[kBlock];
+  for (Index block = 0; block < dim; block += kBlock) {
+    const Index end = std::min(block + kBlock, dim);
+    const auto* row = widen(x, block, end, wide);
+    const double *from = shift + block, *by = column_scale + block;
+    float* to = z + block;
+#pragma omp simd
+    for (Index j = 0; j < end - block; ++j) to[j] = static_cast<float>((row[j] - from[j]) * scale * by[j]);
+  }
 }
 
 NCOLLAPSE_VECTORISED void add_to(double* sum, const double* part, Index dim) {
@@ -263,7 +271,7 @@ bool CpuBackend::add_rows(MomentState& state, const T* data, Index stride, Index
   }
 
   const auto row = [&](Index i) { return data + order[i] * stride; };
-  const Index ahead = std::max(kAheadBytes / (dim * static_cast<Index>(sizeof(T))), Index{4});
+  const Index ahead = std::max(rows_ahead(dim * static_cast<Index>(sizeof(T))), Index{4});
   const auto next_of = [&](Index i) {
     Next<T> next;
     for (Index r = 0; r < 4; ++r) next.rows[r] = row(std::min(i + ahead + r, rows - 1));
@@ -388,8 +396,7 @@ BatchFaults CpuBackend::add_batch(MomentState& state, const MatrixView& features
     return finite;
   };
   // Features are looked at before anything is changed, or by what became of their squares.
-  if (!state.scatter && keeps_nonfinite(features.dtype) &&
-      static_cast<Index>(touched_.size()) <= most_kept(rows, size_of(features.dtype))) {
+  if (!state.scatter && static_cast<Index>(touched_.size()) <= most_kept(rows, size_of(features.dtype))) {
     keep(state);
     if (add()) return faults;
     bring_back(state);

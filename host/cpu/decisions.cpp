@@ -33,7 +33,7 @@ namespace ncollapse::cpu {
 namespace {
 
 constexpr Index kRowTile = 256, kClassTile = 512;  // a tile's rows and scores stay in a core's own cache
-constexpr Index kDistanceBlock = 256;              // columns between two looks at whether a row is out of reach
+constexpr Index kCachedDoubles = Index{1} << 16;
 constexpr double kUnitRoundoff = 0x1p-24;
 constexpr Index kUndecided = -1;
 // Outside this range floats overflow, or lose digits as subnormals; then nothing is certified.
@@ -158,12 +158,19 @@ std::shared_ptr<Prepared> prepare(const DecisionState& state, int threads) {
 // z = x - origin, rounded to float; returns |z|.
 template <class T>
 NCOLLAPSE_VECTORISED double narrow(const T* x, const double* origin, float* z, Index dim) {
+  alignas(64) float wide[kBlock];
   double squares = 0;
+  for (Index block = 0; block < dim; block += kBlock) {
+    const Index end = std::min(block + kBlock, dim);
+    const auto* row = widen(x, block, end, wide);
+    const double* from = origin + block;
+    float* to = z + block;
 #pragma omp simd reduction(+ : squares)
-  for (Index j = 0; j < dim; ++j) {
-    const double value = to_double(x[j]) - origin[j];
-    z[j] = static_cast<float>(value);
-    squares += value * value;
+    for (Index j = 0; j < end - block; ++j) {
+      const double value = row[j] - from[j];
+      to[j] = static_cast<float>(value);
+      squares += value * value;
+    }
   }
   return std::sqrt(squares);
 }
@@ -249,30 +256,48 @@ void decide_tile(const Scorer& scorer, Workspace& work, Index rows, Index dim) {
     if (certain_lead(scorer, work.leaders[i], work.norms[i], dim) == 0) work.leaders[i].index = kUndecided;
 }
 
+/// Of the columns from `begin` to `end` - 1.
 template <class T>
-NCOLLAPSE_VECTORISED double squared_distance(const T* x, const double* centre, Index dim) {
+NCOLLAPSE_VECTORISED double squared_distance(const T* x, const double* centre, Index begin, Index end) {
+  alignas(64) float wide[kBlock];
   double sum = 0;
+  for (Index block = begin; block < end; block += kBlock) {
+    const Index stop = std::min(block + kBlock, end);
+    const auto* row = widen(x, block, stop, wide);
+    const double* from = centre + block;
 #pragma omp simd reduction(+ : sum)
-  for (Index j = 0; j < dim; ++j) {
-    const double gap = to_double(x[j]) - centre[j];
-    sum += gap * gap;
+    for (Index j = 0; j < stop - block; ++j) {
+      const double gap = row[j] - from[j];
+      sum += gap * gap;
+    }
   }
   return sum;
 }
 
+/// `next`, `next_ball`: what is asked next.
 template <class T>
-bool holds(const Ball& ball, const T* x, Index dim) {
+bool holds(const Ball& ball, const T* x, Index dim, const T* next, const Ball& next_ball) {
   double squared = 0;
-  for (Index j = 0; j < dim && squared < ball.radius_squared; j += kDistanceBlock)
-    squared += squared_distance(x + j, ball.centre + j, std::min(kDistanceBlock, dim - j));
+  for (Index block = 0; block < dim && squared < ball.radius_squared; block += kBlock) {
+    const Index end = std::min(block + kBlock, dim);
+    fetch(next, block, end);
+    if (next_ball.radius_squared > 0 && next_ball.centre != ball.centre) fetch(next_ball.centre, block, end);
+    squared += squared_distance(x, ball.centre, block, end);
+  }
   return squared < ball.radius_squared;  // not NaN
 }
 
 template <class T>
 NCOLLAPSE_VECTORISED double dot(const T* x, const double* weights, Index dim) {
+  alignas(64) float wide[kBlock];
   double sum = 0;
+  for (Index block = 0; block < dim; block += kBlock) {
+    const Index end = std::min(block + kBlock, dim);
+    const auto* row = widen(x, block, end, wide);
+    const double* by = weights + block;
 #pragma omp simd reduction(+ : sum)
-  for (Index j = 0; j < dim; ++j) sum += to_double(x[j]) * weights[j];
+    for (Index j = 0; j < end - block; ++j) sum += row[j] * by[j];
+  }
   return sum;
 }
 
@@ -281,7 +306,7 @@ Index nearest_centre(const T* x, const Matrix& centres, Index dim) {
   Index best = 0;
   double smallest = std::numeric_limits<double>::infinity();
   for (Index k = 0; k < centres.rows; ++k) {
-    const double squared = squared_distance(x, centres.data() + k * dim, dim);
+    const double squared = squared_distance(x, centres.data() + k * dim, 0, dim);
     if (squared < smallest) {
       smallest = squared;
       best = k;
@@ -381,10 +406,21 @@ bool CpuBackend::decide_rows(DecisionState& state, const T* data, Index stride, 
   std::fill_n(centre_decisions, rows, kUndecided);
   const bool look = !prepared.balls.empty() && prepared.look.pays();
   if (look) {
+    // In the order of labels a mean stays in the cache for all rows compared with it. Few means stay in any order.
+    const Index* order = nullptr;
+    if (centres * dim > kCachedDoubles) {
+      sort_by_label(labels, rows, classes, order_.reserve(rows), sorted_.reserve(rows));
+      order = order_.reserve(rows);
+    }
+    const auto row = [&](Index i) { return order != nullptr ? order[i] : i; };
+    const Index ahead = rows_ahead(dim * static_cast<Index>(sizeof(T)));
 #pragma omp parallel for num_threads(threads_for(rows* dim))
-    for (Index i = 0; i < rows; ++i)
-      if (holds(prepared.balls[labels[i]], data + i * stride, dim))
-        centre_decisions[i] = classifier_decisions[i] = labels[i];
+    for (Index i = 0; i < rows; ++i) {
+      const Index at = row(i), next = row(std::min(i + ahead, rows - 1));
+      if (holds(prepared.balls[labels[at]], data + at * stride, dim, data + next * stride,
+                prepared.balls[labels[next]]))
+        centre_decisions[at] = classifier_decisions[at] = labels[at];
+    }
   }
   prepared.far.clear();
   for (Index i = 0; i < rows; ++i)

@@ -1,7 +1,8 @@
 // Element types of features, and how they become doubles. f16 and bf16 are kept as bit patterns: every conversion here
-// is exact and compiles to a few integer operations that vectorise.
+// is exact, keeps NaN and infinite values, and compiles to a few operations that vectorise.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 
@@ -24,13 +25,43 @@ struct BFloat16 {
   std::uint16_t bits;
 };
 
+inline float to_float(BFloat16 x) { return std::bit_cast<float>(std::uint32_t{x.bits} << 16); }
+// The exponent field is moved to the float's place, then the bias is mended by 2^(127-15).
+inline float to_float(Half x) {
+  const std::uint32_t magnitude = x.bits & 0x7fffU;
+  const std::uint32_t finite = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude << 13) * 0x1p112F);
+  const std::uint32_t nonfinite = magnitude << 13 | 0x7f800000U;
+  return std::bit_cast<float>((magnitude < 0x7c00U ? finite : nonfinite) | std::uint32_t{x.bits & 0x8000U} << 16);
+}
+
 inline double to_double(double x) { return x; }
 inline double to_double(float x) { return x; }
-inline double to_double(BFloat16 x) { return std::bit_cast<float>(std::uint32_t{x.bits} << 16); }
-// Finite values only: the exponent field is moved to the float's place, then the bias is mended by 2^(127-15).
-inline double to_double(Half x) {
-  const float magnitude = std::bit_cast<float>(std::uint32_t{x.bits & 0x7fffU} << 13) * 0x1p112F;
-  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(magnitude) | (std::uint32_t{x.bits & 0x8000U} << 16));
+inline double to_double(Half x) { return to_float(x); }
+inline double to_double(BFloat16 x) { return to_float(x); }
+
+constexpr Index kBlock = 256;  // columns that a loop takes at a time
+
+/// The columns of a row from `begin` to `end` - 1, kBlock of them at most, as numbers of which a processor makes
+/// doubles as it loads them. Those of 16 bits become floats in `buffer` first: a loop that took them all the way at
+/// once would spend as long on taking vectors to pieces.
+inline const double* widen(const double* row, Index begin, Index /*end*/, float* /*buffer*/) { return row + begin; }
+inline const float* widen(const float* row, Index begin, Index /*end*/, float* /*buffer*/) { return row + begin; }
+template <class T>
+inline const float* widen(const T* row, Index begin, Index end, float* buffer) {
+  const T* from = row + begin;
+#pragma omp simd
+  for (Index j = 0; j < end - begin; ++j) buffer[j] = to_float(from[j]);
+  return buffer;
+}
+
+/// How far a walk over rows looks ahead.
+inline Index rows_ahead(Index row_bytes) { return std::max((Index{4} << 10) / row_bytes, Index{1}); }
+
+/// Asks for the columns of a row that is read soon.
+template <class T>
+inline void fetch(const T* row, Index begin, Index end) {
+  constexpr Index kLine = 64 / sizeof(T);
+  for (Index j = begin; j < end; j += kLine) __builtin_prefetch(row + j, 0, 2);
 }
 
 // The bits of the exponent, in their place. NaN and infinite values have all of them.
@@ -48,9 +79,6 @@ template <class T>
 inline bool is_finite(T x) {
   return exponent_bits(x) != nonfinite_exponent<T>();
 }
-
-/// Whether to_double keeps NaN and infinite values what they are.
-inline bool keeps_nonfinite(Dtype type) { return type != Dtype::f16; }
 
 /// Calls body with the data as a typed pointer.
 template <class Body>

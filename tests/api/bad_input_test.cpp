@@ -252,14 +252,24 @@ TEST_P(BadInput, ClassifiersThatDoNotFit) {
 }
 
 TEST_P(BadInput, WeightsThatAreNotFinite) {
-  const Samples samples = some_samples(61);
-  const ClassMoments moments = moments_of(context(), samples);
-  for (double value : {kNan, kInfinity}) {
-    Head head = random_head(4, 6, 62);
-    head.weights[13] = value;
-    const ncollapse::Classifier classifier = head.classifier();
-    EXPECT_THROW(DecisionCounter(moments, &classifier), DataError);
-  }
+  const ClassMoments moments = moments_of(context(), some_samples(61));
+  const Head head = random_head(4, 6, 62);
+  for (Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16})
+    for (double value : {kNan, kInfinity}) {
+      SCOPED_TRACE(std::string(ncollapse::to_string(dtype)) + " " + std::to_string(value));
+      const auto encoded = [&](std::vector<double> values, Index rows, Index cols, Index spoilt) {
+        values = rounded(values, dtype);
+        if (spoilt >= 0) values[at(spoilt)] = value;
+        return encode(values, rows, cols, dtype);
+      };
+      const Encoded weights = encoded(head.weights, 4, 6, -1), bias = encoded(head.bias, 1, 4, -1),
+                    bad_weights = encoded(head.weights, 4, 6, 13), bad_bias = encoded(head.bias, 1, 4, 2);
+      const ncollapse::Classifier good{{weights.view()}, bias.view()}, first{{bad_weights.view()}, bias.view()},
+          second{{weights.view()}, bad_bias.view()};
+      EXPECT_NO_THROW(DecisionCounter(moments, &good));
+      EXPECT_THROW(DecisionCounter(moments, &first), DataError);
+      EXPECT_THROW(DecisionCounter(moments, &second), DataError);
+    }
 }
 
 TEST_P(BadInput, ClassifiersTooLargeToMeasure) {

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <utility>
 
 #include "tests/api/support.hpp"
@@ -216,31 +217,36 @@ TEST_P(Decisions, CollapsedFeaturesAndAFewThatStray) {
 }
 
 TEST_P(Decisions, ABadRowAmongNearOnesIsFound) {
-  const Samples train = random_centres(3, 5, 108);
-  Samples test{3, 5, {}, {}};
-  for (Index i = 0; i < 30; ++i)
-    test.add(i % 3, {train.values.begin() + i % 3 * 5, train.values.begin() + (i % 3 + 1) * 5});
-  const ClassMoments moments = moments_of(context(), train);
-  DecisionCounter counter(moments, nullptr);
-  const auto add = [&] {
-    counter.add(ncollapse::view(test.values.data(), test.rows(), 5), label_view(test.labels, 0, test.rows()));
-  };
-  add();
-  for (const double bad : {std::numeric_limits<double>::quiet_NaN(), -std::numeric_limits<double>::infinity()}) {
-    const double good = std::exchange(test.values[17 * 5 + 4], bad);
-    try {
-      add();
-      ADD_FAILURE() << bad << " was taken";
-    } catch (const ncollapse::DataError& error) {
-      EXPECT_NE(std::string(error.what()).find("row 47, column 4"), std::string::npos) << error.what();
+  for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16}) {
+    SCOPED_TRACE(std::string(ncollapse::to_string(dtype)));
+    const Samples train = rounded(random_centres(3, 5, 108), dtype);
+    Samples test{3, 5, {}, {}};
+    for (Index i = 0; i < 30; ++i)
+      test.add(i % 3, {train.values.begin() + i % 3 * 5, train.values.begin() + (i % 3 + 1) * 5});
+    const ClassMoments moments = moments_of(context(), train);
+    DecisionCounter counter(moments, nullptr);
+    const auto add = [&] {
+      const Encoded features = encode(test.values, test.rows(), 5, dtype);
+      counter.add(features.view(), label_view(test.labels, 0, test.rows()));
+    };
+    add();
+    for (const double bad : {std::numeric_limits<double>::quiet_NaN(), -std::numeric_limits<double>::infinity()}) {
+      const double good = std::exchange(test.values[17 * 5 + 4], bad);
+      try {
+        add();
+        ADD_FAILURE() << bad << " was taken";
+      } catch (const ncollapse::DataError& error) {
+        EXPECT_NE(std::string(error.what()).find("row 47, column 4"), std::string::npos) << error.what();
+      }
+      test.values[17 * 5 + 4] = good;
     }
-    test.values[17 * 5 + 4] = good;
+    if (dtype == Dtype::f64) test.values[17 * 5 + 4] = 1e200;  // whose square overflows
+    add();
+    const DecisionCounts counts = counter.finish();
+    EXPECT_EQ(counts.samples, (std::vector<Index>{20, 20, 20}));
+    EXPECT_EQ(std::accumulate(counts.correct_centre.begin(), counts.correct_centre.end(), Index{0}),
+              dtype == Dtype::f64 ? 59 : 60);
   }
-  test.values[17 * 5 + 4] = 1e200;  // whose square overflows
-  add();
-  EXPECT_EQ(counter.finish().samples, (std::vector<Index>{20, 20, 20}));
-  EXPECT_EQ(
-      counter.finish().correct_centre[0] + counter.finish().correct_centre[1] + counter.finish().correct_centre[2], 59);
 }
 
 TEST_P(Decisions, TiesGoToTheLowestClass) {
