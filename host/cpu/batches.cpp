@@ -29,6 +29,7 @@ namespace ncollapse::cpu {
 namespace {
 
 constexpr Index kDirectRows = 8;
+constexpr Index kAheadBytes = Index{4} << 10;  // how far the walk looks ahead
 
 // Whether no element is NaN or infinite: those have the largest exponent. One maximum an element, so that the check
 // runs at the speed of memory.
@@ -271,7 +272,7 @@ bool CpuBackend::add_rows(MomentState& state, const T* data, Index stride, Index
   }
 
   const auto row = [&](Index i) { return data + order[i] * stride; };
-  const Index ahead = std::max(rows_ahead(dim * static_cast<Index>(sizeof(T))), Index{4});
+  const Index ahead = std::max(kAheadBytes / (dim * static_cast<Index>(sizeof(T))), Index{4});
   const auto next_of = [&](Index i) {
     Next<T> next;
     for (Index r = 0; r < 4; ++r) next.rows[r] = row(std::min(i + ahead + r, rows - 1));

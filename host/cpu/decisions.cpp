@@ -33,7 +33,7 @@ namespace ncollapse::cpu {
 namespace {
 
 constexpr Index kRowTile = 256, kClassTile = 512;  // a tile's rows and scores stay in a core's own cache
-constexpr Index kCachedDoubles = Index{1} << 16;
+constexpr Index kCachedDoubles = Index{1} << 16;   // of means, which then stay there as well
 constexpr double kUnitRoundoff = 0x1p-24;
 constexpr Index kUndecided = -1;
 // Outside this range floats overflow, or lose digits as subnormals; then nothing is certified.
@@ -72,9 +72,9 @@ struct Workspace {
   std::vector<Leader> leaders;
 };
 
-// Rows of the class that lie in it are decided for the class.
+// Rows of the class that lie in it are decided for the class. No row lies in that of a class without a centre.
 struct Ball {
-  const double* centre = nullptr;
+  const double* centre;
   double radius_squared = 0;
 };
 
@@ -256,17 +256,16 @@ void decide_tile(const Scorer& scorer, Workspace& work, Index rows, Index dim) {
     if (certain_lead(scorer, work.leaders[i], work.norms[i], dim) == 0) work.leaders[i].index = kUndecided;
 }
 
-/// Of the columns from `begin` to `end` - 1.
 template <class T>
-NCOLLAPSE_VECTORISED double squared_distance(const T* x, const double* centre, Index begin, Index end) {
+NCOLLAPSE_VECTORISED double squared_distance(const T* x, const double* centre, Index dim) {
   alignas(64) float wide[kBlock];
   double sum = 0;
-  for (Index block = begin; block < end; block += kBlock) {
-    const Index stop = std::min(block + kBlock, end);
-    const auto* row = widen(x, block, stop, wide);
+  for (Index block = 0; block < dim; block += kBlock) {
+    const Index end = std::min(block + kBlock, dim);
+    const auto* row = widen(x, block, end, wide);
     const double* from = centre + block;
 #pragma omp simd reduction(+ : sum)
-    for (Index j = 0; j < stop - block; ++j) {
+    for (Index j = 0; j < end - block; ++j) {
       const double gap = row[j] - from[j];
       sum += gap * gap;
     }
@@ -274,17 +273,52 @@ NCOLLAPSE_VECTORISED double squared_distance(const T* x, const double* centre, I
   return sum;
 }
 
-/// `next`, `next_ball`: what is asked next.
+/// Four rows, each with the ball of its class. Four at a time, so that more of them are on their way from memory.
 template <class T>
-bool holds(const Ball& ball, const T* x, Index dim, const T* next, const Ball& next_ball) {
-  double squared = 0;
-  for (Index block = 0; block < dim && squared < ball.radius_squared; block += kBlock) {
-    const Index end = std::min(block + kBlock, dim);
-    fetch(next, block, end);
-    if (next_ball.radius_squared > 0 && next_ball.centre != ball.centre) fetch(next_ball.centre, block, end);
-    squared += squared_distance(x, ball.centre, block, end);
+struct Rows {
+  const T* x[4];
+  const Ball* balls[4];
+};
+
+/// Adds what the columns from `begin` to `end` - 1, kBlock at most, contribute to |x - centre|^2.
+template <class T>
+NCOLLAPSE_VECTORISED void add_squared_distances(const Rows<T>& rows, Index begin, Index end, double squared[4]) {
+  alignas(64) float wide[4][kBlock];
+  const auto *x0 = widen(rows.x[0], begin, end, wide[0]), *x1 = widen(rows.x[1], begin, end, wide[1]),
+             *x2 = widen(rows.x[2], begin, end, wide[2]), *x3 = widen(rows.x[3], begin, end, wide[3]);
+  const double *c0 = rows.balls[0]->centre + begin, *c1 = rows.balls[1]->centre + begin,
+               *c2 = rows.balls[2]->centre + begin, *c3 = rows.balls[3]->centre + begin;
+  double s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+#pragma omp simd reduction(+ : s0, s1, s2, s3)
+  for (Index j = 0; j < end - begin; ++j) {
+    const double a = x0[j] - c0[j], b = x1[j] - c1[j], c = x2[j] - c2[j], d = x3[j] - c3[j];
+    s0 += a * a;
+    s1 += b * b;
+    s2 += c * c;
+    s3 += d * d;
   }
-  return squared < ball.radius_squared;  // not NaN
+  squared[0] += s0;
+  squared[1] += s1;
+  squared[2] += s2;
+  squared[3] += s3;
+}
+
+/// Bit r: row r lies in its ball. `next`: what is asked next; its centres are fetched as well unless they are cached.
+template <class T>
+unsigned held(const Rows<T>& rows, Index dim, const Rows<T>& next, bool cached) {
+  double squared[4] = {};
+  unsigned inside = 0xf;
+  for (Index block = 0; block < dim && inside != 0; block += kBlock) {
+    const Index end = std::min(block + kBlock, dim);
+    for (int r = 0; r < 4; ++r) {
+      fetch(next.x[r], block, end);
+      if (!cached && next.balls[r] != rows.balls[r]) fetch(next.balls[r]->centre, block, end);
+    }
+    add_squared_distances(rows, block, end, squared);
+    for (unsigned r = 0; r < 4; ++r)
+      if (!(squared[r] < rows.balls[r]->radius_squared)) inside &= ~(1U << r);  // or NaN
+  }
+  return inside;
 }
 
 template <class T>
@@ -306,7 +340,7 @@ Index nearest_centre(const T* x, const Matrix& centres, Index dim) {
   Index best = 0;
   double smallest = std::numeric_limits<double>::infinity();
   for (Index k = 0; k < centres.rows; ++k) {
-    const double squared = squared_distance(x, centres.data() + k * dim, 0, dim);
+    const double squared = squared_distance(x, centres.data() + k * dim, dim);
     if (squared < smallest) {
       smallest = squared;
       best = k;
@@ -354,7 +388,7 @@ double steepest(const Scorer& classifier, Index k, const Leader& farthest, Index
 void make_balls(Prepared& prepared, const DecisionState& state, int threads) {
   const Index dim = state.dim;
   const Scorer &centres = prepared.centres, &classifier = prepared.classifier;
-  prepared.balls.assign(static_cast<std::size_t>(state.classes), Ball{});
+  prepared.balls.assign(static_cast<std::size_t>(state.classes), Ball{state.centres.data()});
   std::vector<float> half_squares;
   for (const double norm : classifier.norms) half_squares.push_back(static_cast<float>(norm * norm / 2));
   for_each_tile(prepared, centres.count, threads, [&](Workspace& work, Index first, Index count) {
@@ -407,19 +441,24 @@ bool CpuBackend::decide_rows(DecisionState& state, const T* data, Index stride, 
   const bool look = !prepared.balls.empty() && prepared.look.pays();
   if (look) {
     // In the order of labels a mean stays in the cache for all rows compared with it. Few means stay in any order.
-    const Index* order = nullptr;
-    if (centres * dim > kCachedDoubles) {
-      sort_by_label(labels, rows, classes, order_.reserve(rows), sorted_.reserve(rows));
-      order = order_.reserve(rows);
-    }
-    const auto row = [&](Index i) { return order != nullptr ? order[i] : i; };
-    const Index ahead = rows_ahead(dim * static_cast<Index>(sizeof(T)));
+    const bool cached = centres * dim <= kCachedDoubles;
+    Index* order = order_.reserve(rows);
+    if (!cached) sort_by_label(labels, rows, classes, order, sorted_.reserve(rows));
+    const auto row = [&](Index i) { return cached ? i : order[i]; };
+    const auto four = [&](Index first) {
+      Rows<T> result;
+      for (Index r = 0; r < 4; ++r) {
+        const Index at = row(std::min(first + r, rows - 1));
+        result.x[r] = data + at * stride;
+        result.balls[r] = &prepared.balls[labels[at]];
+      }
+      return result;
+    };
 #pragma omp parallel for num_threads(threads_for(rows* dim))
-    for (Index i = 0; i < rows; ++i) {
-      const Index at = row(i), next = row(std::min(i + ahead, rows - 1));
-      if (holds(prepared.balls[labels[at]], data + at * stride, dim, data + next * stride,
-                prepared.balls[labels[next]]))
-        centre_decisions[at] = classifier_decisions[at] = labels[at];
+    for (Index i = 0; i < rows; i += 4) {
+      const unsigned inside = held(four(i), dim, four(i + 4), cached);
+      for (Index r = 0; r < 4 && i + r < rows; ++r)
+        if (inside >> r & 1) centre_decisions[row(i + r)] = classifier_decisions[row(i + r)] = labels[row(i + r)];
     }
   }
   prepared.far.clear();

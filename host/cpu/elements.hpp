@@ -2,7 +2,6 @@
 // is exact, keeps NaN and infinite values, and compiles to a few operations that vectorise.
 #pragma once
 
-#include <algorithm>
 #include <bit>
 #include <cstdint>
 
@@ -53,9 +52,6 @@ inline const float* widen(const T* row, Index begin, Index end, float* buffer) {
   for (Index j = 0; j < end - begin; ++j) buffer[j] = to_float(from[j]);
   return buffer;
 }
-
-/// How far a walk over rows looks ahead.
-inline Index rows_ahead(Index row_bytes) { return std::max((Index{4} << 10) / row_bytes, Index{1}); }
 
 /// Asks for the columns of a row that is read soon.
 template <class T>
