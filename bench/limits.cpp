@@ -364,7 +364,8 @@ void measure_pair_products(const Options& options) {
                     : std::vector<Case>{{1000, 1000, 2048, false}, {512, 1000, 2048, false},  {512, 4096, 2048, false},
                                         {512, 8192, 2048, false},  {1024, 4096, 2048, false}, {512, 8192, 2048, true},
                                         {1024, 8192, 2048, true},  {1024, 4096, 768, true},   {1024, 8192, 768, true},
-                                        {2048, 8192, 768, true}};
+                                        {2048, 8192, 768, true},   {2048, 8192, 4096, true},  {4096, 8192, 4096, true},
+                                        {8192, 8192, 4096, true}};
   cuda::Queue queue(0, nullptr);
   for (const auto& [height, width, d, fast] : cases) {
     const cuda::Buffer<double> rows(queue, (height + width) * d), products(queue, height * width);
@@ -436,7 +437,16 @@ void measure_pairs(const Options& options) {
                                           {512, 4096, 16, false},
                                           {512, 8192, 16, false}}},
                                         {8142, 2048, true, halves},
-                                        {50000, 768, true, halves}};
+                                        {50000, 768, true, halves},
+                                        {24576,
+                                         4096,
+                                         true,
+                                         {{2048, 8192, 16},
+                                          {4096, 4096, 16},
+                                          {4096, 8192, 16},
+                                          {8192, 8192, 16},
+                                          {4096, 8192, 32},
+                                          {4096, 8192, 16, false}}}};
   for (const auto& [count, d, fast, settings] : cases) {
     PairQuery query;
     query.gram_norm = query.frame_norm = 1;
