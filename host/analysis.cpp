@@ -54,7 +54,7 @@ void Analysis::check_request() const {
   if (request_.features.empty() || request_.labels.empty()) throw UsageError("features and labels are needed");
   if (request_.test_features.empty() != request_.test_labels.empty())
     throw UsageError("test features and test labels are given together or not at all");
-  check_decays(request_.lambda_w, request_.lambda_h, !request_.weights.empty());
+  check_decays(request_.lambda_w, request_.lambda_h, request_.weights.size());
   if (request_.classes > kMaxClasses)
     throw UsageError("classes is " + std::to_string(request_.classes) + ", at most " + std::to_string(kMaxClasses) +
                      " are possible");

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "host/element_types.hpp"
+#include "host/moments.hpp"
 #include "ncollapse/error.hpp"
 
 namespace ncollapse {
@@ -21,19 +22,20 @@ std::string first_nonfinite(Backend& backend, const Matrix& matrix) {
   return "values whose squares overflow";
 }
 
-void check_view(const MatrixView& layer, const std::string& name) {
+void check_view(const Backend& backend, const MatrixView& layer, const std::string& name) {
   if (layer.rows < 1 || layer.cols < 1 || layer.data == nullptr)
     throw UsageError(name + " is empty (" + shape(layer.rows, layer.cols) + ")");
   if (layer.row_stride() < layer.cols)
     throw UsageError(name + " has a row stride of " + std::to_string(layer.stride) + ", below its " +
                      std::to_string(layer.cols) + " columns");
   check_type(layer.dtype, name + " is");
+  check_memory(backend, layer.space, "the elements of " + name);
 }
 
 }  // namespace
 
 Matrix checked_matrix(Backend& backend, const MatrixView& view, const std::string& name) {
-  check_view(view, name);
+  check_view(backend, view, name);
   const Matrix matrix = backend.borrow(view);
   for (const double squared : backend.row_dots(matrix, matrix))
     if (!std::isfinite(squared)) throw DataError(name + " holds " + first_nonfinite(backend, matrix));
@@ -54,7 +56,7 @@ Matrix classifier_product(Backend& backend, const Classifier& classifier, Index 
   for (std::size_t l = 0; l < count; ++l) {
     const MatrixView& layer = classifier.layers[l];
     const std::string name = "W_" + std::to_string(l + 1);
-    check_view(layer, name);
+    check_view(backend, layer, name);
     if (layer.cols != width)
       throw UsageError(name + " is " + shape(layer.rows, layer.cols) + ", but " +
                            (l == 0 ? "the features have " + std::to_string(width) + " columns"
@@ -71,13 +73,17 @@ Matrix classifier_product(Backend& backend, const Classifier& classifier, Index 
     const Matrix layer = checked_matrix(backend, classifier.layers[l], "W_" + std::to_string(l + 1));
     product = product ? backend.product(product, Transpose::no, layer, Transpose::no) : layer;
   }
+  if (count > 1)
+    for (const double squared : backend.row_dots(product, product))
+      if (!std::isfinite(squared))
+        throw DataError("the product of the layers holds " + first_nonfinite(backend, product), "rescale the layers");
   return product;
 }
 
 std::vector<double> classifier_bias(Backend& backend, const Classifier& classifier, Index classes) {
   const MatrixView& bias = classifier.bias;
   if (bias.rows == 0) return {};
-  check_view(bias, "the bias");
+  check_view(backend, bias, "the bias");
   const Index size = bias.rows * bias.cols;
   if (size != classes || (bias.rows != 1 && bias.cols != 1))
     throw UsageError("the bias is " + shape(bias.rows, bias.cols) + " for " + std::to_string(classes) + " classes",

@@ -26,15 +26,28 @@ Index default_batch_rows(Index row_bytes) {
   return std::max(kBatchBytes / row_bytes, kFewest);
 }
 
+namespace {
+
+// The file that a link leads to, and the key after it.
+std::string identity_of(const std::string& name) {
+  std::error_code ignored;
+  std::size_t end = name.size();  // of the path, which may hold colons, too
+  while (end > 0 && end != name.npos && !std::filesystem::exists(name.substr(0, end), ignored))
+    end = name.rfind(':', end - 1);
+  if (end == 0 || end == name.npos) return name;
+  return std::filesystem::weakly_canonical(name.substr(0, end), ignored).string() + name.substr(end);
+}
+
+}  // namespace
+
 Dataset::Dataset(const FileList& features, const FileList& labels, RowRange range) {
   const auto specs = expand(features);
   if (specs.empty()) throw UsageError("no file of features was given");
   std::set<std::string> seen;
   for (const auto& spec : specs) {
-    std::error_code ignored;
-    if (!seen.insert(std::filesystem::weakly_canonical(spec, ignored).string()).second)
-      throw DataError(spec + ": is given twice, its samples would count twice", "do the globs overlap?");
     const ArrayFile file = ArrayFile::open(spec, ArrayRole::features);
+    if (!seen.insert(identity_of(file.name())).second)
+      throw DataError(spec + ": is given twice, its samples would count twice", "do the globs overlap?");
     if (file.rows() == 0) throw DataError(file.name() + ": holds no samples", "leave it out");
     if (shards_.empty()) {
       dim_ = file.cols();

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "host/backend.hpp"
+#include "host/numbers.hpp"
 
 namespace ncollapse {
 
@@ -30,7 +31,7 @@ class Grams {
       const Matrix product = backend_.product(A, Transpose::no, B, Transpose::yes);
       return std::sqrt(backend_.inner(product, product));
     }
-    return std::sqrt(std::max(0.0, backend_.inner(of(A), of(B))));
+    return std::sqrt(at_least_zero(backend_.inner(of(A), of(B))));
   }
 
  private:

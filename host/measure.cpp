@@ -413,8 +413,17 @@ void Measurement::pseudo_inverse() {
   }
   if (std::isnan(scale) || block.rank_used == 0) return;
   const Matrix spread = backend_.product(between.whitening, Transpose::no, moments_.data().scatter, Transpose::no);
-  double sum = backend_.inner(spread, between.whitening) / common * scale;
-  if (sum < 0) sum = 0;  // rounding; a NaN stays one
+  const double sum = at_least_zero(backend_.inner(spread, between.whitening) / common * scale);
+  // The scatter is known to some eps of its trace.
+  constexpr double kExact = 1e-10;
+  const double error = static_cast<double>(moments_.dim()) * std::numeric_limits<double>::epsilon() *
+                       moments_.data().scatter_trace * backend_.inner(between.whitening, between.whitening) / common *
+                       scale;
+  if (error > kExact && sum < error) {
+    for (const auto* key : {"nc1_pinv", "nc1_pinv_sum"})
+      undefined(key, "features vary so much more in other directions than between classes that rounding hides it");
+    return;
+  }
   set("nc1_pinv_sum", sum);
   set("nc1_pinv", rules_.divide_by_classes ? sum / k_ : sum);
 }
@@ -469,24 +478,59 @@ void Measurement::collapse_index() {
         std::vector<double>(static_cast<std::size_t>(scatter.rows), 1 / static_cast<double>(moments_.samples())),
         scatter);
   };
+  const double most = std::min(k_ - 1, static_cast<double>(moments_.dim()));
   Matrix total = within();
   double index = index_without_cancelling(total, weighted_means());
-  if (std::isnan(index)) {  // by the eigenvectors of Sigma_T, which alone say which directions count
-    const Matrix between = weighted_means();
+  Matrix between;  // B in the units below
+  if (std::isnan(index)) {
+    // The index does not depend on the columns' units, so columns are divided by the root of their Sigma_T. One that
+    // never varies adds nothing, whatever stands for it in Sigma_W.
+    const Matrix one = backend_.identity(moments_.dim());
     total = within();
+    backend_.add_gram(1.0, weighted_means(), total);
+    std::vector<double> units = backend_.row_dots(total, one), still(units.size()), ones(units.size(), 1.0);
+    for (std::size_t j = 0; j < units.size(); ++j) {
+      still[j] = units[j] > 0 ? 0 : 1;
+      units[j] = units[j] > 0 ? 1 / std::sqrt(units[j]) : 1;
+    }
+    const Matrix diagonal = backend_.scaled(units, one);
+    const auto within_in_units = [&] {
+      Matrix result = backend_.product(backend_.scaled(units, within()), Transpose::no, diagonal, Transpose::no);
+      backend_.combine_rows(ones, result, still, one, result);
+      return result;
+    };
+    between = backend_.product(weighted_means(), Transpose::no, diagonal, Transpose::no);
+    total = within_in_units();
+    index = index_without_cancelling(total, backend_.clone(between));
+    total = within_in_units();
+  }
+  if (std::isnan(index)) {  // by the eigenvectors of Sigma_T, which alone say which directions count
     backend_.add_gram(1.0, between, total);
     const auto values = backend_.eigh(total);
     const double cut =
         static_cast<double>(total.rows) * std::numeric_limits<double>::epsilon() * std::max(values.back(), 0.0);
     const Matrix along = backend_.product(total, Transpose::no, between, Transpose::yes);
     const auto squares = backend_.row_dots(along, along);
-    double trace = 0;
-    for (std::size_t i = 0; i < values.size(); ++i)
-      if (values[i] > cut) trace += squares[i] / values[i];
-    index = 1 - trace / std::min(k_ - 1, static_cast<double>(moments_.dim()));
+    // Sigma_T is known to `cut`, which moves the trace by `error`. What a direction below it holds is not known:
+    // nothing where the means hardly differ in it.
+    double trace = 0, error = 0, hidden = 0;
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      if (values[i] > cut) {
+        trace += squares[i] / values[i];
+        error += squares[i] / values[i] * (cut / values[i]);
+      } else {
+        hidden = std::max(hidden, squares[i]);
+      }
+    }
+    index = 1 - trace / most;
+    constexpr double kExact = 1e-8, kShare = 1e-2;
+    if (hidden > std::numeric_limits<double>::epsilon() * sum(squares) ||
+        (error / most > kExact && error / most > kShare * index))
+      return undefined("nc1_vci",
+                       "features vary so much more in some directions than in others that rounding hides it");
   }
   // Rounding may carry a collapsed index below 0 by some 1e-13; nothing else can.
-  set("nc1_vci", index < 0 ? 0 : index);
+  set("nc1_vci", at_least_zero(index));
 }
 
 void Measurement::geometry(const Matrix& rows, const std::vector<double>& norms, const std::string& suffix,
@@ -541,7 +585,7 @@ void Measurement::geometry(const Matrix& rows, const std::vector<double>& norms,
                      std::to_string(seen_[zero - norms.begin()]) + " is 0 and has no direction");
   // Moments about the simplex value; the variance is 0 where rounding would make it negative.
   const auto spread = [&](double sum, double squares) {
-    return std::max(0.0, squares / pairs - (sum / pairs) * (sum / pairs));
+    return at_least_zero(squares / pairs - (sum / pairs) * (sum / pairs));
   };
   set("nc2_cos_mean" + suffix, sums.cos_sum / pairs - 1 / (k_ - 1));
   set("nc2_cos_std" + suffix, std::sqrt(spread(sums.cos_sum, sums.cos_square_sum)));
@@ -582,7 +626,8 @@ void Measurement::blocks(const Matrix& rows, const std::vector<double>& norms, c
 
 void Measurement::duality(const Matrix& weights, const std::vector<double>& bias) {
   const std::vector<double> norms = roots_of(backend_.row_dots(weights, weights));
-  if (const double largest = *std::max_element(norms.begin(), norms.end()); !(largest < kLargest))
+  if (const double largest = *std::max_element(norms.begin(), norms.end());
+      !(largest < kLargest) || (largest > 0 && largest < kSmallest))
     throw DataError(
         "classifier rows of size " + text_of(largest, 3) + " are beyond what the metrics can be computed for",
         "rescale the classifier");
@@ -682,9 +727,17 @@ void Measurement::imbalance(const Matrix& weights, const std::vector<double>& bi
 void Measurement::decisions(const DecisionCounts* counts, const std::string& split) {
   if (counts == nullptr) return;
   const auto classes = static_cast<std::size_t>(moments_.classes());
-  if (counts->samples.size() != classes)
-    throw UsageError("the " + split + " decisions count " + std::to_string(counts->samples.size()) +
-                     " classes, the moments " + std::to_string(classes));
+  const auto fits = [&](const std::vector<Index>& values, const char* what) {
+    if (values.size() != classes)
+      throw UsageError("the " + split + " decisions have " + what + " of " + std::to_string(values.size()) +
+                       " classes, the moments have " + std::to_string(classes));
+  };
+  fits(counts->samples, "samples");
+  fits(counts->correct_centre, "centre decisions");
+  if (counts->has_classifier) {
+    fits(counts->correct_classifier, "classifier decisions");
+    fits(counts->agree, "agreements");
+  }
   const auto total = [](const std::vector<Index>& values) {
     Index sum = 0;
     for (const Index value : values) sum += value;
@@ -730,7 +783,7 @@ void Measurement::out_of_distribution() {
   const auto dots = backend_.times(means_, ood);
   double sum = 0;
   for (std::size_t i = 0; i < dots.size(); ++i) {
-    if (!(mean_squares_[i] > 0) || !(ood_norm > 0))
+    if (!(mean_squares_[i] > rounding_of_mean(i)) || !(ood_norm > 0))
       return undefined("nc5_ortho", "a class mean or the out-of-distribution mean is 0 and has no direction");
     sum += std::abs(dots[i]) / (std::sqrt(mean_squares_[i]) * ood_norm);
   }
@@ -844,7 +897,8 @@ std::optional<double> Report::find(std::string_view key) const {
 }
 
 Report measure(const ClassMoments& moments, const Evidence& evidence, Convention convention) {
-  check_decays(evidence.lambda_w, evidence.lambda_h, has_layers(evidence.classifier));
+  check_decays(evidence.lambda_w, evidence.lambda_h,
+               has_layers(evidence.classifier) ? evidence.classifier->layers.size() : 0);
   return Measurement(moments, evidence, convention).run();
 }
 

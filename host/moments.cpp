@@ -8,15 +8,11 @@
 
 namespace ncollapse {
 
-namespace {
-
-void check_memory(const Backend& backend, MemorySpace space, const char* what) {
+void check_memory(const Backend& backend, MemorySpace space, const std::string& what) {
   if (space == MemorySpace::device && backend.info().device.type != DeviceType::cuda)
-    throw UsageError(std::string(what) + " lie in device memory, but the context is on the CPU",
+    throw UsageError(what + " lie in device memory, but the context is on the CPU",
                      "open the context on the CUDA device that holds them");
 }
-
-}  // namespace
 
 double trace_of(const std::vector<double>& squares, const std::vector<double>& weights) {
   double trace = 0;
@@ -101,6 +97,12 @@ MomentData read_out(const Context& context, const AccumulatorOptions& options, c
   }
   out.means = backend.matrix(options.classes, options.dim);
   backend.combine_rows(one, state.shifts, inverse, state.sums, out.means);
+  // Of means alone nothing else is looked at. Their mean is finite where they are.
+  const std::vector<double> share(classes, 1 / static_cast<double>(classes));
+  for (const double value : backend.weighted_row_sum(out.means, share))
+    if (!std::isfinite(value))
+      throw DataError("the sums of features leave the range of double",
+                      "rescale the features: the metrics do not depend on their unit");
 
   if (options.statistics >= Statistics::traces) {
     out.variances = backend.to_host(state.square_sums);

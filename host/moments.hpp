@@ -55,6 +55,9 @@ MomentState make_state(Backend& backend, const AccumulatorOptions& options);
 /// The moments of a state; the state stays as it is.
 MomentData read_out(const Context& context, const AccumulatorOptions& options, const MomentState& state);
 
+/// Throws UsageError where the backend cannot see such memory; `what`: "features".
+void check_memory(const Backend& backend, MemorySpace space, const std::string& what);
+
 /// Throws UsageError unless a batch fits: d columns, as many labels as rows, a stride >= d, known element types, memory
 /// the backend can see.
 void check_batch(const Backend& backend, Index dim, const MatrixView& features, const LabelView& labels);

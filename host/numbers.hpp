@@ -15,6 +15,9 @@ inline double norm(std::span<const double> values) {
   return std::sqrt(std::inner_product(values.begin(), values.end(), values.begin(), 0.0));
 }
 
+/// 0 for what rounding has carried below it; a NaN stays one.
+inline double at_least_zero(double value) { return value < 0 ? 0 : value; }
+
 inline std::string text_of(double value, int digits = 6) {
   char text[32];
   std::snprintf(text, sizeof text, "%.*g", digits, value);

@@ -100,6 +100,7 @@ class Accumulation {
       throw;
     } catch (...) {
       const auto reason = std::current_exception();
+      std::exception_ptr unsaved;
       try {
         // A bad shard must not cost the good ones before it. A GPU may find it while later batches are being given,
         // even after something else has ended the run.
@@ -110,12 +111,17 @@ class Accumulation {
         done_ = moments.samples();
         if (done_ > saved_) save(moments);
       } catch (const Error&) {
-        // The first reason is the one to tell.
+        unsaved = std::current_exception();
       }
       try {
         std::rethrow_exception(reason);
       } catch (const DataError& error) {
         throw data_.named(error);
+      } catch (const Error&) {
+        throw;         // the first reason is the one to tell
+      } catch (...) {  // ended from outside, in the belief that what was done is kept
+        if (unsaved) std::rethrow_exception(unsaved);
+        throw;
       }
     }
     return moments;
@@ -280,7 +286,7 @@ Accumulator merge_states(const Context& context, const FileList& states, const s
 
 Report measure_state(const Context& context, const StateMeasurement& request) {
   const auto start = Clock::now();
-  check_decays(request.lambda_w, request.lambda_h, !request.weights.empty());
+  check_decays(request.lambda_w, request.lambda_h, request.weights.size());
   const ClassifierFiles head(request.weights, request.bias);
   std::string note;
   const ClassMoments moments = Accumulator::load(context, request.state, &note).finish();

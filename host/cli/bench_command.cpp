@@ -297,7 +297,8 @@ void write_results(const Json& document, const BenchOptions& options, const Comm
   if (!gpu && schema != kSchema)
     throw DataError(fmt::format("the schema '{}' is unknown", schema),
                     fmt::format("known are {} and ncollapse.gpu/1", kSchema));
-  if (!common.json.empty()) write_output(common.json, document.dump(1) + "\n");
+  if (!common.json.empty())
+    write_output(common.json, document.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
   if (!options.markdown.empty()) write_output(options.markdown, gpu ? gpu_markdown(document) : to_markdown(document));
   if (common.json == "-" || options.markdown == "-") return;
   std::string table = gpu ? gpu_markdown(document) : to_table(document);
@@ -317,6 +318,9 @@ void run(BenchOptions& options, const Common& common) {
   if (options.list) return write_output("-", list_text());
   check_output(common.json);
   check_output(options.markdown);
+  part_outputs("--json", common.json, "--markdown", options.markdown);
+  spare_inputs({FileList(options.from)}, "--json", common.json);
+  spare_inputs({FileList(options.from)}, "--markdown", options.markdown);
   if (common.json == "-" && options.markdown == "-")
     throw UsageError("--json - and --markdown - cannot share standard output", "give one of them a file");
   if (!options.from.empty()) {
@@ -332,7 +336,8 @@ void run(BenchOptions& options, const Common& common) {
     if (show) fmt::print(stderr, "\r\033[K{}", next);
     // Who ends a long run keeps what it found.
     if (!common.json.empty() && common.json != "-" && !so_far.rows.empty())
-      write_output(common.json, to_json(so_far, options, false).dump(1) + "\n");
+      write_output(common.json,
+                   to_json(so_far, options, false).dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
   });
   if (show) fmt::print(stderr, "\r\033[K");
   write_results(to_json(results, options, true), options, common);
@@ -376,7 +381,7 @@ void add_bench(CLI::App& app, Common& common) {
       ->check(positive)
       ->type_name("S");
   command->add_option("--repeats", suite.repeats, "Timed repetitions, at most; default: 7, on a GPU 20")
-      ->check(kAtLeastOne)
+      ->transform(kAtLeastOne)
       ->type_name("R");
   command->add_option("--limit", suite.limit, "Begin no further row after so many seconds")
       ->check(positive)
@@ -390,7 +395,7 @@ void add_bench(CLI::App& app, Common& common) {
       ->capture_default_str()
       ->type_name("NAME");
   command->add_option("--threads", suite.threads, "CPU threads; default: all cores")
-      ->check(kAtLeastOne)
+      ->transform(kAtLeastOne)
       ->type_name("T");
   command->add_option("--commit", options->commit, "Recorded with the results")->type_name("NAME");
   command->add_option("--json", common.json, "Write the results as JSON; - is standard output")->type_name("FILE");

@@ -20,14 +20,18 @@ struct Common {
   Ranks* ranks = nullptr;  ///< never null in a subcommand
 };
 
-/// Why `text` is no whole number from `least` up that Number can hold; empty when it is.
+/// Why `text` is no whole number from `least` up that Number can hold; empty when it is. Leading zeros are taken away,
+/// as CLI11 would take the number for an octal one.
 template <class Number>
-std::string whole_number(const std::string& text, Number least) {
+std::string whole_number(std::string& text, Number least) {
   Number value = 0;
   const char* end = text.data() + text.size();
   const auto [stop, status] = std::from_chars(text.data(), end, value);
   if (status == std::errc::result_out_of_range && stop == end) return "'" + text + "' is out of range";
-  if (status == std::errc{} && stop == end && value >= least) return {};
+  if (status == std::errc{} && stop == end && value >= least) {
+    text = std::to_string(value);
+    return {};
+  }
   return "'" + text + "' must be a whole number of at least " + std::to_string(least);
 }
 
@@ -40,7 +44,7 @@ Number parse_number(std::string_view text, const std::string& wrong, const std::
   return value;
 }
 
-/// For options that count something.
+/// For options that count something; given to transform(), for what is left of the text.
 inline const CLI::Validator kAtLeastOne([](std::string& text) { return whole_number<std::int64_t>(text, 1); }, "");
 
 void add_accumulate(CLI::App& app, Common& common);

@@ -54,16 +54,7 @@ void add_rows_option(CLI::App& command, std::string& text) {
 void ReportOptions::check_outputs(const Common& common) const {
   check_output(common.json);
   check_output(csv);
-  if (common.json == "-" && csv == "-")
-    throw UsageError("--json - and --csv - cannot share standard output", "give one of them a file");
-  std::error_code ignored;
-  const auto place = [&](const std::string& path) {
-    return std::filesystem::weakly_canonical(std::filesystem::absolute(path, ignored), ignored);
-  };
-  const bool special =
-      std::filesystem::exists(common.json, ignored) && !std::filesystem::is_regular_file(common.json, ignored);
-  if (!common.json.empty() && !csv.empty() && !special && place(common.json) == place(csv))
-    throw UsageError("--json and --csv name one file, " + common.json, "give each its own");
+  part_outputs("--json", common.json, "--csv", csv);
 }
 
 double ReportOptions::checked_lambda_h(const std::vector<double>& lambda_w) const {
@@ -94,13 +85,13 @@ void DumpOptions::add_to(CLI::App& command) {
   command.add_option("--ood-features", request.ood_features.specs, "Out-of-distribution features")
       ->type_name("FILE[:KEY]");
   command.add_option("--classes", request.classes, "K; default: rows of the classifier, else largest label + 1")
-      ->check(kAtLeastOne)
+      ->transform(kAtLeastOne)
       ->type_name("K");
   add_precision_option(command, precision);
   report.add_to(command, request);
   device.add_to(command);
   command.add_option("--batch-rows", request.batch_rows, "Rows read at a time; default: about 64 MiB of features")
-      ->check(kAtLeastOne)
+      ->transform(kAtLeastOne)
       ->type_name("R");
 }
 

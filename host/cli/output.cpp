@@ -51,6 +51,20 @@ void check_output(const std::string& path) {
     throw DataError(path + ": the folder " + folder.string() + " does not exist", "create it first");
 }
 
+void part_outputs(const std::string& option, const std::string& path, const std::string& other_option,
+                  const std::string& other) {
+  if (path.empty() || other.empty()) return;
+  if (path == "-" && other == "-")
+    throw UsageError(option + " - and " + other_option + " - cannot share standard output", "give one of them a file");
+  std::error_code ignored;
+  const auto place = [&](const std::string& name) {
+    return std::filesystem::weakly_canonical(std::filesystem::absolute(name, ignored), ignored);
+  };
+  const bool special = std::filesystem::exists(path, ignored) && !std::filesystem::is_regular_file(path, ignored);
+  if (!special && place(path) == place(other))
+    throw UsageError(option + " and " + other_option + " name one file, " + path, "give each its own");
+}
+
 void write_output(const std::string& path, const std::string& text) {
   if (path == "-") {
     std::cout << text << std::flush;

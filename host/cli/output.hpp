@@ -38,6 +38,10 @@ class LineWriter {
 /// Fails early where write_output would fail late: the folder is missing, the path is a directory.
 void check_output(const std::string& path);
 
+/// Throws UsageError where two options would write one file, or both standard output.
+void part_outputs(const std::string& option, const std::string& path, const std::string& other_option,
+                  const std::string& other);
+
 /// Throws UsageError when `output`, which `option` names, would replace one of the inputs: files, globs, and files with
 /// a key ("dump.npz:features").
 void spare_inputs(const std::vector<FileList>& inputs, const std::string& option, const std::string& output);

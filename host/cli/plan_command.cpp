@@ -133,23 +133,23 @@ void add_plan(CLI::App& app, Common& common) {
   auto options = std::make_shared<PlanOptions>();
   auto& request = options->request;
   CLI::App* command = app.add_subcommand("plan", "What a measurement will need of memory, before it is begun");
-  command->add_option("--classes", request.classes, "K")->required()->check(kAtLeastOne)->type_name("K");
-  command->add_option("--dim", request.dim, "d")->required()->check(kAtLeastOne)->type_name("D");
+  command->add_option("--classes", request.classes, "K")->required()->transform(kAtLeastOne)->type_name("K");
+  command->add_option("--dim", request.dim, "d")->required()->transform(kAtLeastOne)->type_name("D");
   command->add_option("--statistics", options->statistics, "means, traces or full")
       ->capture_default_str()
       ->type_name("NAME");
   command->add_option("--dtype", options->dtype, "Features: f16, bf16, f32 or f64")
       ->capture_default_str()
       ->type_name("NAME");
-  command->add_option("--samples", request.samples, "N, for the bytes to read")->check(kAtLeastOne)->type_name("N");
+  command->add_option("--samples", request.samples, "N, for the bytes to read")->transform(kAtLeastOne)->type_name("N");
   command->add_option("--device", options->device, "auto, cpu or cuda; it need not be there")
       ->capture_default_str()
       ->type_name("NAME");
   command->add_option("--threads", request.threads, "CPU threads; default: all cores")
-      ->check(kAtLeastOne)
+      ->transform(kAtLeastOne)
       ->type_name("T");
   command->add_option("--batch-rows", request.batch_rows, "Rows read at a time; default: about 64 MiB, or what fits")
-      ->check(kAtLeastOne)
+      ->transform(kAtLeastOne)
       ->type_name("R");
   command
       ->add_option("--memory", options->memory,

@@ -40,7 +40,8 @@ void run(const PlotOptions& options, const Common& common) {
   const std::filesystem::path folder(options.folder);
   std::error_code status;
   std::filesystem::create_directories(folder, status);
-  if (!std::filesystem::is_directory(folder))
+  std::error_code ignored;
+  if (!std::filesystem::is_directory(folder, ignored))
     throw DataError(options.folder +
                     ": cannot make this folder: " + (status ? status.message() : "a file of this name is there"));
   // All scripts and data first: where gnuplot is missing, they can be drawn later or elsewhere.

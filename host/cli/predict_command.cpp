@@ -230,6 +230,7 @@ std::string to_table(const UfmOptions& model, const UfmPrediction& prediction,
 
 void run(const PredictOptions& options, const Common& common) {
   check_output(common.json);
+  spare_inputs({FileList(options.ufm.counts_from)}, "--json", common.json);
   UfmOptions model = ufm_options(options.ufm);
   model.width = options.dim;
   const UfmPrediction prediction = predict(model);
@@ -249,7 +250,7 @@ void add_predict(CLI::App& app, Common& common) {
       "predict", "What collapse should look like: the global minimiser of the unconstrained feature model");
   add_ufm_arguments(*command, options->ufm);
   command->add_option("--dim", options->dim, "Smallest width of features and layers; default: no limit")
-      ->check(kAtLeastOne)
+      ->transform(kAtLeastOne)
       ->type_name("D");
   CLI::Option* dense = command->add_flag(
       "--dense", options->dense, "Also decompose the dense label matrix and fail where its singular values differ");
@@ -258,7 +259,7 @@ void add_predict(CLI::App& app, Common& common) {
       ->needs(dense)
       ->type_name("NAME");
   command->add_option("--threads", options->threads, "CPU threads of --dense; default: all cores")
-      ->check(kAtLeastOne)
+      ->transform(kAtLeastOne)
       ->needs(dense)
       ->type_name("T");
   command->add_option("--json", common.json, "Write the prediction as JSON; - is standard output")->type_name("FILE");

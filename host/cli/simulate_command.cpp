@@ -160,6 +160,7 @@ std::string to_table(const SimulationOptions& options, const SimulationResult& r
 
 void run(SimulateOptions& options, const Common& common) {
   check_output(common.json);
+  spare_inputs({FileList(options.ufm.counts_from)}, "--json", common.json);
   SimulationOptions& simulation = options.simulation;
   simulation.model = ufm_options(options.ufm);
   simulation.optimizer = parse_optimizer(options.optimizer);
@@ -200,18 +201,18 @@ void add_simulate(CLI::App& app, Common& common) {
   add_ufm_arguments(*command, options->ufm);
   command->add_option("--dim", simulation.dim, "d, width of the features and of every layer")
       ->required()
-      ->check(kAtLeastOne)
+      ->transform(kAtLeastOne)
       ->type_name("D");
   command->add_option("--optimizer", options->optimizer, "lbfgs or gd (gradient descent)")
       ->capture_default_str()
       ->type_name("NAME");
   command->add_option("--iterations", simulation.iterations, "Iterations at most")
       ->capture_default_str()
-      ->check(kAtLeastOne)
+      ->transform(kAtLeastOne)
       ->type_name("N");
   command->add_option("--seed", simulation.seed, "Of the random start")
       ->capture_default_str()
-      ->check(kSeed)
+      ->transform(kSeed)
       ->type_name("S");
   command
       ->add_option(
@@ -226,7 +227,7 @@ void add_simulate(CLI::App& app, Common& common) {
       ->type_name("G");
   command->add_option("--measure-every", simulation.measure_every, "Iterations between measurements")
       ->capture_default_str()
-      ->check(kAtLeastOne)
+      ->transform(kAtLeastOne)
       ->type_name("N");
   options->device.add_to(*command);
   command

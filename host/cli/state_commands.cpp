@@ -128,7 +128,7 @@ void add_accumulate(CLI::App& app, Common& common) {
       ->type_name("FILE[:KEY]");
   command->add_option("--classes", request.classes, "K, the same for all parts")
       ->required()
-      ->check(kAtLeastOne)
+      ->transform(kAtLeastOne)
       ->type_name("K");
   command->add_option("--state", request.state, "State file to write; an existing one is only resumed")
       ->required()
@@ -145,7 +145,7 @@ void add_accumulate(CLI::App& app, Common& common) {
   command->add_flag("--resume", request.resume, "Go on where the state file ends; from the start without one");
   options->device.add_to(*command);
   command->add_option("--batch-rows", request.batch_rows, "Rows read at a time; default: about 64 MiB of features")
-      ->check(kAtLeastOne)
+      ->transform(kAtLeastOne)
       ->type_name("R");
   command->add_flag("--quiet", common.quiet, "No progress bar, no last line");
   command->footer(

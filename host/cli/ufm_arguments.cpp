@@ -44,7 +44,7 @@ void add_ufm_arguments(CLI::App& command, UfmArguments& arguments) {
   command.add_option("--counts-from", arguments.counts_from, "Count them in a file of labels")->type_name("FILE[:KEY]");
   command.add_option("--layers", arguments.layers, "L, linear layers above the features")
       ->capture_default_str()
-      ->check(kAtLeastOne)
+      ->transform(kAtLeastOne)
       ->type_name("L");
   command
       .add_option("--lambda-w", arguments.lambda_w, "Weight decay of the layers: one for all, or one each, W_1 first")

@@ -38,15 +38,34 @@ class ZipMember final : public ByteSource {
  private:
   void go_to(Index offset) {
     if (stream_ != nullptr && at_ == offset) return;
-    if (stored_ && stream_ != nullptr && zip_fseek(stream_.get(), offset, SEEK_SET) == 0) {
-      at_ = offset;
-      return;
+    // Where a stream is sought in, the archive's checksum is not compared any more. So what lies near is reached in
+    // order, and before the first seek the whole is read in order.
+    constexpr Index kNear = Index{64} << 10;
+    const bool near = offset <= kNear || (offset > at_ && offset - at_ <= kNear);
+    if (stored_ && stream_ != nullptr && !near) {
+      if (!checked_) {
+        open();
+        skip_to(size_);
+        std::byte beyond;
+        if (read_some(1, &beyond) != 0) damaged("it goes on beyond its size");
+        checked_ = true;
+      }
+      if (zip_fseek(stream_.get(), offset, SEEK_SET) == 0) {
+        at_ = offset;
+        return;
+      }
     }
-    if (stream_ == nullptr || offset < at_) {
-      stream_.reset(zip_fopen_index(archive_.get(), static_cast<zip_uint64_t>(member_), 0));
-      at_ = 0;
-      if (stream_ == nullptr) damaged(zip_strerror(archive_.get()));
-    }
+    if (stream_ == nullptr || offset < at_) open();
+    skip_to(offset);
+  }
+
+  void open() {
+    stream_.reset(zip_fopen_index(archive_.get(), static_cast<zip_uint64_t>(member_), 0));
+    at_ = 0;
+    if (stream_ == nullptr) damaged(zip_strerror(archive_.get()));
+  }
+
+  void skip_to(Index offset) {
     std::byte skipped[16384];
     while (at_ < offset) read_on(std::min<Index>(sizeof(skipped), offset - at_), skipped);
   }
@@ -75,7 +94,7 @@ class ZipMember final : public ByteSource {
 
   std::shared_ptr<zip> archive_;
   Index member_;
-  bool stored_;
+  bool stored_, checked_ = false;
   std::unique_ptr<zip_file_t, CloseMember> stream_;
   Index at_ = 0;  ///< where stream_ stands
 };

@@ -153,6 +153,14 @@ void check_content(const StateImage& image, const std::string& name) {
 
 }  // namespace
 
+// What a link leads to. A path that is none, or cannot be one, shows when it is opened.
+static std::filesystem::path behind_link(const std::filesystem::path& path) {
+  std::error_code status;
+  if (!std::filesystem::is_symlink(path, status)) return path;
+  auto file = std::filesystem::weakly_canonical(path, status);
+  return status ? path : file;
+}
+
 Index state_file_bytes(Index classes, Index dim, Statistics statistics) {
   Header header;
   header.statistics = static_cast<std::uint32_t>(statistics);
@@ -163,7 +171,7 @@ Index state_file_bytes(Index classes, Index dim, Statistics statistics) {
 
 void write_state(const std::filesystem::path& path, const StateImage& image) {
   // A link stays a link: what it leads to is replaced.
-  const auto file = std::filesystem::is_symlink(path) ? std::filesystem::weakly_canonical(path) : path;
+  const auto file = behind_link(path);
   auto temporary = file;
   temporary += kTemporary + std::to_string(::getpid());
   const std::string name = file.string();
@@ -203,8 +211,7 @@ void write_state(const std::filesystem::path& path, const StateImage& image) {
   }
 }
 
-StateLock::StateLock(const std::filesystem::path& path)
-    : file_(std::filesystem::is_symlink(path) ? std::filesystem::weakly_canonical(path) : path), lock_(file_) {
+StateLock::StateLock(const std::filesystem::path& path) : file_(behind_link(path)), lock_(file_) {
   lock_ += ".lock";
   const std::string name = file_.string();
   while (true) {

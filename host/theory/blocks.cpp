@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 
+#include "host/numbers.hpp"
 #include "host/theory/geometry.hpp"
 
 namespace ncollapse {
@@ -50,7 +51,7 @@ BlockStatistics block_cosines(Backend& backend, const std::vector<Index>& counts
     }
   }
   if (alone) return blocks;
-  blocks.error = std::sqrt(std::max(0.0, sums.cos_square_sum - between) / static_cast<double>(sums.angles));
+  blocks.error = std::sqrt(at_least_zero(sums.cos_square_sum - between) / static_cast<double>(sums.angles));
   return blocks;
 }
 

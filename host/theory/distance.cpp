@@ -81,7 +81,7 @@ GeometryDistance geometry_distance(Backend& backend, Grams& grams, const LabelSp
     for (std::size_t i = 0; i < spaces.size(); ++i) target.push_back(z2[i] / (spaces[i].sigma * spaces[i].sigma));
     distance.h = distance_to_diagonal(pair.right, grams.product_norm(means, means), target, spaces);
   }
-  const auto outside = [](double norm, double blocks) { return std::sqrt(std::max(0.0, 1 - blocks / (norm * norm))); };
+  const auto outside = [](double norm, double blocks) { return std::sqrt(at_least_zero(1 - blocks / (norm * norm))); };
   distance.row_orthogonality = outside(norms.left, energies.left_blocks);
   distance.column_orthogonality = outside(norms.right, energies.right_blocks);
 

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "host/numbers.hpp"
+
 namespace ncollapse {
 
 namespace {
@@ -174,7 +176,7 @@ double distance_to_diagonal(const std::vector<double>& energies, double norm, co
     inner += energies[i] * target[i];
     squares += static_cast<double>(spaces[i].multiplicity) * target[i] * target[i];
   }
-  return std::sqrt(std::max(0.0, 2 - 2 * inner / (norm * std::sqrt(squares))));
+  return std::sqrt(at_least_zero(2 - 2 * inner / (norm * std::sqrt(squares))));
 }
 
 GramNorms gram_norms(Backend& backend, Grams& grams, const Matrix& A, const Matrix& B, const std::vector<double>& scale,
@@ -185,7 +187,7 @@ GramNorms gram_norms(Backend& backend, Grams& grams, const Matrix& A, const Matr
     backend.combine_rows({scale.begin() + first, scale.begin() + first + count}, rows, {}, {}, rows);
     return rows;
   };
-  const auto root = [&](const Matrix& X, const Matrix& Y) { return std::sqrt(std::max(0.0, backend.inner(X, Y))); };
+  const auto root = [&](const Matrix& X, const Matrix& Y) { return std::sqrt(at_least_zero(backend.inner(X, Y))); };
   const Matrix left = grams.of(A);
   if (A.rows <= A.cols) {
     const Matrix X = scaled_rows(0, B.rows);

@@ -10,6 +10,7 @@
 #include "host/decomposition.hpp"
 #include "host/moments.hpp"
 #include "host/numbers.hpp"
+#include "host/theory/decays.hpp"
 #include "host/theory/distance.hpp"
 #include "host/theory/geometry.hpp"
 #include "ncollapse/error.hpp"
@@ -190,7 +191,7 @@ void Imbalance::minorities() {
       mean_square = total / 2 / pairs;
       deviation = s / count / (count - 1);
     }
-    set(std_key, std::sqrt(std::max(0.0, mean_square - deviation * deviation)));
+    set(std_key, std::sqrt(at_least_zero(mean_square - deviation * deviation)));
   };
   cosines("h");
   if (!in_.weights) return;
@@ -236,23 +237,25 @@ void Imbalance::seli(const LabelSpectrum& spectrum, const GroupedPair& pair) {
   const auto sum_w = backend_.weighted_row_sum(in_.weights, ones), sum_m = backend_.weighted_row_sum(in_.means, ones);
   const double diagonal = sum(backend_.row_dots(in_.weights, in_.means)) -
                           std::inner_product(sum_w.begin(), sum_w.end(), sum_m.begin(), 0.0) / classes_;
-  set("seli_z", std::sqrt(std::max(0.0, 2 - 2 * diagonal / (in_.product_norm * std::sqrt(classes_ - 1)))));
+  set("seli_z", std::sqrt(at_least_zero(2 - 2 * diagonal / (in_.product_norm * std::sqrt(classes_ - 1)))));
 }
 
 double Imbalance::loss() {
   const bool bias = !in_.bias.empty();
-  // tr(W S W^T) and, over class means, sum n_k |W m_k + b - e_k|^2.
+  // tr(W S W^T) and, over class means, sum n_k |W m_k + b - e_k|^2. With c_k = m_k - mu and W mu + b = a, as sum n_k
+  // c_k = 0, that is sum n_k |W c_k|^2 + N |a|^2 + N - 2 sum n_k (w_k.c_k + a_k), where a common mean has cancelled.
   const Matrix spread = backend_.product(in_.weights, Transpose::no, in_.scatter, Transpose::no);
   double fit = backend_.inner(spread, in_.weights);
-  const Matrix weighted = backend_.scaled(roots_, in_.means);  // rows sqrt(n_k) m_k
-  const double logits_norm = grams_.product_norm(in_.weights, weighted);
-  const auto diagonal = backend_.row_dots(in_.weights, in_.means);
+  Matrix centred = backend_.clone(in_.means);
+  backend_.centre_rows(centred, in_.sample_mean);
+  const double logits_norm = grams_.product_norm(in_.weights, backend_.scaled(roots_, centred));
+  const auto diagonal = backend_.row_dots(in_.weights, centred);
   const auto mean_logits = backend_.times(in_.weights, in_.sample_mean);
   fit += logits_norm * logits_norm + samples_;
   for (std::size_t k = 0; k < in_.counts.size(); ++k) {
     const auto count = static_cast<double>(in_.counts[k]);
-    const double b = bias ? in_.bias[k] : 0.0;
-    fit += samples_ * b * (2 * mean_logits[k] + b) - 2 * count * (diagonal[k] + b);
+    const double a = mean_logits[k] + (bias ? in_.bias[k] : 0.0);
+    fit += samples_ * a * a - 2 * count * (diagonal[k] + a);
   }
   double decay = 0;
   for (std::size_t l = 0; l < in_.layer_squares.size(); ++l)
@@ -260,15 +263,11 @@ double Imbalance::loss() {
   const auto squares = backend_.row_dots(in_.means, in_.means);
   for (std::size_t k = 0; k < squares.size(); ++k)
     decay += in_.lambda_h * static_cast<double>(in_.counts[k]) * (in_.variances[k] + squares[k]);
-  return std::max(0.0, fit) / (2 * samples_) + decay / 2;
+  return at_least_zero(fit) / (2 * samples_) + decay / 2;
 }
 
 UfmOptions Imbalance::model() const {
   const auto layers = in_.layer_squares.size();
-  if (in_.lambda_w.size() != 1 && in_.lambda_w.size() != layers)
-    throw UsageError("there are " + std::to_string(in_.lambda_w.size()) + " weight decays for " +
-                         std::to_string(layers) + (layers == 1 ? " layer" : " layers"),
-                     "give one for all layers, or one for each, W_1 first");
   UfmOptions model;
   model.counts = in_.counts;
   model.lambda_w = in_.lambda_w.size() == layers ? in_.lambda_w : std::vector<double>(layers, in_.lambda_w.front());
@@ -388,9 +387,13 @@ void Imbalance::duality_without_bias(const UfmPrediction& prediction, const Labe
 
   const RowProducts products = backend_.row_products(in_.weights, in_.means);
   const auto &w_squares = products.left, &m_squares = products.right;
+  bool a_mean_is_zero = false;
+  for (std::size_t k = 0; k < m_squares.size(); ++k)
+    a_mean_is_zero |=
+        !(m_squares[k] > rounding_of_mean(m_squares[k], in_.counts[k], in_.variances.empty() ? 0 : in_.variances[k]));
   if (in_.layer_squares.size() != 1) {
     out_.undefined["gof_len_ratio"] = "the relation holds for one layer";
-  } else if (*std::min_element(m_squares.begin(), m_squares.end()) == 0 || weights_size == 0) {
+  } else if (a_mean_is_zero || weights_size == 0) {
     out_.undefined["gof_len_ratio"] = "a class mean or the classifier is 0";
   } else {
     double ratio_squares = 0, count_squares = 0, squares = 0;
@@ -410,10 +413,16 @@ void Imbalance::duality_without_bias(const UfmPrediction& prediction, const Labe
 
 }  // namespace
 
-void check_decays(const std::vector<double>& lambda_w, double lambda_h, bool weights_given) {
+void check_decays(const std::vector<double>& lambda_w, double lambda_h, std::size_t layers) {
   if (lambda_w.empty() != (lambda_h == 0))
     throw UsageError("the weight decays of layers and features are given together or not at all");
-  if (!lambda_w.empty() && !weights_given) throw UsageError("weight decays need the weights that they act on");
+  if (lambda_w.empty()) return;
+  if (layers == 0) throw UsageError("weight decays need the weights that they act on");
+  if (lambda_w.size() != 1 && lambda_w.size() != layers)
+    throw UsageError("there are " + std::to_string(lambda_w.size()) + " weight decays for " + std::to_string(layers) +
+                         (layers == 1 ? " layer" : " layers"),
+                     "give one for all layers, or one for each, W_1 first");
+  check_positive(lambda_w, lambda_h);
 }
 
 ImbalanceMeasures measure_imbalance(Backend& backend, Grams& grams, const ImbalanceInput& input) {

@@ -36,9 +36,9 @@ struct ImbalanceMeasures {
   std::vector<double> singular_values_w, singular_values_z;  ///< of W and of Z = M D; only with weight decays
 };
 
-/// Throws UsageError for the weight decays of the layers without those of the features or the other way round, and for
-/// decays without weights.
-void check_decays(const std::vector<double>& lambda_w, double lambda_h, bool weights_given);
+/// Throws UsageError for the weight decays of the layers without those of the features or the other way round, for
+/// decays without weights (layers = 0), and for decays that are not positive or do not fit the layers.
+void check_decays(const std::vector<double>& lambda_w, double lambda_h, std::size_t layers);
 
 /// Without weights there are no weight decays, and only what class means and sizes tell is measured. grams: of the
 /// input's matrices, among others. Throws UsageError for weight decays that are not positive or do not fit the layers.

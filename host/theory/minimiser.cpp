@@ -11,6 +11,7 @@
 #include <numeric>
 
 #include "host/numbers.hpp"
+#include "host/theory/decays.hpp"
 #include "host/theory/structure.hpp"
 #include "ncollapse/error.hpp"
 
@@ -19,13 +20,6 @@ namespace ncollapse {
 namespace {
 
 constexpr double kEps = std::numeric_limits<double>::epsilon();
-
-void check_decay(double value, const std::string& name) {
-  if (value > 0 && std::isfinite(value)) return;
-  throw UsageError(name + " is " + text_of(value) + ", must be positive",
-                   value == 0 ? "without weight decay the loss has no minimiser: it tends to 0 as the weights grow"
-                              : "weight decays are positive numbers");
-}
 
 // log(e^u + 1)
 double softplus(double u) { return u > 0 ? u + std::log1p(std::exp(-u)) : std::log1p(std::exp(u)); }
@@ -68,10 +62,7 @@ double value_at(double layers, double log_alpha, double x) {
 
 void check(const UfmOptions& options) {
   if (options.lambda_w.empty()) throw UsageError("there are 0 layers, must be at least 1");
-  for (std::size_t l = 0; l < options.lambda_w.size(); ++l)
-    check_decay(options.lambda_w[l],
-                options.lambda_w.size() == 1 ? "lambda_w" : "lambda_w of layer " + std::to_string(l + 1));
-  check_decay(options.lambda_h, "lambda_h");
+  check_positive(options.lambda_w, options.lambda_h);
   if (options.width < 0)
     throw UsageError("the width is " + std::to_string(options.width) + ", must be at least 1 (0: no limit)");
 }

@@ -272,6 +272,80 @@ TEST_P(BadInput, WeightsThatAreNotFinite) {
     }
 }
 
+TEST_P(BadInput, LayersWhoseProductIsNotFinite) {
+  // Every layer is in range; entries of their product are 1e450 + 1e450, infinite, or 1e450 - 1e450, a NaN.
+  const ClassMoments moments = moments_of(context(), some_samples(61));
+  std::vector<double> first(2 * 6, 1e150);
+  const std::vector<double> second{1e150, 0, 0, 1e150}, last(4 * 2, 1e150);
+  for (const double sign : {1.0, -1.0}) {
+    for (std::size_t j = 6; j < 12; ++j) first[j] = sign * 1e150;
+    const ncollapse::Classifier classifier{
+        {ncollapse::view(first.data(), 2, 6), ncollapse::view(second.data(), 2, 2), ncollapse::view(last.data(), 4, 2)},
+        {}};
+    EXPECT_THROW(DecisionCounter(moments, &classifier), DataError);
+    EXPECT_THROW(ncollapse::measure(moments, {.classifier = &classifier}), DataError);
+  }
+}
+
+TEST_P(BadInput, ClassifiersTooSmallToMeasure) {
+  // Three layers that are small, and their product so small that its squares are 0.
+  const ClassMoments moments = moments_of(context(), some_samples(61));
+  const std::vector<double> first(6 * 6, 1e-30), last(4 * 6, 1e-30);
+  const ncollapse::Classifier classifier{
+      {ncollapse::view(first.data(), 6, 6), ncollapse::view(first.data(), 6, 6), ncollapse::view(last.data(), 4, 6)},
+      {}};
+  EXPECT_THROW(ncollapse::measure(moments, {.classifier = &classifier}), DataError);
+  const std::vector<double> zero(4 * 6, 0.0);  // a classifier that is 0 is one
+  const ncollapse::Classifier none{{ncollapse::view(zero.data(), 4, 6)}, {}};
+  EXPECT_NO_THROW(ncollapse::measure(moments, {.classifier = &none}));
+}
+
+TEST_P(BadInput, WeightsInMemoryThatTheContextCannotSee) {
+  if (context().info().device.type != ncollapse::DeviceType::cpu) GTEST_SKIP() << "device memory is welcome there";
+  const ClassMoments moments = moments_of(context(), some_samples(61));
+  const std::vector<double> numbers(4 * 6, 1.0);
+  MatrixView weights = ncollapse::view(numbers.data(), 4, 6), bias = ncollapse::view(numbers.data(), 1, 4);
+  weights.space = bias.space = ncollapse::MemorySpace::device;
+  const ncollapse::Classifier first{{weights}, {}}, second{{ncollapse::view(numbers.data(), 4, 6)}, bias};
+  for (const auto* classifier : {&first, &second}) {
+    EXPECT_THROW(DecisionCounter(moments, classifier), UsageError);
+    EXPECT_THROW(ncollapse::measure(moments, {.classifier = classifier}), UsageError);
+  }
+}
+
+TEST_P(BadInput, CountsThatDoNotFitTheClasses) {
+  const ClassMoments moments = moments_of(context(), some_samples(61));
+  const std::vector<Index> four(4, 1), three(3, 1);
+  const auto refused = [&](const ncollapse::DecisionCounts& counts) {
+    EXPECT_THROW(ncollapse::measure(moments, {.train = &counts}), UsageError);
+    EXPECT_THROW(ncollapse::measure(moments, {.test = &counts}), UsageError);
+  };
+  ncollapse::DecisionCounts counts;
+  counts.samples = counts.correct_centre = counts.correct_classifier = counts.agree = four;
+  counts.has_classifier = true;
+  EXPECT_NO_THROW(ncollapse::measure(moments, {.train = &counts}));
+  for (auto* values : {&counts.samples, &counts.correct_centre, &counts.correct_classifier, &counts.agree}) {
+    *values = three;
+    refused(counts);
+    *values = {};
+    refused(counts);
+    *values = four;
+  }
+}
+
+TEST_P(BadInput, SumsBeyondDoubleOfMeansAlone) {
+  const Samples samples{2, 1, {1.7e308, 1, -1.7e308}, {0, 1, 0}};
+  AccumulatorOptions options = options_for(samples);
+  options.statistics = Statistics::means;
+  Accumulator accumulator(context(), options);
+  EXPECT_THROW(
+      {
+        add_samples(accumulator, samples);
+        accumulator.finish();
+      },
+      DataError);
+}
+
 TEST_P(BadInput, ClassifiersTooLargeToMeasure) {
   const ClassMoments moments = moments_of(context(), some_samples(65));
   Head head = random_head(4, 6, 66);
@@ -323,7 +397,13 @@ TEST_P(BadInput, WeightDecaysThatAreNoPair) {
   EXPECT_THROW(ncollapse::measure(moments, {.classifier = &head, .lambda_w = {1e-3}}), UsageError);
   EXPECT_THROW(ncollapse::measure(moments, {.classifier = &head, .lambda_h = 1e-3}), UsageError);
   EXPECT_THROW(ncollapse::measure(moments, {.lambda_w = {1e-3}, .lambda_h = 1e-3}), UsageError);
+  const Samples two_of_three{3, 6, std::vector<double>(6 * 6, 0.25), {0, 2, 0, 2, 0, 2}};
+  const ClassMoments without_one = moments_of(context(), two_of_three);
+  EXPECT_THROW(ncollapse::measure(without_one, {.classifier = &head, .lambda_w = {1e-3, 1e-3}, .lambda_h = 1e-3}),
+               UsageError);
   for (const double wrong : {-1e-3, kNan, kInfinity}) {
+    EXPECT_THROW(ncollapse::measure(without_one, {.classifier = &head, .lambda_w = {wrong}, .lambda_h = 1e-3}),
+                 UsageError);
     EXPECT_THROW(ncollapse::measure(moments, {.classifier = &head, .lambda_w = {1e-3}, .lambda_h = wrong}), UsageError);
     EXPECT_THROW(ncollapse::measure(moments, {.classifier = &head, .lambda_w = {wrong}, .lambda_h = 1e-3}), UsageError);
   }

@@ -237,6 +237,55 @@ TEST_P(NearCollapse, MinorityMeansThatShrink) {
 // Two classes lie a million deviations apart in one direction, the others a few in the rest: squares of both add up to
 // numbers that have lost the smaller ones, their singular values are only off by some 10 eps of the largest, 1e7. More
 // classes than dimensions, and fewer.
+/// Two classes at (-1, 0) and (1, 0), each with the deviations (+-2^-10, +-2^e): Sigma_W is diagonal, 2^-20 and 2^2e,
+/// Sigma_B is 1 in the first direction, and the index is 2^-20/(1 + 2^-20). Turned by 45 degrees, all is as exact.
+Samples with_a_noisy_column(int e, bool turned) {
+  Samples samples{2, 2, {}, {}};
+  for (const std::int64_t k : {0, 1})
+    for (const double x : {-0x1p-10, 0x1p-10})
+      for (const double y : {-std::ldexp(1, e), std::ldexp(1, e)}) {
+        const double a = (k == 0 ? -1 : 1) + x;
+        samples.add(k, turned ? std::vector<double>{a + y, a - y} : std::vector<double>{a, y});
+      }
+  return samples;
+}
+
+TEST_P(NearCollapse, AColumnThatVariesFarMore) {
+  const double want = 0x1p-20 / (1 + 0x1p-20);
+  for (const int e : {-10, 0, 10, 20, 30}) {
+    SCOPED_TRACE(e);
+    const Report report = ncollapse::measure(moments_of(context(), with_a_noisy_column(e, false)));
+    ASSERT_TRUE(report.find("nc1_vci"));
+    expect_close(*report.find("nc1_vci"), want, 1e-9, 0, "nc1_vci");  // the column's unit does not count
+    const Report turned = ncollapse::measure(moments_of(context(), with_a_noisy_column(e, true)));
+    for (const std::string key : {"nc1_vci", "nc1_pinv"}) {
+      SCOPED_TRACE(key);
+      const double right = key == "nc1_vci" ? want : 0x1p-21;
+      // Where it has a number, that is right; where rounding has eaten it, it says so.
+      if (const auto value = turned.find(key))
+        expect_close(*value, right, e > 0 ? 0.1 : 1e-6, 0, key);
+      else
+        EXPECT_EQ(turned.status.at(key).code, "undefined");
+    }
+    EXPECT_EQ(turned.find("nc1_vci").has_value(), e < 20);
+    EXPECT_EQ(turned.find("nc1_pinv").has_value(), e < 20);
+  }
+}
+
+TEST_P(NearCollapse, ALossThatTheBiasKeepsSmall) {
+  // Features at 2^A + 1 and 2^A - 1, +-2^-5; the logits (x - 2^A)/2 + 1/2 and 1 - that: only the deviations cost.
+  for (const int exponent : {0, 10, 20, 30}) {
+    SCOPED_TRACE(exponent);
+    const double far = std::ldexp(1, exponent), w = 0.5;
+    const Samples samples{2, 1, {far + 1 - 0x1p-5, far + 1 + 0x1p-5, far - 1 - 0x1p-5, far - 1 + 0x1p-5}, {0, 0, 1, 1}};
+    const Head head{2, 1, {w, -w}, {0.5 - w * far, 0.5 + w * far}};
+    const ncollapse::Classifier classifier = head.classifier();
+    const Report report = ncollapse::measure(moments_of(context(), samples),
+                                             {.classifier = &classifier, .lambda_w = {1e-40}, .lambda_h = 1e-40});
+    expect_close(report.find("ufm_loss").value_or(NAN), 0x1p-12, 1e-12, 0, "ufm_loss");
+  }
+}
+
 TEST_P(NearCollapse, DirectionsOfVeryDifferentSize) {
   for (const Index dim : {3, 9}) {
     SCOPED_TRACE(dim);

@@ -87,6 +87,11 @@ TEST(BenchCommand, AResultBecomesAPage) {
   const Outcome run = run_command({"bench", "--from", json, "--markdown", again});
   ASSERT_EQ(run.exit_code, 0) << run.err;
   EXPECT_EQ(read_file(page), read_file(again));
+  for (const auto* option : {"--json", "--markdown"}) {
+    const std::string before = read_file(json);
+    EXPECT_EQ(run_command({"bench", "--from", json, option, json}).exit_code, kUsage);
+    EXPECT_EQ(read_file(json), before);
+  }
   EXPECT_NE(read_file(page).find("| C1 | sums | 64 | 10 | 512 |"), std::string::npos) << read_file(page);
 
   // What ./dev gpu writes has the suite's document inside.
@@ -137,6 +142,7 @@ TEST(BenchCommand, WrongArgumentsAreRefused) {
   refused({"--device", "tpu"}, kUsage, "tpu");
   refused({"--device", "cuda:77"}, kDevice, "");
   refused({"--json", "-", "--markdown", "-"}, kUsage, "--markdown");
+  refused({"--json", folder.path("one"), "--markdown", folder.path("./one")}, kUsage, "name one file");
   refused({"--json", folder.path("nowhere/x.json")}, kBadInput, "nowhere");
   refused({"--from", folder.path("missing.json")}, kBadInput, "missing.json");
   refused({"--from", folder.write("list.json", "[1]")}, kBadInput, "list.json");

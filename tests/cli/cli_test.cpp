@@ -470,6 +470,25 @@ TEST_F(Command, PredictsTheMinimiser) {
     labels.insert(labels.end(), static_cast<std::size_t>(count), label);
   from_labels[2] = labels_file("counted.npy", labels);
   EXPECT_EQ(Json::parse(run_command(from_labels).out, nullptr, false), json);
+
+  const std::string before = read_file(from_labels[2]);  // what is counted is not replaced
+  from_labels.back() = from_labels[2];
+  EXPECT_EQ(run_command(from_labels).exit_code, kUsage);
+  from_labels[0] = "simulate";
+  from_labels.insert(from_labels.end(), {"--dim", "5"});
+  EXPECT_EQ(run_command(from_labels).exit_code, kUsage);
+  EXPECT_EQ(read_file(from_labels[2]), before);
+}
+
+TEST_F(Command, NumbersAreDecimal) {
+  const auto layers = [](const std::string& text) {
+    const Outcome run = run_command(
+        {"predict", "--counts", "5,3", "--layers", text, "--lambda-w", "1e-3", "--lambda-h", "1e-3", "--json", "-"});
+    EXPECT_EQ(run.exit_code, 0) << run.err;
+    return Json::parse(run.out, nullptr, false)["layer_singular_values"].size();
+  };
+  EXPECT_EQ(layers("010"), 10U);
+  EXPECT_EQ(layers("08"), 8U);
 }
 
 TEST_F(Command, WeightDecaysOfLayersComeApartByCommasOrBlanks) {

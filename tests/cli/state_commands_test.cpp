@@ -269,6 +269,14 @@ TEST_F(StateCommands, GlobsComeInNaturalOrder) {
   EXPECT_EQ(expand(folder_.path("m12*:some:key:0")).at(0), folder_.path("m12x1:some:key:0"));
 }
 
+TEST_F(StateCommands, OneArrayUnderTwoNames) {
+  const std::string link = folder_.path("link.npy");
+  std::filesystem::create_symlink(shards_[0], link);
+  for (const std::string& other : {shards_[0], shards_[0] + ":", link, link + ":"})
+    expect_error(accumulate({shards_[0], other}, {shard_labels_[0], shard_labels_[0]}, "twice.nc"), kData,
+                 {"given twice"});
+}
+
 TEST_F(StateCommands, OneFileOfLabelsForAllShards) {
   const Json apart = report({"finalize", "--device", "cpu", (expect_done(glob("a.nc")), folder_.path("a.nc"))});
   expect_done(accumulate(shards_, {y_}, "b.nc"));
@@ -540,6 +548,9 @@ TEST_F(StateCommands, RefusesBadStates) {
   refused_everywhere(folder_.write("foreign.nc", read_file(x_)), {"foreign.nc", "not an ncollapse state file"});
   refused_everywhere(folder_.write("version.nc", other_version), {"version.nc", "version 77"});
   expect_error({"finalize", "--device", "cpu", folder_.path("none.nc")}, kData, {"none.nc"});
+  const std::string long_name(300, 'n');
+  expect_error({"merge", "--device", "cpu", good, "--state", folder_.path(long_name)}, kData, {long_name});
+  expect_error(glob(long_name), kData, {long_name});
   expect_error({"merge", "--device", "cpu", good, good, "--state", out}, kData, {"good.nc", "twice"});
   expect_error({"merge", "--device", "cpu", good, "--state", good}, kData, {"good.nc", "exists"});
   expect_error({"merge", "--device", "cpu", folder_.path("none*.nc"), "--state", out}, kData, {"no file matches"});
