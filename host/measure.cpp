@@ -469,6 +469,7 @@ void Measurement::collapse_index() {
   const auto weighted_means = [&] {
     Matrix result = backend_.clone(means_);
     backend_.centre_rows(result, sample_mean_);
+    backend_.centre_rows(result, backend_.weighted_row_sum(result, share_));  // what rounding of so many terms has left
     backend_.combine_rows(roots_of(share_), result, {}, {}, result);
     return result;
   };
@@ -484,48 +485,50 @@ void Measurement::collapse_index() {
   Matrix between;  // B in the units below
   if (std::isnan(index)) {
     // The index does not depend on the columns' units, so columns are divided by the root of their Sigma_T. One that
-    // never varies adds nothing, whatever stands for it in Sigma_W.
+    // never varies, but for rounding of its mean, adds nothing: it is made 0, with a 1 for it in Sigma_W.
     const Matrix one = backend_.identity(moments_.dim());
     total = within();
     backend_.add_gram(1.0, weighted_means(), total);
     std::vector<double> units = backend_.row_dots(total, one), still(units.size()), ones(units.size(), 1.0);
+    std::vector<double> per_sample(units.size());
     for (std::size_t j = 0; j < units.size(); ++j) {
-      still[j] = units[j] > 0 ? 0 : 1;
-      units[j] = units[j] > 0 ? 1 / std::sqrt(units[j]) : 1;
+      const double rounding = 16 * std::numeric_limits<double>::epsilon() * sample_mean_[j];
+      still[j] = units[j] > rounding * rounding ? 0 : 1;
+      units[j] = still[j] == 0 ? 1 / std::sqrt(units[j]) : 0;
+      per_sample[j] = units[j] / static_cast<double>(moments_.samples());
     }
     const Matrix diagonal = backend_.scaled(units, one);
     const auto within_in_units = [&] {
-      Matrix result = backend_.product(backend_.scaled(units, within()), Transpose::no, diagonal, Transpose::no);
-      backend_.combine_rows(ones, result, still, one, result);
-      return result;
+      total = Matrix();
+      total = backend_.product(backend_.scaled(per_sample, scatter), Transpose::no, diagonal, Transpose::no);
+      backend_.combine_rows(ones, total, still, one, total);
     };
     between = backend_.product(weighted_means(), Transpose::no, diagonal, Transpose::no);
-    total = within_in_units();
+    within_in_units();
     index = index_without_cancelling(total, backend_.clone(between));
-    total = within_in_units();
+    if (std::isnan(index)) within_in_units();
   }
   if (std::isnan(index)) {  // by the eigenvectors of Sigma_T, which alone say which directions count
     backend_.add_gram(1.0, between, total);
     const auto values = backend_.eigh(total);
-    const double cut =
-        static_cast<double>(total.rows) * std::numeric_limits<double>::epsilon() * std::max(values.back(), 0.0);
+    const double eps = std::numeric_limits<double>::epsilon(), largest = std::max(values.back(), 0.0),
+                 cut = static_cast<double>(total.rows) * eps * largest;
     const Matrix along = backend_.product(total, Transpose::no, between, Transpose::yes);
     const auto squares = backend_.row_dots(along, along);
-    // Sigma_T is known to `cut`, which moves the trace by `error`. What a direction below it holds is not known:
-    // nothing where the means hardly differ in it.
+    // Sigma_T is known to some eps of its largest eigenvalue, which moves the trace by `error`. What a direction below
+    // the cut holds is not known: nothing where the means hardly differ in it.
     double trace = 0, error = 0, hidden = 0;
     for (std::size_t i = 0; i < values.size(); ++i) {
       if (values[i] > cut) {
         trace += squares[i] / values[i];
-        error += squares[i] / values[i] * (cut / values[i]);
+        error += squares[i] / values[i] * (4 * eps * largest / values[i]);
       } else {
         hidden = std::max(hidden, squares[i]);
       }
     }
     index = 1 - trace / most;
-    constexpr double kExact = 1e-8, kShare = 1e-2;
-    if (hidden > std::numeric_limits<double>::epsilon() * sum(squares) ||
-        (error / most > kExact && error / most > kShare * index))
+    constexpr double kExact = 1e-7, kShare = 1e-2;
+    if (hidden > eps * sum(squares) || (error / most > kExact && error / most > kShare * index))
       return undefined("nc1_vci",
                        "features vary so much more in some directions than in others that rounding hides it");
   }

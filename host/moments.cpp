@@ -97,12 +97,13 @@ MomentData read_out(const Context& context, const AccumulatorOptions& options, c
   }
   out.means = backend.matrix(options.classes, options.dim);
   backend.combine_rows(one, state.shifts, inverse, state.sums, out.means);
-  // Of means alone nothing else is looked at. Their mean is finite where they are.
-  const std::vector<double> share(classes, 1 / static_cast<double>(classes));
-  for (const double value : backend.weighted_row_sum(out.means, share))
-    if (!std::isfinite(value))
-      throw DataError("the sums of features leave the range of double",
-                      "rescale the features: the metrics do not depend on their unit");
+  if (options.statistics == Statistics::means) {  // others see it in the variances; the mean of finite means is finite
+    const std::vector<double> share(classes, 1 / static_cast<double>(classes));
+    for (const double value : backend.weighted_row_sum(out.means, share))
+      if (!std::isfinite(value))
+        throw DataError("the sums of features leave the range of double",
+                        "rescale the features: the metrics do not depend on their unit");
+  }
 
   if (options.statistics >= Statistics::traces) {
     out.variances = backend.to_host(state.square_sums);

@@ -321,8 +321,6 @@ void run(BenchOptions& options, const Common& common) {
   part_outputs("--json", common.json, "--markdown", options.markdown);
   spare_inputs({FileList(options.from)}, "--json", common.json);
   spare_inputs({FileList(options.from)}, "--markdown", options.markdown);
-  if (common.json == "-" && options.markdown == "-")
-    throw UsageError("--json - and --markdown - cannot share standard output", "give one of them a file");
   if (!options.from.empty()) {
     try {
       return write_results(read_document(options.from), options, common);

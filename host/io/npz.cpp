@@ -32,7 +32,9 @@ class ZipMember final : public ByteSource {
     go_to(offset);
     read_on(count, to);
     std::byte beyond;
-    if (at_ == size_ && read_some(1, &beyond) != 0) damaged("it goes on beyond its size");
+    if (at_ < size_) return;
+    if (read_some(1, &beyond) != 0) damaged("it goes on beyond its size");
+    checked_ = checked_ || !sought_;
   }
 
  private:
@@ -51,6 +53,7 @@ class ZipMember final : public ByteSource {
         checked_ = true;
       }
       if (zip_fseek(stream_.get(), offset, SEEK_SET) == 0) {
+        sought_ = true;
         at_ = offset;
         return;
       }
@@ -62,6 +65,7 @@ class ZipMember final : public ByteSource {
   void open() {
     stream_.reset(zip_fopen_index(archive_.get(), static_cast<zip_uint64_t>(member_), 0));
     at_ = 0;
+    sought_ = false;
     if (stream_ == nullptr) damaged(zip_strerror(archive_.get()));
   }
 
@@ -94,7 +98,7 @@ class ZipMember final : public ByteSource {
 
   std::shared_ptr<zip> archive_;
   Index member_;
-  bool stored_, checked_ = false;
+  bool stored_, checked_ = false, sought_ = false;  ///< checked_: the whole was read in order, and so its checksum
   std::unique_ptr<zip_file_t, CloseMember> stream_;
   Index at_ = 0;  ///< where stream_ stands
 };

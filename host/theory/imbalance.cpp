@@ -248,8 +248,9 @@ double Imbalance::loss() {
   double fit = backend_.inner(spread, in_.weights);
   Matrix centred = backend_.clone(in_.means);
   backend_.centre_rows(centred, in_.sample_mean);
-  const double logits_norm = grams_.product_norm(in_.weights, backend_.scaled(roots_, centred));
   const auto diagonal = backend_.row_dots(in_.weights, centred);
+  backend_.combine_rows(roots_, centred, {}, {}, centred);  // rows sqrt(n_k) c_k
+  const double logits_norm = grams_.product_norm(in_.weights, centred);
   const auto mean_logits = backend_.times(in_.weights, in_.sample_mean);
   fit += logits_norm * logits_norm + samples_;
   for (std::size_t k = 0; k < in_.counts.size(); ++k) {

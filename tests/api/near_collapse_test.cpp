@@ -234,9 +234,6 @@ TEST_P(NearCollapse, MinorityMeansThatShrink) {
   expect_close(report.find("nc1_cdnv").value_or(NAN), want.at("nc1_cdnv"), 1e-9, 0, "nc1_cdnv");
 }
 
-// Two classes lie a million deviations apart in one direction, the others a few in the rest: squares of both add up to
-// numbers that have lost the smaller ones, their singular values are only off by some 10 eps of the largest, 1e7. More
-// classes than dimensions, and fewer.
 /// Two classes at (-1, 0) and (1, 0), each with the deviations (+-2^-10, +-2^e): Sigma_W is diagonal, 2^-20 and 2^2e,
 /// Sigma_B is 1 in the first direction, and the index is 2^-20/(1 + 2^-20). Turned by 45 degrees, all is as exact.
 Samples with_a_noisy_column(int e, bool turned) {
@@ -286,6 +283,26 @@ TEST_P(NearCollapse, ALossThatTheBiasKeepsSmall) {
   }
 }
 
+TEST_P(NearCollapse, AColumnThatNeverVaries) {
+  const Samples plain = rounded(make_samples({std::vector<Index>(7, 30), 10, {0.5}, 1.0, 0.0, 77}), Dtype::f32);
+  const auto index = [&](const Samples& samples) {
+    return ncollapse::measure(moments_of(context(), samples)).find("nc1_vci").value_or(NAN);
+  };
+  const double want = index(plain);
+  for (const double value : {0.0, 1.0, 0.1, -3e7}) {
+    SCOPED_TRACE(value);
+    Samples more{7, 11, {}, plain.labels};
+    for (Index i = 0; i < plain.rows(); ++i) {
+      more.values.insert(more.values.end(), plain.values.begin() + i * 10, plain.values.begin() + (i + 1) * 10);
+      more.values.push_back(value);
+    }
+    expect_close(index(more), want, 1e-10, 0, "nc1_vci");
+  }
+}
+
+// Two classes lie a million deviations apart in one direction, the others a few in the rest: squares of both add up to
+// numbers that have lost the smaller ones, their singular values are only off by some 10 eps of the largest, 1e7. More
+// classes than dimensions, and fewer.
 TEST_P(NearCollapse, DirectionsOfVeryDifferentSize) {
   for (const Index dim : {3, 9}) {
     SCOPED_TRACE(dim);
