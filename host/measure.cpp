@@ -466,10 +466,11 @@ void Measurement::collapse_index() {
   if (moments_.data().scatter_error > 0)
     return skip("nc1_vci", "precision fast does not resolve the small eigenvalues that the index depends on");
   if (trace_between_ == 0) return undefined("nc1_vci", kFlat);
-  const auto weighted_means = [&] {
+  const auto weighted_means = [&](bool twice = false) {
     Matrix result = backend_.clone(means_);
     backend_.centre_rows(result, sample_mean_);
-    backend_.centre_rows(result, backend_.weighted_row_sum(result, share_));  // what rounding of so many terms has left
+    // Of what rounding of the mean, a sum of so many terms, has left.
+    if (twice) backend_.centre_rows(result, backend_.weighted_row_sum(result, share_));
     backend_.combine_rows(roots_of(share_), result, {}, {}, result);
     return result;
   };
@@ -488,7 +489,7 @@ void Measurement::collapse_index() {
     // never varies, but for rounding of its mean, adds nothing: it is made 0, with a 1 for it in Sigma_W.
     const Matrix one = backend_.identity(moments_.dim());
     total = within();
-    backend_.add_gram(1.0, weighted_means(), total);
+    backend_.add_gram(1.0, weighted_means(true), total);
     std::vector<double> units = backend_.row_dots(total, one), still(units.size()), ones(units.size(), 1.0);
     std::vector<double> per_sample(units.size());
     for (std::size_t j = 0; j < units.size(); ++j) {
@@ -503,7 +504,7 @@ void Measurement::collapse_index() {
       total = backend_.product(backend_.scaled(per_sample, scatter), Transpose::no, diagonal, Transpose::no);
       backend_.combine_rows(ones, total, still, one, total);
     };
-    between = backend_.product(weighted_means(), Transpose::no, diagonal, Transpose::no);
+    between = backend_.product(weighted_means(true), Transpose::no, diagonal, Transpose::no);
     within_in_units();
     index = index_without_cancelling(total, backend_.clone(between));
     if (std::isnan(index)) within_in_units();
