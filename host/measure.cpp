@@ -466,11 +466,9 @@ void Measurement::collapse_index() {
   if (moments_.data().scatter_error > 0)
     return skip("nc1_vci", "precision fast does not resolve the small eigenvalues that the index depends on");
   if (trace_between_ == 0) return undefined("nc1_vci", kFlat);
-  const auto weighted_means = [&](bool twice = false) {
+  const auto weighted_means = [&] {
     Matrix result = backend_.clone(means_);
     backend_.centre_rows(result, sample_mean_);
-    // Of what rounding of the mean, a sum of so many terms, has left.
-    if (twice) backend_.centre_rows(result, backend_.weighted_row_sum(result, share_));
     backend_.combine_rows(roots_of(share_), result, {}, {}, result);
     return result;
   };
@@ -483,33 +481,9 @@ void Measurement::collapse_index() {
   const double most = std::min(k_ - 1, static_cast<double>(moments_.dim()));
   Matrix total = within();
   double index = index_without_cancelling(total, weighted_means());
-  Matrix between;  // B in the units below
-  if (std::isnan(index)) {
-    // The index does not depend on the columns' units, so columns are divided by the root of their Sigma_T. One that
-    // never varies, but for rounding of its mean, adds nothing: it is made 0, with a 1 for it in Sigma_W.
-    const Matrix one = backend_.identity(moments_.dim());
-    total = within();
-    backend_.add_gram(1.0, weighted_means(true), total);
-    std::vector<double> units = backend_.row_dots(total, one), still(units.size()), ones(units.size(), 1.0);
-    std::vector<double> per_sample(units.size());
-    for (std::size_t j = 0; j < units.size(); ++j) {
-      const double rounding = 16 * std::numeric_limits<double>::epsilon() * sample_mean_[j];
-      still[j] = units[j] > rounding * rounding ? 0 : 1;
-      units[j] = still[j] == 0 ? 1 / std::sqrt(units[j]) : 0;
-      per_sample[j] = units[j] / static_cast<double>(moments_.samples());
-    }
-    const Matrix diagonal = backend_.scaled(units, one);
-    const auto within_in_units = [&] {
-      total = Matrix();
-      total = backend_.product(backend_.scaled(per_sample, scatter), Transpose::no, diagonal, Transpose::no);
-      backend_.combine_rows(ones, total, still, one, total);
-    };
-    between = backend_.product(weighted_means(true), Transpose::no, diagonal, Transpose::no);
-    within_in_units();
-    index = index_without_cancelling(total, backend_.clone(between));
-    if (std::isnan(index)) within_in_units();
-  }
   if (std::isnan(index)) {  // by the eigenvectors of Sigma_T, which alone say which directions count
+    const Matrix between = weighted_means();
+    total = within();
     backend_.add_gram(1.0, between, total);
     const auto values = backend_.eigh(total);
     const double eps = std::numeric_limits<double>::epsilon(), largest = std::max(values.back(), 0.0),
