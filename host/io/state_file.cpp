@@ -151,15 +151,15 @@ void check_content(const StateImage& image, const std::string& name) {
     throw DataError(name + ": holds a sum of squares below 0");
 }
 
-}  // namespace
-
 // What a link leads to. A path that is none, or cannot be one, shows when it is opened.
-static std::filesystem::path behind_link(const std::filesystem::path& path) {
+std::filesystem::path behind_link(const std::filesystem::path& path) {
   std::error_code status;
   if (!std::filesystem::is_symlink(path, status)) return path;
   auto file = std::filesystem::weakly_canonical(path, status);
   return status ? path : file;
 }
+
+}  // namespace
 
 Index state_file_bytes(Index classes, Index dim, Statistics statistics) {
   Header header;

@@ -143,7 +143,8 @@ class NCOLLAPSE_EXPORT Accumulator {
   const AccumulatorOptions& options() const;
   const Context& context() const;
 
-  /// The moments of what was added so far; more may be added afterwards. Throws DataError as check.
+  /// The moments of what was added so far; more may be added afterwards. Throws DataError as check,
+  /// and where sums of features or of their squares leave the range of double.
   ClassMoments finish() const;
 
   /// Writes the state to a versioned, checksummed file; the old file is replaced only when the new one is complete.

@@ -27,8 +27,9 @@ struct DecisionCounts {
 class NCOLLAPSE_EXPORT DecisionCounter {
  public:
   /// `classifier` null or without layers: only the nearest centre is decided. Throws UsageError when the layers do not
-  /// chain from d to K, the bias has not K entries or no layers, or an element type is unknown; DataError when a weight
-  /// is NaN, infinite or above 1e150.
+  /// chain from d to K, the bias has not K entries or no layers, an element type is unknown, or weights lie in device
+  /// memory and the context on the CPU; DataError when a layer, their product or the bias holds a NaN or infinite
+  /// value, or a row of them one whose square overflows.
   DecisionCounter(const ClassMoments& centres, const Classifier* classifier);
   ~DecisionCounter();
   DecisionCounter(DecisionCounter&&) noexcept;

@@ -33,8 +33,9 @@ struct AccumulationRequest {
 /// It is saved as `save_every_*` say, at the end, and also when a batch or on_progress throws; a process that is killed
 /// loses what came after the last save. Where that save fails, its DataError replaces what on_progress threw. Batches
 /// do not depend on where a run was interrupted, so a resumed run ends in the bits of an uninterrupted one on the same
-/// kind of device. Throws DataError when the state file exists and `resume` is not set; when it does and the file was
-/// made from other inputs or options; and as Dataset inputs and Accumulator::add do, naming the file.
+/// kind of device.
+/// Throws DataError when the state file exists and `resume` is not set; when it does and the file was made from other
+/// inputs or options; and as Dataset inputs and Accumulator::add do, naming the file.
 NCOLLAPSE_EXPORT Accumulator accumulate_files(const Context& context, const AccumulationRequest& request);
 
 /// The sum of state files, in the order given; globs are expanded. With `output`, saved there: never over an existing
