@@ -19,7 +19,7 @@ foreach(room IN LISTS rooms)
 endforeach()
 target_link_libraries(ncollapse PRIVATE ${vendors})
 target_compile_features(ncollapse PUBLIC cxx_std_20)
-set_target_properties(ncollapse PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR} LINKER_LANGUAGE CXX)
+set_target_properties(ncollapse PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR} LINKER_LANGUAGE CXX)
 generate_export_header(ncollapse EXPORT_FILE_NAME ${PROJECT_BINARY_DIR}/include/ncollapse/export.hpp)
 configure_file(cmake/version.hpp.in ${PROJECT_BINARY_DIR}/include/ncollapse/version.hpp @ONLY)
 file(GLOB public_headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/include/ncollapse/*.hpp)
@@ -47,6 +47,6 @@ install(TARGETS ncollapse EXPORT ncollapseTargets FILE_SET HEADERS
 install(EXPORT ncollapseTargets NAMESPACE ncollapse:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/ncollapse)
 configure_package_config_file(cmake/ncollapseConfig.cmake.in ${PROJECT_BINARY_DIR}/ncollapseConfig.cmake
                               INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/ncollapse)
-write_basic_package_version_file(${PROJECT_BINARY_DIR}/ncollapseConfigVersion.cmake COMPATIBILITY SameMajorVersion)
+write_basic_package_version_file(${PROJECT_BINARY_DIR}/ncollapseConfigVersion.cmake COMPATIBILITY SameMinorVersion)
 install(FILES ${PROJECT_BINARY_DIR}/ncollapseConfig.cmake ${PROJECT_BINARY_DIR}/ncollapseConfigVersion.cmake
         DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/ncollapse)

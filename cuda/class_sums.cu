@@ -581,13 +581,21 @@ __global__ void restore_state(StateArrays saved, Index classes, Index dim, const
   }
 }
 
-/// A block has whole classes, as above.
+/// Places stay as they are. Several reads are on their way before the first write, which the compiler could not tell
+/// from one into the other array.
 __global__ void gather_sums(Index classes, Index dim, TwoArrays sums) {
-  for (Index k = blockIdx.x; k < classes; k += gridDim.x) {
-    if (sums.places[k] == 0) continue;  // the whole block
-    for (Index i = k * dim + threadIdx.x; i < (k + 1) * dim; i += kBlock) sums.first[i] = sums.second[i];
-    __syncthreads();
-    if (threadIdx.x == 0) sums.places[k] = 0;
+  constexpr int kAhead = 8;
+  const Index step = thread_count();
+  for (Index i = thread_id(); i < classes * dim; i += kAhead * step) {
+    double value[kAhead];
+    bool there[kAhead];
+    for (int n = 0; n < kAhead; ++n) {
+      const Index at = i + n * step;
+      there[n] = at < classes * dim && sums.places[at / dim] != 0;
+      if (there[n]) value[n] = sums.second[at];
+    }
+    for (int n = 0; n < kAhead; ++n)
+      if (there[n]) sums.first[i + n * step] = value[n];
   }
 }
 
@@ -664,7 +672,8 @@ void launch_restore_state(cudaStream_t stream, const StateArrays& saved, Index c
 }
 
 void launch_gather_sums(cudaStream_t stream, Index classes, Index dim, const TwoArrays& sums) {
-  launch(stream, {std::min(classes, kMaxIdleBlocks)}, gather_sums, classes, dim, sums);
+  launch(stream, {blocks_for(classes * dim, 8 * kBlock)}, gather_sums, classes, dim, sums);
+  check(cudaMemsetAsync(sums.places, 0, static_cast<std::size_t>(classes) * sizeof *sums.places, stream));
 }
 
 }  // namespace ncollapse::cuda

@@ -3,7 +3,9 @@
 // Merge (Chan, Golub, LeVeque 1979), from the central forms (n, m, nv, S) of both sides:
 //   n = n1 + n2,  m = m1 + (n2/n)(m2 - m1),  nv = nv1 + nv2 + (n1 n2/n)|m1 - m2|^2,
 //   S = S1 + S2 + sum_k a_k (n1 n2/n)(m1 - m2)(m1 - m2)^T:
-// only positive semi-definite additions, so nothing cancels. The merged state continues with r = m and s = 0.
+// only positive semi-definite additions, so nothing cancels. The merged state continues with r = r1 (r2 where only the
+// other has the class), so s = s1 + s2 + n2 (r2 - r), t = nv + |s|^2/n and T = S + sum_k a_k s s^T/n. No difference is
+// formed of means: m2 - m1 = (r2 - r) + s2/n2 - s1/n1 is rounded at the size of the class's spread.
 //
 // Over ranks (reduce) the same in one step for any number of parts p, by two sums: first the counts and
 //   m = sum_p (n_p/n) m_p,   then   nv = sum_p (nv_p + n_p |m_p - m|^2),
@@ -22,6 +24,7 @@
 #include <optional>
 
 #include "host/exchange.hpp"
+#include "host/input.hpp"
 #include "host/moments.hpp"
 #include "host/state_file.hpp"
 #include "ncollapse/error.hpp"
@@ -39,6 +42,10 @@ std::string times(Index a, Index b) { return std::to_string(a) + " x " + std::to
 void check_options(const AccumulatorOptions& options) {
   if (options.classes < 1) throw UsageError("classes is " + std::to_string(options.classes) + ", must be at least 1");
   if (options.dim < 1) throw UsageError("dim is " + std::to_string(options.dim) + ", must be at least 1");
+  if (static_cast<std::size_t>(options.statistics) >= kStatisticsNames.size())
+    throw UsageError("unknown statistics, number " + std::to_string(static_cast<int>(options.statistics)));
+  if (static_cast<std::size_t>(options.precision) >= kPrecisionNames.size())
+    throw UsageError("unknown precision, number " + std::to_string(static_cast<int>(options.precision)));
   const auto& weights = options.scatter_weights;
   if (weights.empty()) return;
   if (static_cast<Index>(weights.size()) != options.classes)
@@ -138,7 +145,8 @@ const Context& Accumulator::context() const { return impl_->context; }
 void Accumulator::add(const MatrixView& features, const LabelView& labels) {
   check_batch(impl_->backend(), impl_->options.dim, features, labels);
   if (features.rows == 0) return;
-  impl_->throw_if_any(impl_->backend().add_batch(impl_->state, features, labels));
+  impl_->throw_if_any(
+      with_memory_for(features.rows, [&] { return impl_->backend().add_batch(impl_->state, features, labels); }));
   impl_->dtype = std::max(impl_->dtype, std::optional(features.dtype));
 }
 
@@ -162,54 +170,66 @@ void Accumulator::merge(const Accumulator& other) {
                      "accumulate all parts with the same options");
   check();
   other.check();
-  if (other.samples() == 0) return;
+  if (other.samples() == 0 && theirs.precision <= mine.precision) return;
 
   Backend& backend = impl_->backend();
   Backend& source = other.impl_->backend();
   MomentData theirs_out = read_out(other.impl_->context, theirs, other.impl_->state);
-  Matrix means = theirs_out.means, scatter = theirs_out.scatter;
+  Matrix shifts = other.impl_->state.shifts, sums = other.impl_->state.sums, scatter = theirs_out.scatter;
   if (&backend != &source)
-    for (Matrix* matrix : {&means, &scatter})
+    for (Matrix* matrix : {&shifts, &sums, &scatter})
       if (*matrix) *matrix = backend.from_host(source.to_host(*matrix), matrix->rows, matrix->cols);
   MomentData out = read_out(impl_->context, mine, impl_->state);
 
   const auto classes = static_cast<std::size_t>(mine.classes);
-  std::vector<double> keep(classes), take(classes), gap(classes), gap_weighted(classes), minus(classes);
+  const std::vector<double> one(classes, 1.0), minus(classes, -1.0);
+  std::vector<double> here(classes), only_there(classes), taken(classes), inverse(classes), minus_inverse(classes),
+      gap(classes), gap_weighted(classes), spread(classes), spread_weighted(classes);
   std::vector<Index> counts(classes);
   for (std::size_t k = 0; k < classes; ++k) {
     counts[k] = out.counts[k] + theirs_out.counts[k];
-    const auto n1 = static_cast<double>(out.counts[k]), n2 = static_cast<double>(theirs_out.counts[k]);
-    const double n = n1 + n2;
-    take[k] = n > 0 ? n2 / n : 0.0;
-    keep[k] = 1.0;
-    const double between = n > 0 ? n1 * n2 / n : 0.0;
-    gap[k] = std::sqrt(between);
-    gap_weighted[k] = gap[k] * (mine.scatter_weights.empty() ? 1.0 : std::sqrt(mine.scatter_weights[k]));
-    minus[k] = -1.0;
+    const auto n1 = static_cast<double>(out.counts[k]), n2 = static_cast<double>(theirs_out.counts[k]), n = n1 + n2;
+    const double weight = mine.scatter_weights.empty() ? 1.0 : std::sqrt(mine.scatter_weights[k]);
+    here[k] = n1 > 0 ? 1.0 : 0.0;
+    only_there[k] = 1 - here[k];
+    taken[k] = n2;
+    inverse[k] = n2 > 0 ? 1 / n2 : 0.0;
+    minus_inverse[k] = n1 > 0 ? -1 / n1 : 0.0;
+    gap[k] = n > 0 ? std::sqrt(n1 * n2 / n) : 0.0;
+    gap_weighted[k] = gap[k] * weight;
+    spread[k] = n > 0 ? 1 / std::sqrt(n) : 0.0;
+    spread_weighted[k] = spread[k] * weight;
   }
-  // difference = m2 - m1, exact where the means nearly agree; m = m1 + take * difference (absent m1 is 0, take 1).
-  Matrix difference = backend.matrix(mine.classes, mine.dim);
-  backend.combine_rows(keep, means, minus, out.means, difference);
-  backend.combine_rows(keep, out.means, take, difference, out.means);
+  const MomentState& own = impl_->state;
+  Matrix merged_shifts = backend.matrix(mine.classes, mine.dim), merged_sums = backend.matrix(mine.classes, mine.dim),
+         difference = backend.matrix(mine.classes, mine.dim);
+  backend.combine_rows(here, own.shifts, only_there, shifts, merged_shifts);
+  backend.combine_rows(one, shifts, minus, merged_shifts, difference);
+  backend.combine_rows(one, difference, inverse, sums, difference);  // m2 - r
+  backend.combine_rows(one, own.sums, taken, difference, merged_sums);
+  backend.combine_rows(one, difference, minus_inverse, own.sums, difference);  // m2 - m1
 
   AccumulatorOptions options = mine;
   options.precision = std::max(mine.precision, theirs.precision);
   MomentState merged = make_state(backend, options);
   backend.from_host(merged.counts, counts);
-  merged.shifts = out.means;
+  merged.shifts = merged_shifts;
+  merged.sums = merged_sums;
   if (mine.statistics >= Statistics::traces) {
-    const auto gap_squared = backend.row_dots(difference, difference);
+    const RowProducts squares = backend.row_products(difference, merged_sums);
     std::vector<double> square_sums(classes);
     for (std::size_t k = 0; k < classes; ++k)
       square_sums[k] = out.variances[k] * static_cast<double>(out.counts[k]) +
                        theirs_out.variances[k] * static_cast<double>(theirs_out.counts[k]) +
-                       gap[k] * gap[k] * gap_squared[k];
+                       gap[k] * gap[k] * squares.left[k] + spread[k] * spread[k] * squares.right[k];
     backend.from_host(merged.square_sums, square_sums);
   }
   if (mine.statistics >= Statistics::full) {
     const std::vector<double> ones(static_cast<std::size_t>(mine.dim), 1.0);
     backend.combine_rows(ones, out.scatter, ones, scatter, out.scatter);
     backend.combine_rows(gap_weighted, difference, {}, {}, difference);
+    backend.add_gram(1.0, difference, out.scatter);
+    backend.combine_rows(spread_weighted, merged_sums, {}, {}, difference);
     backend.add_gram(1.0, difference, out.scatter);
     merged.scatter = out.scatter;
     if (options.precision == Precision::fast) {

@@ -29,6 +29,8 @@ struct Array {
   Index size() const { return rows * cols; }
   Index bytes() const { return size() * static_cast<Index>(sizeof(T)); }
   explicit operator bool() const { return memory != nullptr; }
+  /// Whether the memory is the caller's, which is there for the length of a call.
+  bool borrowed() const { return memory != nullptr && memory.use_count() == 0; }
 };
 using Matrix = Array<double>;
 using IndexArray = Array<Index>;

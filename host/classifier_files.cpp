@@ -1,6 +1,7 @@
 #include "host/classifier_files.hpp"
 
 #include "host/classifier_product.hpp"
+#include "host/input.hpp"
 #include "ncollapse/error.hpp"
 
 namespace ncollapse {

@@ -2,8 +2,7 @@
 
 #include <cmath>
 
-#include "host/element_types.hpp"
-#include "host/moments.hpp"
+#include "host/input.hpp"
 #include "ncollapse/error.hpp"
 
 namespace ncollapse {
@@ -12,35 +11,7 @@ namespace {
 
 std::string shape(Index rows, Index cols) { return std::to_string(rows) + " x " + std::to_string(cols); }
 
-// What is not finite about a matrix whose row norms are not.
-std::string first_nonfinite(Backend& backend, const Matrix& matrix) {
-  const auto values = backend.to_host(matrix);
-  for (Index i = 0; i < matrix.size(); ++i)
-    if (!std::isfinite(values[i]))
-      return "a NaN or infinite value at row " + std::to_string(i / matrix.cols) + ", column " +
-             std::to_string(i % matrix.cols);
-  return "values whose squares overflow";
-}
-
-void check_view(const Backend& backend, const MatrixView& layer, const std::string& name) {
-  if (layer.rows < 1 || layer.cols < 1 || layer.data == nullptr)
-    throw UsageError(name + " is empty (" + shape(layer.rows, layer.cols) + ")");
-  if (layer.row_stride() < layer.cols)
-    throw UsageError(name + " has a row stride of " + std::to_string(layer.stride) + ", below its " +
-                     std::to_string(layer.cols) + " columns");
-  check_type(layer.dtype, name + " is");
-  check_memory(backend, layer.space, "the elements of " + name);
-}
-
 }  // namespace
-
-Matrix checked_matrix(Backend& backend, const MatrixView& view, const std::string& name) {
-  check_view(backend, view, name);
-  const Matrix matrix = backend.borrow(view);
-  for (const double squared : backend.row_dots(matrix, matrix))
-    if (!std::isfinite(squared)) throw DataError(name + " holds " + first_nonfinite(backend, matrix));
-  return matrix;
-}
 
 bool has_layers(const Classifier* classifier) {
   if (classifier == nullptr) return false;
@@ -73,10 +44,7 @@ Matrix classifier_product(Backend& backend, const Classifier& classifier, Index 
     const Matrix layer = checked_matrix(backend, classifier.layers[l], "W_" + std::to_string(l + 1));
     product = product ? backend.product(product, Transpose::no, layer, Transpose::no) : layer;
   }
-  if (count > 1)
-    for (const double squared : backend.row_dots(product, product))
-      if (!std::isfinite(squared))
-        throw DataError("the product of the layers holds " + first_nonfinite(backend, product), "rescale the layers");
+  if (count > 1) check_finite(backend, product, "the product of the layers", "rescale the layers");
   return product;
 }
 

@@ -6,10 +6,6 @@
 
 namespace ncollapse {
 
-/// The view as a matrix, which may share the caller's memory and must not be written to. Throws UsageError for a view
-/// that is empty or of no known type, DataError where a value is not finite; both call it `name`.
-Matrix checked_matrix(Backend& backend, const MatrixView& view, const std::string& name);
-
 /// Whether a classifier is given. Throws UsageError for a bias alone.
 bool has_layers(const Classifier* classifier);
 

@@ -74,8 +74,8 @@ Dataset::Dataset(const FileList& features, const FileList& labels, RowRange rang
   if (!labels.empty()) open_labels(labels);
 
   const Index end = range.end < 0 ? rows_ : range.end;
-  if (range.first < 0 || range.first >= end || end > rows_)
-    throw DataError("rows " + std::to_string(range.first) + ":" + (range.end < 0 ? "" : std::to_string(end)) +
+  if (range.first < 0 || range.end < -1 || range.first >= end || end > rows_)
+    throw DataError("rows " + std::to_string(range.first) + ":" + (range.end == -1 ? "" : std::to_string(range.end)) +
                         " were asked of " + name_ + ", with " + std::to_string(rows_) + " rows",
                     "FIRST:END are the rows FIRST to END - 1, counted over all files from 0");
   clip(range.first, end);

@@ -2,6 +2,7 @@
 
 #include "host/classifier_product.hpp"
 #include "host/exchange.hpp"
+#include "host/input.hpp"
 #include "host/moments.hpp"
 #include "ncollapse/error.hpp"
 
@@ -26,11 +27,14 @@ DecisionCounter::DecisionCounter(const ClassMoments& centres, const Classifier* 
     if (centres.counts()[k] > 0) seen.push_back(k);
   if (seen.empty()) throw UsageError("there are no class centres: no sample was accumulated");
   state.centres = backend.select_rows(centres.data().means, seen);
+  check_lengths(backend, state.centres, backend.row_dots(state.centres, state.centres), "class means",
+                "rescale the features, and the classifier's weights against them: decisions stay the same");
   state.centre_class = backend.from_host(seen, static_cast<Index>(seen.size()), 1);
   state.counters = backend.index_array(4, state.classes);
 
   if (!has_layers(classifier)) return;
   state.weights = classifier_product(backend, *classifier, state.dim, state.classes);
+  if (state.weights.borrowed()) state.weights = backend.clone(state.weights);  // the caller may go on training
   auto bias = classifier_bias(backend, *classifier, state.classes);
   bias.resize(static_cast<std::size_t>(state.classes), 0.0);
   state.bias = backend.from_host(bias, 1, state.classes);
@@ -44,7 +48,8 @@ void DecisionCounter::add(const MatrixView& features, const LabelView& labels) {
   Backend& backend = *impl_->context.backend();
   check_batch(backend, impl_->state.dim, features, labels);
   if (features.rows == 0) return;
-  const BatchFaults faults = backend.decide_batch(impl_->state, features, labels);
+  const BatchFaults faults =
+      with_memory_for(features.rows, [&] { return backend.decide_batch(impl_->state, features, labels); });
   if (faults.any()) throw_faults(faults, impl_->rows, impl_->state.classes);
   impl_->rows += features.rows;
 }

@@ -19,10 +19,12 @@
 #include <cmath>
 #include <limits>
 #include <numbers>
+#include <optional>
 
 #include "host/backend.hpp"
 #include "host/classifier_product.hpp"
 #include "host/grams.hpp"
+#include "host/input.hpp"
 #include "host/moments.hpp"
 #include "host/numbers.hpp"
 #include "host/theory/blocks.hpp"
@@ -35,8 +37,6 @@ namespace ncollapse {
 namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-// Products of four such lengths neither overflow nor vanish.
-constexpr double kSmallest = 1e-70, kLargest = 1e70;
 constexpr const char* kFlat = "all class means are equal";
 
 struct ConventionRules {
@@ -120,7 +120,6 @@ class Measurement {
   void make_means_equal();
   void variability();
   void input_rounding();
-  void nearest_simplex(std::vector<double> centred_squares);
   void pseudo_inverse();
   void collapse_index();
   void geometry(const Matrix& rows, const std::vector<double>& norms, const std::string& suffix, PairQuery query);
@@ -146,7 +145,12 @@ class Measurement {
     double tolerance = 0;
     Index kept = 0, limit = 0;
     Matrix whitening;  ///< Y [* x d] with Y^T Y = (A^T A)^+ on the kept directions; null where it was not wanted
+
+    /// Whether the squares hold all digits of the singular values that count.
+    bool resolved() const { return kept == limit && values.back() > kWellConditioned * values.front(); }
+    static constexpr double kWellConditioned = 1e-6;
   };
+  void nearest_simplex(const Spectrum& own);
   /// dependency: unit vector v [K] with A^T v = 0.
   Spectrum spectrum(const Matrix& A, const std::vector<double>& dependency, bool whiten);
   double index_without_cancelling(Matrix& within, Matrix X);
@@ -194,9 +198,8 @@ Measurement::Spectrum Measurement::spectrum(const Matrix& A, const std::vector<d
     result.values.push_back(ascending[size - 1 - result.kept++]);
   if (!whiten || result.kept == 0) return result;
 
-  constexpr double kWellConditioned = 1e-6;
   backend_.copy(used_up.data(), gram.data(), gram.bytes());
-  if (result.kept == result.limit && result.values.back() > kWellConditioned * largest) {
+  if (result.resolved()) {
     if (rows_side) {
       const double mean = sum(result.values) / static_cast<double>(size);
       backend_.add_gram(mean, backend_.from_host(dependency, 1, size), used_up);
@@ -274,15 +277,9 @@ void Measurement::centre() {
   RowProducts products = backend_.row_products(centred_, means_);
   mean_squares_ = std::move(products.right);
   const auto& squares = products.left;
-  double largest_mean = 0, largest_centred = 0;
-  for (std::size_t i = 0; i < squares.size(); ++i) {
-    largest_mean = std::max(largest_mean, std::sqrt(mean_squares_[i]));
-    largest_centred = std::max(largest_centred, std::sqrt(squares[i]));
-  }
-  if (!(largest_mean < kLargest) || (largest_centred > 0 && largest_centred < kSmallest))
-    throw DataError("class means of size " + text_of(largest_mean, 3) + ", " + text_of(largest_centred, 3) +
-                        " apart from their centre, are beyond what the metrics can be computed for",
-                    "rescale the features: the metrics do not depend on their unit");
+  const std::string rescale = "rescale the features: the metrics do not depend on their unit";
+  check_lengths(backend_, means_, mean_squares_, "class means", rescale);
+  check_lengths(backend_, centred_, squares, "centred class means", rescale);
   // Equal means may differ from their centre by rounding; that is 0, not a geometry.
   for (std::size_t i = 0; i < squares.size(); ++i) {
     centred_norms_.push_back(squares[i] <= rounding_of_mean(i) ? 0.0 : std::sqrt(squares[i]));
@@ -363,22 +360,27 @@ void Measurement::variability() {
 }
 
 // The nearest E P^T with P^T P = I, E the simplex of size 1: centred by the mean of its own vertices, whatever the
-// convention, and of K-1 dimensions. centred_squares: the squared singular values of C.
-void Measurement::nearest_simplex(std::vector<double> centred_squares) {
+// convention, and of K-1 dimensions. own: of C.
+void Measurement::nearest_simplex(const Spectrum& own) {
   if (trace_between_ == 0) return undefined("nc2_nearest_etf", kFlat);
   if (report_.dim < report_.classes_seen - 1)
     return undefined("nc2_nearest_etf", "a simplex of K classes needs K - 1 dimensions");
+  Matrix simplex = centred_;
   double size = norm(centred_norms_);
+  const Spectrum* squares = &own;
+  std::optional<Spectrum> other;
   const auto [least, most] = std::minmax_element(share_.begin(), share_.end());
   if (rules_.sample_mean && *least != *most) {
     const std::vector<double> equal(seen_.size(), 1 / k_);
-    Matrix simplex = backend_.clone(means_);
+    simplex = backend_.clone(means_);
     backend_.centre_rows(simplex, backend_.weighted_row_sum(means_, equal));
     size = std::sqrt(backend_.inner(simplex, simplex));
-    centred_squares = spectrum(simplex, {}, false).values;
+    squares = &other.emplace(spectrum(simplex, {}, false));
   }
-  double nuclear = 0;
-  for (const double square : centred_squares) nuclear += std::sqrt(square);
+  std::vector<double> values = roots_of(squares->values);
+  if (!squares->resolved())
+    values = backend_.singular_values(simplex.rows <= simplex.cols ? simplex : backend_.triangular_factor(simplex));
+  const double nuclear = sum(values);
   set("nc2_nearest_etf", 2 - 2 * nuclear / (std::sqrt(k_ - 1) * size));
 }
 
@@ -391,7 +393,7 @@ void Measurement::pseudo_inverse() {
   const double length = norm(dependency);
   for (double& value : dependency) value /= length;
   const Spectrum own = spectrum(centred_, dependency, whiten && equal);
-  nearest_simplex(own.values);
+  nearest_simplex(own);
   const Spectrum between = equal ? own : [&] {
     const std::vector<double> roots = roots_of(between_weights_);
     return spectrum(backend_.scaled(roots, centred_), roots, whiten);
@@ -524,7 +526,7 @@ void Measurement::geometry(const Matrix& rows, const std::vector<double>& norms,
   };
   query.norms = norms;
   query.fast = fast_pairs();
-  query.gram_norm = grams_.product_norm(rows, rows);
+  query.gram_norm = grams_.norm(rows);
   if (!of_means) query.frame_norm = weights_gram_ = query.gram_norm;
   const PairSums sums = backend_.pair_sums(rows, query);
   report_.cosine_error = std::max(report_.cosine_error, sums.cosine_error);
@@ -603,12 +605,9 @@ void Measurement::blocks(const Matrix& rows, const std::vector<double>& norms, c
 }
 
 void Measurement::duality(const Matrix& weights, const std::vector<double>& bias) {
-  const std::vector<double> norms = roots_of(backend_.row_dots(weights, weights));
-  if (const double largest = *std::max_element(norms.begin(), norms.end());
-      !(largest < kLargest) || (largest > 0 && largest < kSmallest))
-    throw DataError(
-        "classifier rows of size " + text_of(largest, 3) + " are beyond what the metrics can be computed for",
-        "rescale the classifier");
+  const auto squares = backend_.row_dots(weights, weights);
+  check_lengths(backend_, weights, squares, "classifier rows", "rescale the classifier");
+  const std::vector<double> norms = roots_of(squares);
   geometry(weights, norms, "_w", {});
 
   const std::vector<double> ones(seen_.size(), 1.0);
@@ -657,10 +656,9 @@ void Measurement::duality(const Matrix& weights, const std::vector<double>& bias
   const bool never_near = weights.rows > weights.cols + 1;
   const ProductSums sums = never_near || fast_pairs() ? backend_.product_residuals(weights, centred_, query)
                                                       : backend_.product_sums(weights, centred_, query);
-  const std::string orthogonal = "the product of classifier and means is 0";
   if (weights_norm > 0 && centred_norm > 0)
-    query.product_norm > 0 ? set("nc3_wh_etf", std::sqrt(sums.etf_residual)) : undefined("nc3_wh_etf", orthogonal);
-  query.frame_norm > 0 ? set("nc3_wh_of", std::sqrt(sums.frame_residual)) : undefined("nc3_wh_of", orthogonal);
+    query.product_norm > 0 ? set("nc3_wh_etf", std::sqrt(sums.etf_residual)) : undefined("nc3_wh_etf", kOrthogonal);
+  query.frame_norm > 0 ? set("nc3_wh_of", std::sqrt(sums.frame_residual)) : undefined("nc3_wh_of", kOrthogonal);
 }
 
 // weights: null without a classifier, and then there are no weight decays.
@@ -716,6 +714,12 @@ void Measurement::decisions(const DecisionCounts* counts, const std::string& spl
     fits(counts->correct_classifier, "classifier decisions");
     fits(counts->agree, "agreements");
   }
+  for (std::size_t k = 0; k < classes; ++k)
+    for (const auto* hits : {&counts->correct_centre, counts->has_classifier ? &counts->correct_classifier : nullptr,
+                             counts->has_classifier ? &counts->agree : nullptr})
+      if (hits != nullptr && !(0 <= (*hits)[k] && (*hits)[k] <= counts->samples[k]))
+        throw UsageError("the " + split + " decisions have " + std::to_string((*hits)[k]) + " hits among " +
+                         std::to_string(counts->samples[k]) + " samples of class " + std::to_string(k));
   const auto total = [](const std::vector<Index>& values) {
     Index sum = 0;
     for (const Index value : values) sum += value;
@@ -752,12 +756,18 @@ void Measurement::decisions(const DecisionCounts* counts, const std::string& spl
 
 void Measurement::out_of_distribution() {
   if (evidence_.ood_mean == nullptr) return;
-  const auto& ood = *evidence_.ood_mean;
+  std::vector<double> ood = *evidence_.ood_mean;
   if (static_cast<Index>(ood.size()) != moments_.dim())
     throw UsageError("the out-of-distribution mean has " + std::to_string(ood.size()) + " entries, the features " +
                      std::to_string(moments_.dim()));
+  double largest = 0;  // only the direction counts
+  for (const double value : ood) {
+    if (!std::isfinite(value)) throw DataError("the out-of-distribution mean is not finite");
+    largest = std::max(largest, std::abs(value));
+  }
+  if (largest > 0)
+    for (double& value : ood) value /= largest;
   const double ood_norm = norm(ood);
-  if (!std::isfinite(ood_norm)) throw DataError("the out-of-distribution mean is not finite");
   const auto dots = backend_.times(means_, ood);
   double sum = 0;
   for (std::size_t i = 0; i < dots.size(); ++i) {
@@ -813,7 +823,7 @@ Report Measurement::run() {
   query.offsets = backend_.times(centred_, centre_);  // m_j.m_k = c_j.c_k + mu.c_j + mu.c_k + |mu|^2
   const double half = norm(centre_) * norm(centre_) / 2;
   for (auto& offset : query.offsets) offset += half;
-  query.frame_norm = means_gram_ = grams_.product_norm(means_, means_);
+  query.frame_norm = means_gram_ = grams_.norm(means_);
   geometry(centred_, centred_norms_, "_h", std::move(query));
   if (!variances_.empty()) {
     std::vector<double> nearest;

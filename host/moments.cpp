@@ -2,61 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
-#include "host/element_types.hpp"
 #include "ncollapse/error.hpp"
 
 namespace ncollapse {
-
-void check_memory(const Backend& backend, MemorySpace space, const std::string& what) {
-  if (space == MemorySpace::device && backend.info().device.type != DeviceType::cuda)
-    throw UsageError(what + " lie in device memory, but the context is on the CPU",
-                     "open the context on the CUDA device that holds them");
-}
 
 double trace_of(const std::vector<double>& squares, const std::vector<double>& weights) {
   double trace = 0;
   for (std::size_t k = 0; k < squares.size(); ++k) trace += squares[k] * (weights.empty() ? 1.0 : weights[k]);
   return trace;
-}
-
-void check_batch(const Backend& backend, Index dim, const MatrixView& features, const LabelView& labels) {
-  if (features.rows < 0 || labels.size < 0)
-    throw UsageError("a batch of " + std::to_string(std::min(features.rows, labels.size)) + " rows");
-  if (features.rows != labels.size)
-    throw UsageError("features have " + std::to_string(features.rows) + " rows, but there are " +
-                         std::to_string(labels.size) + " labels",
-                     "one label for every row");
-  if (features.cols != dim)
-    throw UsageError("features have " + std::to_string(features.cols) + " columns, expected " + std::to_string(dim));
-  if (features.row_stride() < dim)
-    throw UsageError("the row stride " + std::to_string(features.row_stride()) + " is below the dimension " +
-                     std::to_string(dim));
-  if (features.rows > 0 && (features.data == nullptr || labels.data == nullptr))
-    throw UsageError("a batch of " + std::to_string(features.rows) + " rows with a null pointer");
-  check_type(features.dtype, "features are");
-  check_type(labels.type, "labels are");
-  check_memory(backend, features.space, "features");
-  check_memory(backend, labels.space, "labels");
-}
-
-void throw_faults(const BatchFaults& faults, Index first_row, Index classes) {
-  std::string where = "rows " + std::to_string(first_row) + " to " + std::to_string(first_row + faults.rows - 1), late;
-  if (faults.batch >= 0) {
-    where += " (batch " + std::to_string(faults.batch) + ", counted from 0)";
-    late = "; found while later batches were given: that batch and all after it were left out";
-  }
-  if (faults.bad_labels > 0)
-    throw DataError(std::to_string(faults.bad_labels) + " label(s) in " + where + " are outside 0.." +
-                        std::to_string(classes - 1) + "; the first is " + std::to_string(faults.bad_label) +
-                        " at row " + std::to_string(first_row + faults.bad_label_row) + late,
-                    "labels are class numbers from 0 to K-1; give the right number of classes",
-                    first_row + faults.bad_label_row);
-  throw DataError(std::to_string(faults.nonfinite) + " feature value(s) in " + where +
-                      " are NaN or infinite; the first is at row " + std::to_string(first_row + faults.nonfinite_row) +
-                      ", column " + std::to_string(faults.nonfinite_col) + late,
-                  "features must be finite; look for overflow in the network or a broken dump",
-                  first_row + faults.nonfinite_row);
 }
 
 MomentState make_state(Backend& backend, const AccumulatorOptions& options) {
@@ -140,13 +95,15 @@ Index ClassMoments::samples() const { return data_->samples; }
 Index ClassMoments::classes_seen() const { return data_->seen; }
 std::optional<Dtype> ClassMoments::dtype() const { return data_->dtype; }
 Statistics ClassMoments::statistics() const { return data_->options.statistics; }
-const std::vector<Index>& ClassMoments::counts() const { return data_->counts; }
+const std::vector<Index>& ClassMoments::counts() const& { return data_->counts; }
+std::vector<Index> ClassMoments::counts() && { return data_->counts; }
 double ClassMoments::scatter_error() const {
   return data_->scatter_trace > 0 ? data_->scatter_error / data_->scatter_trace : 0.0;
 }
 const Context& ClassMoments::context() const { return data_->context; }
 
-const std::vector<double>& ClassMoments::within_variances() const {
+std::vector<double> ClassMoments::within_variances() && { return std::as_const(*this).within_variances(); }
+const std::vector<double>& ClassMoments::within_variances() const& {
   if (statistics() < Statistics::traces)
     throw UsageError("only means were accumulated", "accumulate with Statistics::traces or Statistics::full");
   return data_->variances;

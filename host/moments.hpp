@@ -1,8 +1,8 @@
 // The finished moments, and the step from the streaming state to them.
 //
 // Read-out (README, "How it stays exact"):  m_k = r_k + s_k/n_k,  n_k v_k = t_k - |s_k|^2/n_k,
-// S = T - sum_k a_k s_k s_k^T / n_k.  r_k is a sample of the class (after a merge: its mean), so |s_k|^2/n_k is of the
-// size of the class's own spread and the subtractions lose at most a factor n_k + 1 (an extreme first sample),
+// S = T - sum_k a_k s_k s_k^T / n_k.  r_k is a sample of the class (after a reduction: its mean), so |s_k|^2/n_k is of
+// the size of the class's own spread and the subtractions lose at most a factor n_k + 1 (an extreme first sample),
 // typically 2.
 //
 // Precision::fast. E is the error of the scatter. |E_ij| <= kFastError sqrt(T_ii T_jj), so |E|_F <= kFastError tr T,
@@ -54,15 +54,5 @@ MomentState make_state(Backend& backend, const AccumulatorOptions& options);
 
 /// The moments of a state; the state stays as it is.
 MomentData read_out(const Context& context, const AccumulatorOptions& options, const MomentState& state);
-
-/// Throws UsageError where the backend cannot see such memory; `what`: "features".
-void check_memory(const Backend& backend, MemorySpace space, const std::string& what);
-
-/// Throws UsageError unless a batch fits: d columns, as many labels as rows, a stride >= d, known element types, memory
-/// the backend can see.
-void check_batch(const Backend& backend, Index dim, const MatrixView& features, const LabelView& labels);
-
-/// Throws the DataError that describes the faults; `first_row` of the stream is the first of their batch.
-[[noreturn]] void throw_faults(const BatchFaults& faults, Index first_row, Index classes);
 
 }  // namespace ncollapse

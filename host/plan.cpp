@@ -14,7 +14,7 @@
 #include "host/backend.hpp"
 #include "host/cpu/batch_shape.hpp"
 #include "host/dataset.hpp"
-#include "host/element_types.hpp"
+#include "host/input.hpp"
 #include "host/moments.hpp"
 #include "host/state_file.hpp"
 #include "ncollapse/error.hpp"

@@ -176,9 +176,15 @@ void write_state(const std::filesystem::path& path, const StateImage& image) {
   temporary += kTemporary + std::to_string(::getpid());
   const std::string name = file.string();
   check_content(image, name);
+  struct stat old = {};
+  const bool replaces = ::stat(file.c_str(), &old) == 0;
+  if (replaces && !S_ISREG(old.st_mode))
+    throw DataError(name + ": is there and no regular file, it is not replaced", "name another file");
   try {
     Descriptor out(temporary, O_WRONLY | O_CREAT | O_TRUNC);
     if (out.get() < 0) throw DataError(name + ": cannot create the file: " + system_message());
+    // Who may read the old one. Where that cannot be had, as on some file systems, the content is worth more.
+    if (replaces) static_cast<void>(::fchmod(out.get(), old.st_mode & 0777));
     Checksummed stream(out.get(), name);
     Header header;
     header.statistics = static_cast<std::uint32_t>(image.options.statistics);

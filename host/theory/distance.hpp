@@ -7,6 +7,9 @@
 
 namespace ncollapse {
 
+/// Why the minimiser is not determined; empty when it is.
+std::string undetermined(const UfmPrediction& prediction);
+
 /// As the public geometry_distance; `pair` is group_pair(spectrum.structure(), weights, means), or that of any other
 /// label model with group constants (they share it). grams: of weights and means, among others. `sample_mean` [d] is
 /// used with a bias only.

@@ -187,20 +187,17 @@ GramNorms gram_norms(Backend& backend, Grams& grams, const Matrix& A, const Matr
     backend.combine_rows({scale.begin() + first, scale.begin() + first + count}, rows, {}, {}, rows);
     return rows;
   };
-  const auto root = [&](const Matrix& X, const Matrix& Y) { return std::sqrt(at_least_zero(backend.inner(X, Y))); };
-  const Matrix left = grams.of(A);
   if (A.rows <= A.cols) {
     const Matrix X = scaled_rows(0, B.rows);
-    const double product = grams.product_norm(A, X);
-    const Matrix right = backend.gram(X);
-    return {root(left, left), root(right, right), product};
+    return {grams.norm(A), grams.norm(X), grams.product_norm(A, X)};
   }
   Matrix right = backend.matrix(B.cols, B.cols);
   const Index chunk = rows_in(kGramBytes, B.cols);
   for (Index first = 0; first < B.rows; first += chunk)
     backend.add_gram(1.0, scaled_rows(first, std::min(chunk, B.rows - first)), right);
   backend.mirror_lower(right);
-  return {root(left, left), root(right, right), root(left, right)};
+  const double left = grams.norm(A), own = std::sqrt(backend.inner(right, right));
+  return {left, own, Grams::resolved_norm(backend.inner(grams.of(A), right), A, left * own)};
 }
 
 }  // namespace ncollapse

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "host/decomposition.hpp"
@@ -65,8 +66,7 @@ class Imbalance {
   UfmOptions model() const;
   void minimiser(const GroupedPair& contrasts);
   void singular_values(const UfmPrediction& prediction, const std::string& family);
-  void duality_without_bias(const UfmPrediction& prediction, const LabelSpectrum::Structure& s,
-                            const std::string& undetermined);
+  void duality_without_bias(const UfmPrediction& prediction, const LabelSpectrum::Structure& s);
   double loss();
 
   Backend& backend_;
@@ -230,7 +230,7 @@ void Imbalance::seli(const LabelSpectrum& spectrum, const GroupedPair& pair) {
   }
   set("seli_w", distance_to_diagonal(energies.left, in_.weights_norm, sigma, spaces));
   if (!(in_.product_norm > 0)) {
-    out_.undefined["seli_z"] = "the product of classifier and means is 0";
+    out_.undefined["seli_z"] = kOrthogonal;
     return;
   }
   const std::vector<double> ones(in_.counts.size(), 1.0);
@@ -250,9 +250,8 @@ double Imbalance::loss() {
   backend_.centre_rows(centred, in_.sample_mean);
   const auto diagonal = backend_.row_dots(in_.weights, centred);
   backend_.combine_rows(roots_, centred, {}, {}, centred);  // rows sqrt(n_k) c_k
-  const double logits_norm = grams_.product_norm(in_.weights, centred);
   const auto mean_logits = backend_.times(in_.weights, in_.sample_mean);
-  fit += logits_norm * logits_norm + samples_;
+  fit += grams_.product_squares(in_.weights, centred) + samples_;
   for (std::size_t k = 0; k < in_.counts.size(); ++k) {
     const auto count = static_cast<double>(in_.counts[k]);
     const double a = mean_logits[k] + (bias ? in_.bias[k] : 0.0);
@@ -292,25 +291,23 @@ void Imbalance::minimiser(const GroupedPair& contrasts) {
   const std::string family = ufm.bias ? "ufmb_" : "gof_";
   set(family + "rank_pred", static_cast<double>(prediction.rank()));
   const auto report = [&](const std::string& name, double value) {
-    if (distance.undefined.empty())
+    const auto why = distance.undefined.find(name);
+    if (why == distance.undefined.end())
       set(family + name, value);
     else
-      out_.undefined[family + name] = distance.undefined;
+      out_.undefined[family + name] = why->second;
   };
   singular_values(prediction, family);
   report("w", distance.w);
   report("h", distance.h);
   report("wh", distance.wh);
-  if (ufm.bias) {
-    report("row_orth", distance.row_orthogonality);
-    report("col_orth", distance.column_orthogonality);
-    report("align_mean", distance.align_mean);
-    report("align_min", distance.align_min);
-    report("vanished_w", distance.vanished_w);
-    report("vanished_h", distance.vanished_h);
-  } else {
-    duality_without_bias(prediction, spectrum.structure(), distance.undefined);
-  }
+  if (!ufm.bias) return duality_without_bias(prediction, spectrum.structure());
+  report("row_orth", distance.row_orthogonality);
+  report("col_orth", distance.column_orthogonality);
+  report("align_mean", distance.align_mean);
+  report("align_min", distance.align_min);
+  report("vanished_w", distance.vanished_w);
+  report("vanished_h", distance.vanished_h);
 }
 
 // Of W, of Z = M D and of their product, against the predicted w, z and w z: what no choice of directions enters. Where
@@ -349,10 +346,12 @@ void Imbalance::singular_values(const UfmPrediction& prediction, const std::stri
         checked_singular_values(backend_, backend_.product(weights, Transpose::no, features, Transpose::yes));
     set(family + "sv_w", distance(left, norm(w), w, norm(w)));
     set(family + "sv_h", distance(right, norm(z), z, norm(z)));
-    if (norm(product) > 0)
+    const double rounding =
+        static_cast<double>(in_.means.cols) * std::numeric_limits<double>::epsilon() * norm(left) * norm(right);
+    if (norm(product) > rounding)
       set(family + "sv", distance(product, norm(product), wz, norm(wz)));
     else
-      out_.undefined[family + "sv"] = "the product of classifier and means is 0";
+      out_.undefined[family + "sv"] = kOrthogonal;
     set(family + "rank_obs", static_cast<double>(std::count_if(left.begin(), left.end(),
                                                                [&](double value) { return value > w.back() / 2; })));
     out_.singular_values_w = std::move(left);
@@ -365,8 +364,7 @@ void Imbalance::singular_values(const UfmPrediction& prediction, const std::stri
 
 // Dang et al. 2023: w_k = (t_k + N lambda_H) m_k with t_k the predicted |w_k|^2; with one layer |w_k|^2/|m_k|^2 ~ n_k.
 // The second holds whichever directions of an eigenspace survive, the first where that is determined.
-void Imbalance::duality_without_bias(const UfmPrediction& prediction, const LabelSpectrum::Structure& s,
-                                     const std::string& undetermined) {
+void Imbalance::duality_without_bias(const UfmPrediction& prediction, const LabelSpectrum::Structure& s) {
   std::vector<double> scale(in_.counts.size());
   for (Index i = 0; i < s.groups(); ++i) {
     const double w = prediction.directions[static_cast<std::size_t>(i)].w;
@@ -375,8 +373,8 @@ void Imbalance::duality_without_bias(const UfmPrediction& prediction, const Labe
   const Matrix dual = backend_.scaled(scale, in_.means);
   const double weights_size = std::sqrt(backend_.inner(in_.weights, in_.weights)),
                dual_size = std::sqrt(backend_.inner(dual, dual));
-  if (!undetermined.empty()) {
-    out_.undefined["gof_w_vs_h"] = undetermined;
+  if (const std::string why = undetermined(prediction); !why.empty()) {
+    out_.undefined["gof_w_vs_h"] = why;
   } else if (weights_size > 0 && dual_size > 0) {
     Matrix gap = backend_.matrix(dual.rows, dual.cols);
     backend_.combine_rows(std::vector<double>(in_.counts.size(), 1 / weights_size), in_.weights,

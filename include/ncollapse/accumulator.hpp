@@ -67,10 +67,12 @@ class NCOLLAPSE_EXPORT ClassMoments {
   Statistics statistics() const;
   /// The coarsest element type of the features; none where nothing was added, or a state file does not say.
   std::optional<Dtype> dtype() const;
-  const std::vector<Index>& counts() const;  ///< n_k, [K]
+  const std::vector<Index>& counts() const&;  ///< n_k, [K]
+  std::vector<Index> counts() &&;             ///< what a temporary's reference would not outlive
   /// v_k = tr S_k, the within-class variance of class k with denominator n_k, [K]; 0 for an absent class.
   /// Throws UsageError when only means were accumulated.
-  const std::vector<double>& within_variances() const;
+  const std::vector<double>& within_variances() const&;
+  std::vector<double> within_variances() &&;
   /// Class means [K x d] row-major, copied to the host; zeros for an absent class. Waits for the device.
   std::vector<double> means() const;
   /// Pooled scatter sum_k a_k sum_i (h_i - m_k)(h_i - m_k)^T [d x d], copied to the host. Waits for the device.
@@ -96,8 +98,8 @@ class NCOLLAPSE_EXPORT ClassMoments {
 /// number of threads give the same bits. Different batch sizes or orders agree to rounding.
 class NCOLLAPSE_EXPORT Accumulator {
  public:
-  /// Throws UsageError for sizes below 1 or weights that are not K positive numbers; DeviceError when the state does
-  /// not fit the device's memory.
+  /// Throws UsageError for sizes below 1, weights that are not K positive numbers, or unknown statistics or precision;
+  /// DeviceError when the state does not fit the device's memory.
   Accumulator(Context context, AccumulatorOptions options);
   ~Accumulator();
   Accumulator(Accumulator&&) noexcept;
@@ -122,7 +124,7 @@ class NCOLLAPSE_EXPORT Accumulator {
   /// one.
   void check() const;
 
-  /// Adds everything that `other` has seen, by the same algebra: parts may be merged in any order.
+  /// Adds everything that `other` has seen: parts may be merged in any order, and no digit is lost by it.
   /// Of two precisions the merged state has the lower one. `other` may live on another device.
   /// Throws UsageError when classes, dim, statistics or weights differ; DataError as check.
   void merge(const Accumulator& other);
@@ -147,10 +149,11 @@ class NCOLLAPSE_EXPORT Accumulator {
   /// and where sums of features or of their squares leave the range of double.
   ClassMoments finish() const;
 
-  /// Writes the state to a versioned, checksummed file; the old file is replaced only when the new one is complete.
+  /// Writes the state to a versioned, checksummed file; the old file is replaced, under its permissions, only when the
+  /// new one is complete.
   /// Loading it gives the same bits. `note` is kept with it, under the same checksum: what the state has seen, say, so
-  /// that a program knows where to go on. Throws DataError when it cannot be written or its sums have left the range of
-  /// double, and as check.
+  /// that a program knows where to go on. Throws DataError when it cannot be written, or `file` is there and no regular
+  /// file, or its sums have left the range of double, and as check.
   void save(const std::filesystem::path& file, const std::string& note = {}) const;
   /// Throws DataError when the file is missing, truncated, damaged, foreign or of another version.
   static Accumulator load(Context context, const std::filesystem::path& file, std::string* note = nullptr);

@@ -63,7 +63,8 @@ struct ContextOptions {
 
 /// Opens a device. Cheap to copy: copies share the device's handles. Not safe for use from two threads at once;
 /// give each thread its own Context. CPU contexts share the process's BLAS, whose number of threads they set while they
-/// compute and restore: use one of them at a time, and not beside other work in BLAS.
+/// compute and restore: use one of them at a time, and not beside other work in BLAS; of several threads at once each
+/// opens its own with threads = 1.
 class NCOLLAPSE_EXPORT Context {
  public:
   /// Throws DeviceError when the device does not exist or the library was built without CUDA, UsageError for a number

@@ -1,4 +1,5 @@
-// Errors. Every failure of the library is one of these; the kind is also the exit code of the command.
+// Errors. Every failure of the library is one of these, or std::bad_alloc where the host is out of memory; the kind is
+// also the exit code of the command.
 #pragma once
 
 #include <cstdint>

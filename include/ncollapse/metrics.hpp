@@ -124,10 +124,11 @@ struct Evidence {
 /// Formulas: metric_catalogue(). Absent classes are left out. Uses memory of a few d^2 and K d doubles on the device
 /// and no K x K array. Deterministic. Waits for the device.
 /// Throws UsageError when shapes do not fit, for a bias without layers, an unknown element type, device memory on a CPU
-/// context, decisions of another number of classes, weight decays that are not positive, not given together or do not
-/// fit the layers, DataError when fewer than two classes have samples, for class means beyond 1e70 or all within 1e-70
-/// of their centre without being equal, for classifier rows beyond 1e70 or all below 1e-70 without being 0, and for
-/// layers that, or whose product, hold NaN, infinite values or values whose squares overflow.
+/// context, decisions of another number of classes or with more hits than samples, weight decays that are not positive,
+/// not given together or do not fit the layers, DataError when fewer than two classes have samples, for class means
+/// beyond 1e70, all below 1e-70 or all within that of their centre, unless those are exactly 0, for classifier rows
+/// beyond 1e70 or all below 1e-70 without being 0, and for layers that, or whose product, hold NaN, infinite values or
+/// values whose squares overflow.
 NCOLLAPSE_EXPORT Report measure(const ClassMoments& moments, const Evidence& evidence = {},
                                 Convention convention = Convention::zhu);
 

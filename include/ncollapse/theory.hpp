@@ -8,6 +8,7 @@
 // sizes.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -133,14 +134,16 @@ struct GeometryDistance {
   double align_mean = 0, align_min = 0;   ///< cosine of row i of A and of B, over surviving directions
   double vanished_w = 0, vanished_h = 0;  ///< share of |A|^2, |B|^2 in directions predicted to vanish
   std::vector<SpectrumRow> spectrum;      ///< always there
-  std::string undefined;  ///< why the numbers above have no value (they are NaN then); empty when they have
+  /// Why a number above is NaN, by the end of its key: "w", "h", "wh", "row_orth", "col_orth", "align_mean",
+  /// "align_min", "vanished_w", "vanished_h". Empty when none is.
+  std::map<std::string, std::string> undefined;
 };
 
 /// `classifier` W = W_L...W_1 and `means` M (class k in row k, not centred) are [K x d] views in host or device memory,
 /// K the number of model.counts; model.width limits the directions that can survive. O(K d^2 + m^2 d) time, memory of a
 /// few K d and d^2 doubles, no K x K array where K > d. Distances resolve down to about 1e-8. Deterministic. Throws
-/// UsageError for a wrong model (as predict) or shapes that do not fit, DataError for a value that is not finite,
-/// DeviceError when memory is short.
+/// UsageError for a wrong model (as predict) or shapes that do not fit, DataError for a value that is not finite and
+/// for rows beyond 1e70 or all below 1e-70 without being 0, DeviceError when memory is short.
 NCOLLAPSE_EXPORT GeometryDistance geometry_distance(const Context& context, const UfmOptions& model,
                                                     const MatrixView& classifier, const MatrixView& means);
 

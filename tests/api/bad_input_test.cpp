@@ -331,6 +331,32 @@ TEST_P(BadInput, CountsThatDoNotFitTheClasses) {
     refused(counts);
     *values = four;
   }
+  for (auto* hits : {&counts.correct_centre, &counts.correct_classifier, &counts.agree})
+    for (const Index wrong : {-1, 2}) {  // among one sample
+      (*hits)[2] = wrong;
+      refused(counts);
+      (*hits)[2] = 1;
+    }
+}
+
+TEST_P(BadInput, OptionsThatStandForNothing) {
+  AccumulatorOptions options;
+  options.classes = options.dim = 2;
+  options.statistics = static_cast<ncollapse::Statistics>(7);
+  EXPECT_THROW(Accumulator(context(), options), UsageError);
+  options.statistics = ncollapse::Statistics::full;
+  options.precision = static_cast<ncollapse::Precision>(7);
+  EXPECT_THROW(Accumulator(context(), options), UsageError);
+}
+
+TEST_P(BadInput, MomentsThatAreGoneLeaveTheirCounts) {
+  const Samples samples = some_samples(61);
+  Index sum = 0;
+  for (const Index count : moments_of(context(), samples).counts()) sum += count;
+  EXPECT_EQ(sum, samples.rows());
+  double variance = 0;
+  for (const double value : moments_of(context(), samples).within_variances()) variance += value;
+  EXPECT_TRUE(variance > 0);
 }
 
 TEST_P(BadInput, SumsBeyondDoubleOfMeansAlone) {
@@ -371,6 +397,31 @@ TEST_P(BadInput, ClassifiersTooLargeToMeasure) {
       {ncollapse::view(first.weights.data(), 5, 6), ncollapse::view(last.weights.data(), 4, 5)}, {}};
   evidence.classifier = &product;
   EXPECT_THROW(ncollapse::measure(moments, evidence), DataError);
+}
+
+TEST_P(BadInput, LengthsWhoseProductsVanishOrOverflow) {
+  for (const double scale : {1e-300, 1e-200, 1e-100, 1e-50, 1e50, 1e100}) {
+    SCOPED_TRACE(scale);
+    Samples samples = some_samples(69);
+    for (double& x : samples.values) x *= scale;
+    const ClassMoments moments = moments_of(context(), samples);
+    Head head = random_head(4, 6, 70);
+    for (double& w : head.weights) w *= scale;
+    const ncollapse::Classifier classifier = head.classifier();
+    const ClassMoments usual = moments_of(context(), some_samples(69));
+    const auto decide = [&] { ncollapse::DecisionCounter counter(moments, nullptr); };
+    const auto measure_means = [&] { ncollapse::measure(moments); };
+    const auto measure_weights = [&] { ncollapse::measure(usual, {.classifier = &classifier}); };
+    if (std::abs(std::log10(scale)) < 60) {
+      EXPECT_NO_THROW(decide());
+      EXPECT_NO_THROW(measure_means());
+      EXPECT_NO_THROW(measure_weights());
+    } else {
+      EXPECT_THROW(decide(), DataError);
+      EXPECT_THROW(measure_means(), DataError);
+      EXPECT_THROW(measure_weights(), DataError);
+    }
+  }
 }
 
 TEST_P(BadInput, EvidenceThatDoesNotFit) {

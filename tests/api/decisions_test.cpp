@@ -388,6 +388,8 @@ TEST_P(Decisions, TheViewsOfTheClassifierAreNotNeededAfterwards) {
   ASSERT_GT(want.margin, 1e-11L);
   const Classifier classifier = head.classifier();
   DecisionCounter first(moments, &classifier);
+  for (double& w : head.weights) w = -w;  // training goes on
+  for (double& b : head.bias) b = -b;
   DecisionCounter second = std::move(first);
   second.add(ncollapse::view(all.values.data(), all.rows(), 5), label_view(all.labels, 0, all.rows()));
   expect_counts(second.finish(), want);

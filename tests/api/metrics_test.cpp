@@ -1,6 +1,7 @@
 // measure(): values that can be checked by hand, every convention against the oracle, and what has no value.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "tests/api/support.hpp"
 
@@ -701,10 +702,41 @@ TEST_P(Measure, AScatterOfOtherWeightsIsNotUsed) {
   }
 }
 
+TEST_P(Measure, TheNearestSimplexCountsDirectionsThatAreAllButGone) {
+  // Means e_0, -e_0 and s e_k: singular values sqrt 2, s of K - 3 of them, and s sqrt(2/K).
+  const double s = 0x1p-27;
+  for (const Index classes : {4, 10, 40})
+    for (const Index dim : {classes - 1, classes + 5}) {
+      std::vector<double> means(static_cast<std::size_t>(classes * dim));
+      means[0] = 1;
+      means[static_cast<std::size_t>(dim)] = -1;
+      for (Index k = 2; k < classes; ++k) means[static_cast<std::size_t>(k * dim + k - 1)] = s;
+      std::vector<std::int64_t> labels(static_cast<std::size_t>(classes));
+      std::iota(labels.begin(), labels.end(), 0);
+      for (const auto statistics : {ncollapse::Statistics::means, ncollapse::Statistics::full}) {
+        Accumulator accumulator(context(), {.classes = classes, .dim = dim, .statistics = statistics});
+        accumulator.add(ncollapse::view(means.data(), classes, dim), ncollapse::view(labels.data(), classes));
+        const double k = static_cast<double>(classes), nuclear = std::sqrt(2) + s * (k - 3 + std::sqrt(2 / k));
+        const double want = 2 - 2 * nuclear / std::sqrt((k - 1) * (2 + s * s * (k - 3 + 2 / k)));
+        EXPECT_NEAR(ncollapse::measure(accumulator.finish()).find("nc2_nearest_etf").value(), want, 1e-14) << classes;
+      }
+    }
+}
+
 TEST_P(Measure, AnOodMeanOfZeroHasNoDirection) {
   Problem problem = typical_problem();
   problem.ood_mean.assign(12, 0.0);
   expect_no_number(measure_problem(context(), problem), "nc5_ortho", "undefined");
+}
+
+TEST_P(Measure, AnOodMeanOfAnySizeHasADirection) {
+  Problem problem = typical_problem();
+  const double want = measure_problem(context(), problem).find("nc5_ortho").value();
+  const std::vector<double> mean = problem.ood_mean;
+  for (const double scale : {1e-300, 1e-160, 1e200, 1e300}) {
+    for (std::size_t j = 0; j < mean.size(); ++j) problem.ood_mean[j] = mean[j] * scale;
+    EXPECT_NEAR(measure_problem(context(), problem).find("nc5_ortho").value_or(NAN), want, 1e-14) << scale;
+  }
 }
 
 }  // namespace

@@ -170,6 +170,39 @@ TEST_P(NearCollapse, BatchesOrdersAndMergesAgree) {
   same(ncollapse::measure(merged.finish()));
 }
 
+TEST_P(NearCollapse, MergesLoseNothingHoweverTheClassesHaveCollapsed) {
+  for (const double noise : {1e-4, 1e-8, 1e-12}) {
+    SCOPED_TRACE(noise);
+    const Problem problem = collapsed(noise, Dtype::f64);
+    const ClassMoments whole = accumulate(context(), problem.train).finish();
+    // One after the other, and in pairs.
+    std::vector<Accumulator> parts;
+    for (Index shard = 0; shard < 4; ++shard) {
+      std::vector<Index> rows;
+      for (Index i = 0; i < problem.train.rows(); ++i)
+        if (i % 4 == shard) rows.push_back(i);
+      parts.push_back(accumulate(context(), reordered(problem.train, rows)));
+    }
+    Accumulator chain(context(), options_for(problem.train));
+    for (const Accumulator& part : parts) chain.merge(part);
+    parts[0].merge(parts[1]);
+    parts[2].merge(parts[3]);
+    parts[2].merge(parts[0]);
+    for (const ClassMoments& moments : {chain.finish(), parts[2].finish()}) {
+      for (Index k = 0; k < 10; ++k)
+        expect_close(moments.within_variances()[at(k)], whole.within_variances()[at(k)], 1e-14, 0,
+                     "class " + std::to_string(k));
+      const auto scatter = moments.within_scatter(), once = whole.within_scatter();
+      double gap = 0, size = 0;
+      for (std::size_t i = 0; i < scatter.size(); ++i) {
+        gap += (scatter[i] - once[i]) * (scatter[i] - once[i]);
+        size += once[i] * once[i];
+      }
+      EXPECT_TRUE(gap <= 1e-24 * size) << gap / size;
+    }
+  }
+}
+
 TEST_P(NearCollapse, AlmostASimplex) {
   // Means at a simplex up to 1e-9: the distance to it is 1e-9 as well, far below the root of eps.
   const Index K = 10;

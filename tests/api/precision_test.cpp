@@ -123,6 +123,15 @@ TEST_P(FastPrecision, AMergedStateHasTheLowerPrecisionAndKeepsItsBound) {
     add_samples(sum, third);
     expect_within_bound(sum.finish(), exact.finish());
   }
+  // Whichever side is empty.
+  Accumulator nothing = accumulate(second, Precision::exact),
+              empty(context(), accumulate(first, Precision::fast).options());
+  nothing.merge(empty);
+  EXPECT_EQ(nothing.options().precision, Precision::fast);
+  expect_close(nothing.finish().within_scatter()[0], accumulate(second, Precision::exact).finish().within_scatter()[0],
+               1e-13, 0);
+  empty.merge(accumulate(second, Precision::exact));
+  EXPECT_EQ(empty.options().precision, Precision::fast);
 }
 
 /// Two samples a class and a head, d = 5.

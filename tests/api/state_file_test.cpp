@@ -1,4 +1,5 @@
 // Accumulator::save and load.
+#include <sys/stat.h>
 #include <unistd.h>
 #include <zlib.h>
 
@@ -45,6 +46,20 @@ class StateFile : public OnDevice {
   std::filesystem::path directory_;
 };
 NCOLLAPSE_ON_EVERY_DEVICE(StateFile);
+
+TEST_P(StateFile, WhatIsNoFileIsNotReplacedAndPermissionsAreKept) {
+  Accumulator moments(context(), options_for(samples()));
+  ASSERT_EQ(mkfifo(file("pipe").c_str(), 0600), 0);
+  EXPECT_THROW(moments.save(file("pipe")), DataError);
+  EXPECT_TRUE(std::filesystem::is_fifo(file("pipe")));
+  std::filesystem::create_directory(file("folder"));
+  EXPECT_THROW(moments.save(file("folder")), DataError);
+  moments.save(file());
+  const auto mine = std::filesystem::perms::owner_read | std::filesystem::perms::owner_write;
+  std::filesystem::permissions(file(), mine);
+  moments.save(file());
+  EXPECT_EQ(std::filesystem::status(file()).permissions(), mine);
+}
 
 TEST_P(StateFile, LoadingGivesTheSameBits) {
   const Samples all = samples(), more = make_samples({{5, 6, 7, 8}, 5, {0.5, 0.1}, 1.0, 0.0, 42});

@@ -1,4 +1,4 @@
-// Accumulator::add in a captured CUDA graph, through the public API. Needs a GPU.
+// Accumulator::add in a captured CUDA graph, through the public API.
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 

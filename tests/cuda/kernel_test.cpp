@@ -1079,6 +1079,22 @@ TEST_F(KernelTest, NarrowResultsAreRoundedOnce) {
   }
 }
 
+// A GPU that is full, or broken, is not one that lacks such products.
+TEST_F(KernelTest, AFailureOfATrialIsNotItsResult) {
+  for (const auto trial : {narrow_products_are_exact, narrow_results_are_rounded_once}) {
+    Queue queue(0, nullptr);
+    cuda_shim::set_narrow_status(CUBLAS_STATUS_ALLOC_FAILED);
+    EXPECT_THROW(trial(queue, Dtype::bf16), DeviceError);
+    cuda_shim::set_narrow_status(CUBLAS_STATUS_SUCCESS);
+    EXPECT_TRUE(trial(queue, Dtype::bf16));
+    Queue old(0, nullptr);
+    cuda_shim::set_narrow_status(CUBLAS_STATUS_NOT_SUPPORTED);
+    EXPECT_FALSE(trial(old, Dtype::bf16));
+    cuda_shim::set_narrow_status(CUBLAS_STATUS_SUCCESS);
+    EXPECT_FALSE(trial(old, Dtype::bf16));  // known
+  }
+}
+
 TEST_F(KernelTest, NarrowProductsThatAreNotAreRefused) {
   cuda_shim::set_half_sums(true);
   for (const auto type : {Dtype::f16, Dtype::bf16}) EXPECT_FALSE(narrow_products_are_exact(queue_, type));

@@ -46,6 +46,7 @@ enum cudaMemAllocationType { cudaMemAllocationTypePinned = 1 };
 enum cudaMemLocationType { cudaMemLocationTypeDevice = 1 };
 enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
 enum cudaMemoryType { cudaMemoryTypeUnregistered = 0, cudaMemoryTypeHost = 1, cudaMemoryTypeDevice = 2 };
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal = 1 };
 enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone = 0, cudaStreamCaptureStatusActive = 1 };
 constexpr unsigned cudaStreamDefault = 0, cudaStreamNonBlocking = 1;
 constexpr unsigned cudaEventDisableTiming = 2, cudaHostAllocDefault = 0;
@@ -53,9 +54,12 @@ constexpr unsigned cudaEventDisableTiming = 2, cudaHostAllocDefault = 0;
 struct CUstream_st;
 struct CUevent_st;
 struct CUmemPool_st;
+struct CUgraph_st;
 using cudaStream_t = CUstream_st*;
 using cudaEvent_t = CUevent_st*;
 using cudaMemPool_t = CUmemPool_st*;
+using cudaGraph_t = CUgraph_st*;
+using cudaGraphExec_t = CUgraph_st*;
 
 struct cudaMemLocation {
   cudaMemLocationType type;
@@ -106,6 +110,13 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status);
+/// Nothing captured is done before the graph is launched; then all of it, on that stream, in the order of the capture.
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
@@ -220,10 +231,10 @@ struct Calls {
 };
 const Calls& calls();
 void count_vendor_call();
-/// While capturing, the stream that gets work first is captured, and those that wait for its events with it. What a
-/// capture forbids ends the process: an allocation, a wait, a query, a copy from ordinary memory, work on a stream that
-/// is not part of it, a wait for an event from before it (or later, for one of it), a stream that is not joined in the
-/// end. The work itself is done as ever.
+/// A capture into no graph: the stream that gets work first is captured, and those that wait for its events with it.
+/// What a capture forbids ends the process: allocating, freeing, a wait, a query, a copy from ordinary memory, work on a
+/// stream that is not part of it, a wait for an event from before it (or later, for one of it), a stream that is not
+/// joined in the end. The work itself is done as ever.
 void set_capturing(bool capturing);
 /// The launch after `others` more is refused. Negative: none is.
 void refuse_launch(int others);

@@ -19,6 +19,7 @@
 #include <random>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/shim/cuda_runtime.h"
@@ -70,6 +71,9 @@ struct CUevent_st {
   int device;
   Point point;
   std::uint64_t capture = 0;  // in which it was recorded
+};
+struct CUgraph_st {
+  std::vector<std::function<void()>> work;
 };
 
 // The block's dynamic shared memory: what cuda/device.hpp declares `extern __shared__`.
@@ -181,6 +185,7 @@ bool is_capturing = false, is_slow = false;
 int launches_until_refusal = -1;
 std::uint64_t captures = 0;
 Line* captured_first = nullptr;
+CUgraph_st* recorded = nullptr;  // what captured work becomes part of, instead of being done
 
 void forbid_in_capture(const char* what) {
   if (is_capturing) fail(what);
@@ -307,6 +312,10 @@ void submit(cudaStream_t stream, std::function<void()> work) {
   require_stream(stream);
   require_in_capture(*stream->line);
   stream->line->last_work = stream->line->queued + 1;
+  if (recorded != nullptr) {
+    recorded->work.push_back(std::move(work));
+    work = [] {};
+  }
   put(stream->line, {std::move(work), {}});
 }
 
@@ -385,6 +394,7 @@ cudaError_t cudaMallocFromPoolAsync(void** result, std::size_t bytes, cudaMemPoo
 
 cudaError_t cudaFreeAsync(void* data, cudaStream_t stream) {
   require_stream(stream);
+  forbid_in_capture("freeing memory in a capture");
   auto& state = memory();
   const auto found = state.live.find(static_cast<unsigned char*>(data));
   if (found == state.live.end() || found->second.freed) fail("freeing what is not allocated");
@@ -547,6 +557,38 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
   require_stream(stream);
   *status = is_capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  require_stream(stream);
+  if (is_capturing) fail("a capture in a capture");
+  cuda_shim::set_capturing(true);
+  require_in_capture(*stream->line);
+  recorded = new CUgraph_st;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  if (recorded == nullptr || captured_first != stream->line.get())
+    fail("the end of a capture that did not begin there");
+  cuda_shim::set_capturing(false);
+  *graph = std::exchange(recorded, nullptr);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long) {
+  *executable = new CUgraph_st(*graph);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
+  forbid_in_capture("the launch of a graph in a capture");
+  for (const auto& work : executable->work) submit(stream, work);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
+  delete executable;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
   return cudaSuccess;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {

@@ -23,6 +23,7 @@ struct cusolverDnParams {};
 namespace {
 
 bool spoil_vectors = false, spoil_values = false, fails = false, half_sums = false, truncated = false;
+cublasStatus_t narrow_status = CUBLAS_STATUS_SUCCESS;
 
 [[noreturn]] void fail(const char* what) {
   std::fprintf(stderr, "cuda shim: %s\n", what);
@@ -101,6 +102,7 @@ void spoil_next_eigenvectors() { spoil_vectors = true; }
 void spoil_next_eigenvalues() { spoil_values = true; }
 void fail_next_solver() { fails = true; }
 void set_half_sums(bool on) { half_sums = on; }
+void set_narrow_status(cublasStatus_t status) { narrow_status = status; }
 void set_truncated_results(bool on) { truncated = on; }
 }  // namespace cuda_shim
 
@@ -213,6 +215,7 @@ cublasStatus_t cublasGemmStridedBatchedEx_64(cublasHandle_t handle, cublasOperat
                                              long long stride_c, std::int64_t count, cublasComputeType_t compute,
                                              cublasGemmAlgo_t) {
   require_ready(handle);
+  if (narrow_status != CUBLAS_STATUS_SUCCESS) return narrow_status;
   if ((type_a != CUDA_R_16F && type_a != CUDA_R_16BF) || type_b != type_a ||
       (type_c != CUDA_R_32F && type_c != type_a) || compute != CUBLAS_COMPUTE_32F)
     return CUBLAS_STATUS_INVALID_VALUE;

@@ -230,7 +230,7 @@ TEST_P(Imbalance, RandomPointsAgreeWithDenseMatrices) {
         // The same from C++, without the measurement.
         const GeometryDistance distance = geometry_distance(*context_, model, view(weights.values.data(), classes, dim),
                                                             view(transposed(features).values.data(), classes, dim));
-        EXPECT_EQ(distance.undefined, "");
+        EXPECT_TRUE(distance.undefined.empty());
         EXPECT_NEAR(distance.w, report.find(family + "w").value(), 1e-10);
         EXPECT_NEAR(distance.h, report.find(family + "h").value(), 1e-10);
         EXPECT_NEAR(distance.wh, report.find(family + "wh").value(), 1e-10);
@@ -571,9 +571,85 @@ TEST_P(Imbalance, GeometryDistanceRefusesWrongShapes) {
   EXPECT_THROW(geometry_distance(*context_, model, of(four), of(three)), UsageError);
   EXPECT_THROW(geometry_distance(*context_, model, of(three), of(wide)), UsageError);
   const GeometryDistance zero = geometry_distance(*context_, model, of(three), of(three));
-  EXPECT_EQ(zero.undefined, "the product of classifier and means is 0");
+  EXPECT_EQ(zero.undefined.at("w"), "the classifier is 0");
+  EXPECT_EQ(zero.undefined.at("vanished_h"), "all class means are equal");
+  EXPECT_EQ(zero.undefined.size(), 9U);
   EXPECT_TRUE(std::isnan(zero.w));
   EXPECT_EQ(zero.spectrum.size(), 3U);
+}
+
+TEST_P(Imbalance, WhatNeedsNoProductIsThereWithoutOne) {
+  // Two classes: U = (1, -1)/sqrt 2 and (1, 1)/sqrt 2, W along the second axis and the third, means along the first.
+  Dense weights(2, 3), features(3, 2);
+  weights.values = {0, 1, 0, 0, 0, 2};
+  features.values = {1, -1, 0, 0, 0, 0};
+  const Report with_bias = measured({1, 1}, features, {weights}, {0, 0}, 1e-3, 1e-3);
+  // U^T W = (0, 1, -2)/sqrt 2 and (0, 1, 2)/sqrt 2: Gram matrix 2.5, -1.5.
+  EXPECT_NEAR(with_bias.find("ufmb_w").value(), std::sqrt(2 - 2 * 2.5 / std::sqrt(17.0)), 1e-8);
+  EXPECT_NEAR(with_bias.find("ufmb_row_orth").value(), 1.5 * std::sqrt(2 / 17.0), 1e-8);
+  EXPECT_NEAR(with_bias.find("ufmb_vanished_w").value(), 0.5, 1e-15);
+  EXPECT_NEAR(with_bias.find("ufmb_h").value(), 0, 1e-8);
+  EXPECT_NEAR(with_bias.find("ufmb_vanished_h").value(), 0, 1e-15);
+  EXPECT_EQ(with_bias.find("ufmb_align_min").value(), 0);
+  EXPECT_EQ(with_bias.status.at("ufmb_wh").code, "undefined");
+  const Report without = measured({1, 1}, features, {weights}, {}, 1e-3, 1e-3);
+  EXPECT_NEAR(without.find("gof_w").value(), std::sqrt(2 - 2 * 5 / std::sqrt(34.0)), 1e-8);
+  EXPECT_NEAR(without.find("gof_h").value(), std::sqrt(2 - std::sqrt(2.0)), 1e-8);
+  EXPECT_NEAR(without.find("gof_w_vs_h").value(), std::sqrt(2.0), 1e-15);
+  EXPECT_EQ(without.status.at("gof_wh").why, "the product of classifier and means is 0, or rounding hides it");
+
+  const Report vanishes = measured({1, 1}, features, {weights}, {0, 0}, 1, 1);
+  EXPECT_EQ(vanishes.status.at("ufmb_w").why, "every direction is predicted to vanish");
+  for (const auto* key : {"ufmb_vanished_w", "ufmb_vanished_h"}) EXPECT_NEAR(vanishes.find(key).value(), 1, 1e-15);
+  EXPECT_TRUE(vanishes.find("ufmb_row_orth").has_value());
+
+  const Dense zero(2, 3);
+  const Report no_classifier = measured({1, 1}, features, {zero}, {0, 0}, 1e-3, 1e-3);
+  EXPECT_EQ(no_classifier.status.at("ufmb_w").why, "the classifier is 0");
+  EXPECT_NEAR(no_classifier.find("ufmb_h").value(), 0, 1e-8);
+  weights.values = {2.5, 0, 0, 2.5, 0, 0};  // nothing in the direction that survives
+  const Report aside = measured({1, 1}, features, {weights}, {0, 0}, 1e-3, 1e-3);
+  EXPECT_EQ(aside.status.at("ufmb_align_min").code, "undefined");
+}
+
+TEST_P(Imbalance, AClassifierOrthogonalToTheMeansHasNoProduct) {
+  // Means in one half of the dimensions, the classifier in the other, then all turned: what is left is rounding.
+  std::mt19937_64 random(11);
+  std::normal_distribution<double> normal;
+  const std::vector<Index> counts{5, 3, 2, 4, 6};
+  for (const Index dim : {8, 4})  // more dimensions than classes, and fewer
+    for (const bool bias : {true, false}) {
+      Dense features(dim, 5), weights(5, dim);
+      for (Index k = 0; k < 5; ++k)
+        for (Index i = 0; i < dim / 2; ++i) {
+          features(i, k) = normal(random);
+          weights(k, dim / 2 + i) = normal(random);
+        }
+      for (Index i = 0; i < dim; ++i)
+        for (Index j = i + 1; j < dim; ++j) {
+          const double angle = normal(random), c = std::cos(angle), s = std::sin(angle);
+          for (Index k = 0; k < 5; ++k) {
+            const double a = features(i, k), b = features(j, k), v = weights(k, i), w = weights(k, j);
+            features(i, k) = c * a - s * b;
+            features(j, k) = s * a + c * b;
+            weights(k, i) = c * v - s * w;
+            weights(k, j) = s * v + c * w;
+          }
+        }
+      const Report report = measured(counts, features, {weights}, bias ? Vector(5, 0.1) : Vector(), 1e-4, 1e-4);
+      const std::string family = bias ? "ufmb_" : "gof_";
+      for (const std::string& key :
+           {std::string("nc3_wh_etf"), std::string("nc3_wh_of"), std::string("seli_z"), family + "wh", family + "sv"}) {
+        EXPECT_FALSE(report.find(key).has_value()) << key << " " << *report.find(key);
+        EXPECT_EQ(report.status.at(key).why, "the product of classifier and means is 0, or rounding hides it");
+      }
+      EXPECT_TRUE(report.find("seli_w").has_value());
+      // A hundredth of the means is seen again.
+      for (Index k = 0; k < 5; ++k)
+        for (Index i = 0; i < dim; ++i) weights(k, i) += 0.01 * features(i, k);
+      const Report seen = measured(counts, features, {weights}, bias ? Vector(5, 0.1) : Vector(), 1e-4, 1e-4);
+      for (const auto* key : {"nc3_wh_etf", "nc3_wh_of", "seli_z"}) EXPECT_TRUE(seen.find(key).has_value()) << key;
+    }
 }
 
 TEST_P(Imbalance, RealDumps) {
