@@ -141,7 +141,7 @@ std::vector<Result> measure_distance(const Options& options) {
   bench::reset_peak();
   const double before = status_mib("VmRSS");
   const double time = median_seconds([&] { distance = geometry_distance(context, model, view_of(W), view_of(M)); }, 3);
-  if (!distance.undefined.empty()) throw UsageError("no distance: " + distance.undefined);
+  if (!distance.undefined.empty()) throw UsageError("no distance: " + distance.undefined.begin()->second);
   return {{"distance",
            to_string(options.device),
            context.info().threads,
