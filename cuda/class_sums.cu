@@ -581,21 +581,22 @@ __global__ void restore_state(StateArrays saved, Index classes, Index dim, const
   }
 }
 
-/// Places stay as they are. Several reads are on their way before the first write, which the compiler could not tell
-/// from one into the other array.
+constexpr int kGathered = 16;  // columns a lane: as many blocks in y as others have, see kMostColumns
+
+/// Block (x, y): columns kWarp * kGathered y and on of a class each warp. Places stay as they are. Reads are on their
+/// way before the first write: the compiler can't tell the arrays apart.
 __global__ void gather_sums(Index classes, Index dim, TwoArrays sums) {
-  constexpr int kAhead = 8;
-  const Index step = thread_count();
-  for (Index i = thread_id(); i < classes * dim; i += kAhead * step) {
-    double value[kAhead];
-    bool there[kAhead];
-    for (int n = 0; n < kAhead; ++n) {
-      const Index at = i + n * step;
-      there[n] = at < classes * dim && sums.places[at / dim] != 0;
-      if (there[n]) value[n] = sums.second[at];
-    }
-    for (int n = 0; n < kAhead; ++n)
-      if (there[n]) sums.first[i + n * step] = value[n];
+  const Index col = static_cast<Index>(blockIdx.y) * kWarp * kGathered + lane_id();
+  for (Index k = static_cast<Index>(blockIdx.x) * kWarps + warp_in_block(); k < classes;
+       k += static_cast<Index>(gridDim.x) * kWarps) {
+    if (sums.places[k] == 0) continue;
+    const double* from = sums.second + k * dim + col;
+    double* to = sums.first + k * dim + col;
+    double value[kGathered];
+    for (int n = 0; n < kGathered; ++n)
+      if (col + n * kWarp < dim) value[n] = from[n * kWarp];
+    for (int n = 0; n < kGathered; ++n)
+      if (col + n * kWarp < dim) to[n * kWarp] = value[n];
   }
 }
 
@@ -672,7 +673,8 @@ void launch_restore_state(cudaStream_t stream, const StateArrays& saved, Index c
 }
 
 void launch_gather_sums(cudaStream_t stream, Index classes, Index dim, const TwoArrays& sums) {
-  launch(stream, {blocks_for(classes * dim, 8 * kBlock)}, gather_sums, classes, dim, sums);
+  constexpr Index kColumns = Index{kWarp} * kGathered;
+  launch(stream, {blocks_for(classes, kWarps), (dim + kColumns - 1) / kColumns}, gather_sums, classes, dim, sums);
   check(cudaMemsetAsync(sums.places, 0, static_cast<std::size_t>(classes) * sizeof *sums.places, stream));
 }
 

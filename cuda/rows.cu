@@ -59,13 +59,14 @@ __global__ void row_products(const double* A, const double* B, Index rows, Index
   }
 }
 
-constexpr int kAhead = 16;  // rows on their way at the same time
+// Rows on their way at the same time. By itself the compiler takes 32 registers, and room for half of them.
+constexpr int kAhead = 16;
 
 Index rows_of_chunk(Index rows) { return std::max<Index>(16, (rows + 63) / 64); }
 
 /// Block (x, y): kBlock columns of the rows of chunk y.
-__global__ void weighted_chunk_sums(const double* A, const double* w, Index rows, Index chunk, Index cols,
-                                    double* partial) {
+__global__ void __launch_bounds__(kBlock, 4)
+    weighted_chunk_sums(const double* A, const double* w, Index rows, Index chunk, Index cols, double* partial) {
   const Index col = thread_id(), last = min((blockIdx.y + Index{1}) * chunk, rows);
   if (col >= cols) return;
   double sum = 0;
@@ -88,7 +89,8 @@ __global__ void add_chunks(const double* partial, Index chunks, Index cols, doub
 }
 
 /// A thread per group and column: neighbouring threads read neighbouring columns.
-__global__ void sum_group_rows(const double* A, const Index* begin, Index groups, Index cols, double* out) {
+__global__ void __launch_bounds__(kBlock, 4)
+    sum_group_rows(const double* A, const Index* begin, Index groups, Index cols, double* out) {
   for (Index i = thread_id(); i < groups * cols; i += thread_count()) {
     const Index group = i / cols, col = i % cols, last = begin[group + 1];
     double sum = 0;

@@ -68,7 +68,8 @@ std::string list_metrics(bool as_json) {
   text +=
       "m_k class means, mu centre, c_k = m_k - mu, C and M their matrices, W classifier, b bias, v_k = tr S_k,\n"
       "^ unit norm, E = (I - 11^T/K)/sqrt(K-1), |.| Frobenius, |.|_* nuclear norm; std and var divide by the\n"
-      "number of terms where nothing else is written. In ufmb_* M is centred by mu_s. K counts the classes that have samples. down: lower is more collapsed.\n\n";
+      "number of terms where nothing else is written. In ufmb_* M is centred by mu_s. K counts the classes that have "
+      "samples. down: lower is more collapsed.\n\n";
   for (const auto& info : metric_catalogue()) {
     text += fmt::format("{:<24} {:<5} {}\n", info.key, info.direction == "none" ? "" : info.direction, info.formula);
     text += fmt::format("{:<30} needs {}{}{}\n", "", info.needs, info.source.empty() ? "" : "; ", info.source);
