@@ -236,6 +236,7 @@ class Overlaps {
 Accumulator accumulate_files(const Context& context, const AccumulationRequest& request) {
   if (request.features.empty() || request.labels.empty()) throw UsageError("features and labels are needed");
   if (request.state.empty()) throw UsageError("a state file to write is needed");
+  if (request.state == "-") throw UsageError("a state is a file, not standard output", "write ./- for one named -");
   if (request.classes < 1 || request.classes > kMaxClasses)
     throw UsageError("classes is " + std::to_string(request.classes) + ", must be 1 to " + std::to_string(kMaxClasses));
   if (request.batch_rows < 0 || request.save_every_rows < 0 || !(request.save_every_seconds >= 0))
@@ -250,6 +251,7 @@ Accumulator merge_states(const Context& context, const FileList& states, const s
                          std::vector<std::string>* overlaps) {
   const auto files = expand(states);
   if (files.empty()) throw UsageError("no state files were given");
+  if (output == "-") throw UsageError("a state is a file, not standard output", "write ./- for one named -");
   std::optional<StateLock> lock;
   if (!output.empty()) lock.emplace(output);
   if (!output.empty()) refuse_existing(output, "remove it or name another file; it is not overwritten");

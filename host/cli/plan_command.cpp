@@ -1,8 +1,8 @@
 #include <fmt/core.h>
 
-#include <cstdint>
+#include <cctype>
+#include <cmath>
 #include <functional>
-#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -19,14 +19,32 @@ using Json = nlohmann::ordered_json;
 
 struct PlanOptions {
   PlanRequest request;
-  std::string statistics = "full", dtype = "f32", device = "auto";
-  std::uint64_t memory = 0;
+  std::string statistics = "full", dtype = "f32", device = "auto", memory;
 };
 
 Dtype parse_dtype(const std::string& name) {
   for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16})
     if (name == to_string(dtype)) return dtype;
   throw UsageError("unknown element type '" + name + "'", "element types are f16, bf16, f32 and f64");
+}
+
+/// "64G", "1.5 GiB", "512mb", "1000000": powers of 1024, or bytes.
+Index parse_size(const std::string& text) {
+  const std::string wrong = fmt::format("--memory: '{}' is not a size", text),
+                    right = "write bytes, or as 512M, 1.5G, 2T (powers of 1024)";
+  constexpr std::string_view kUnits = "bkmgtp", kDigits = "0123456789.";
+  std::string lower(text);
+  for (char& c : lower) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  const auto end = std::min(lower.find_first_not_of(kDigits), lower.size());
+  auto bytes = parse_number<double>(std::string_view(lower).substr(0, end), wrong, right);
+  std::string unit = lower.substr(std::min(lower.find_first_not_of(' ', end), lower.size()));
+  const auto power = unit.empty() ? 0 : kUnits.find(unit.front());
+  if (power == kUnits.npos) throw UsageError(wrong, right);
+  if (!unit.empty()) unit.erase(0, 1);
+  if (!unit.empty() && (power == 0 || (unit != "b" && unit != "ib"))) throw UsageError(wrong, right);
+  bytes = std::ldexp(bytes, 10 * static_cast<int>(power));
+  if (!(bytes >= 1 && bytes < 0x1p63)) throw UsageError(wrong, right);
+  return static_cast<Index>(bytes);
 }
 
 std::string size_text(Index bytes) {
@@ -102,9 +120,7 @@ void run(PlanOptions& options, const Common& common) {
   request.statistics = parse_statistics(options.statistics);
   request.dtype = parse_dtype(options.dtype);
   request.device = Device::parse(options.device).type;
-  if (options.memory > static_cast<std::uint64_t>(std::numeric_limits<Index>::max()))
-    throw UsageError("--memory is beyond 64 bits");
-  request.memory_bytes = static_cast<Index>(options.memory);
+  if (!options.memory.empty()) request.memory_bytes = parse_size(options.memory);
   const MemoryPlan chosen = plan(request);
   const auto all = plan_all_statistics(request);
   if (!common.json.empty()) {
@@ -153,8 +169,7 @@ void add_plan(CLI::App& app, Common& common) {
       ->type_name("R");
   command
       ->add_option("--memory", options->memory,
-                   "Bytes that may be used (512M, 64G: powers of 1024); fails when that is too little")
-      ->transform(CLI::AsSizeValue(false))
+                   "Bytes that may be used (512M, 1.5G: powers of 1024); fails when that is too little")
       ->type_name("SIZE");
   command->add_option("--json", common.json, "Write the plan as JSON; - is standard output")->type_name("FILE");
   command->footer(

@@ -138,7 +138,8 @@ class NCOLLAPSE_EXPORT Accumulator {
   /// the accumulator, or one merged into it, was reduced before; where one rank fails (memory), it its error and the
   /// others one that names it, DataError as check. (Ranks that sum in device memory, one of which has a context on the
   /// CPU or no memory for 4 MiB, are left waiting by that one: it calls on_failure.) After a throw the state is as
-  /// before the call. A state that was reduced says so when it is saved and loaded. Waits for the device.
+  /// before the call. A state that was reduced says so when it is saved and loaded; what is added to it is on that rank
+  /// alone. Waits for the device.
   void reduce(const Communicator& ranks);
 
   Index samples() const;  ///< rows in the state; waits for the device

@@ -113,7 +113,8 @@ struct Evidence {
   const Classifier* classifier = nullptr;
   const DecisionCounts* train = nullptr;
   const DecisionCounts* test = nullptr;
-  const std::vector<double>* ood_mean = nullptr;  ///< mean feature of out-of-distribution samples, [d]
+  /// Mean feature of out-of-distribution samples, [d]: ClassMoments::means of all of them as one class, say.
+  const std::vector<double>* ood_mean = nullptr;
   /// Weight decays, to compare with the minimiser of the unconstrained feature model: of the layers (one for all, or
   /// one each, W_1 first; empty: not given) and of the features (0: not given). Both or none, and with a classifier.
   std::vector<double> lambda_w = {};

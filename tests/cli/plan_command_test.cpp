@@ -159,6 +159,15 @@ TEST(Plan, TakesABatchThatFits) {
   EXPECT_NE(none.err.find("no statistics fit"), std::string::npos) << none.err;
 }
 
+TEST(Plan, SizesMayBeWrittenAsPeopleDo) {
+  for (const auto& [size, bytes] : {std::pair{"1000000", 1000000},
+                                    {"900000B", 900000},
+                                    {"1.5M", 3 << 19},
+                                    {"1.5 mb", 3 << 19},
+                                    {"1536KiB", 3 << 19}})
+    EXPECT_EQ(plan_json({"--classes", "10", "--dim", "5", "--memory", size})["request"]["memory_bytes"], bytes) << size;
+}
+
 TEST(Plan, RefusesWrongSizes) {
   const auto refused = [](const std::vector<std::string>& more) {
     std::vector<std::string> arguments{"plan", "--device", "cpu"};
@@ -171,7 +180,8 @@ TEST(Plan, RefusesWrongSizes) {
   refused({"--classes", "10", "--dim", "5", "--dtype", "f8"});
   refused({"--classes", "10", "--dim", "5", "--statistics", "some"});
   refused({"--classes", "10", "--dim", "5", "--memory", "-3"});
-  refused({"--classes", "10", "--dim", "5", "--memory", "much"});
+  for (const auto* size : {"much", "0", "0.1", "1.2.3G", "5X", "5BB", "5GG", "G", ".", "1e30", "9000P"})
+    refused({"--classes", "10", "--dim", "5", "--memory", size});
   refused({"--classes", "10", "--dim", "4611686018427387904"});
   refused({"--classes", "10", "--dim", "5", "--samples", "4611686018427387904"});
 }

@@ -554,6 +554,10 @@ TEST_F(StateCommands, RefusesBadStates) {
   expect_error({"merge", "--device", "cpu", good, good, "--state", out}, kData, {"good.nc", "twice"});
   expect_error({"merge", "--device", "cpu", good, "--state", good}, kData, {"good.nc", "exists"});
   expect_error({"merge", "--device", "cpu", folder_.path("none*.nc"), "--state", out}, kData, {"no file matches"});
+  expect_error({"merge", "--device", "cpu", good, "--state", "-"}, kUsage, {"not standard output"});
+  Arguments to_output = glob("-");
+  *(std::find(to_output.begin(), to_output.end(), "--state") + 1) = "-";
+  expect_error(to_output, kUsage, {"not standard output"});
 }
 
 TEST_F(StateCommands, MergesOnlyWhatBelongsTogether) {
