@@ -7,14 +7,14 @@
 // other has the class), so s = s1 + s2 + n2 (r2 - r), t = nv + |s|^2/n and T = S + sum_k a_k s s^T/n. No difference is
 // formed of means: m2 - m1 = (r2 - r) + s2/n2 - s1/n1 is rounded at the size of the class's spread.
 //
-// Over ranks (reduce) the same in one step for any number of parts p, by two sums: first the counts and
-//   m = sum_p (n_p/n) m_p,   then   nv = sum_p (nv_p + n_p |m_p - m|^2),
-//   S = sum_p (S_p + sum_k a_k n_p (m_p - m)(m_p - m)^T):
-// every rank adds its own positive semi-definite share before anything is sent. m_p - m is formed as (r_p - m) +
-// s_p/n_p, so that it is rounded at its own size; the rounding of m, eps |m|, is common to all ranks and enters nv and
-// S only squared. Sent: K (d + 2) + d (d + 1)/2 numbers. If the ranks had one shift per class, state could be added to
-// state in one sum, but they would have to meet after each class's first sample, in the middle of their streams; it
-// would send as much. Nor are classes divided among the ranks: a rank may meet any class, so it holds K x d anyway.
+// Over ranks (reduce) the same in one step for any number of parts p, by two sums: first the counts and, rounded,
+//   r = sum_p (n_p/n) m_p,   then   s = sum_p n_p (m_p - r),   t = sum_p (nv_p + n_p |m_p - r|^2),
+//   T = sum_p (S_p + sum_k a_k n_p (m_p - r)(m_p - r)^T):
+// every rank adds its own positive semi-definite share before anything is sent. m_p - r is formed as (r_p - r) +
+// s_p/n_p, so that it is rounded at its own size, not at that of the means. Sent: 2 K (d + 1) + d (d + 1)/2 numbers. If
+// the ranks had one shift per class, state could be added to state in one sum, but they would have to meet after each
+// class's first sample, in the middle of their streams. Nor are classes divided among the ranks: a rank may meet any
+// class, so it holds K x d anyway.
 #include "ncollapse/accumulator.hpp"
 
 #include <algorithm>
@@ -221,7 +221,7 @@ void Accumulator::merge(const Accumulator& other) {
     for (std::size_t k = 0; k < classes; ++k)
       square_sums[k] = out.variances[k] * static_cast<double>(out.counts[k]) +
                        theirs_out.variances[k] * static_cast<double>(theirs_out.counts[k]) +
-                       gap[k] * gap[k] * squares.left[k] + spread[k] * spread[k] * squares.right[k];
+                       (gap[k] > 0 ? gap[k] * gap[k] * squares.left[k] : 0) + spread[k] * spread[k] * squares.right[k];
     backend.from_host(merged.square_sums, square_sums);
   }
   if (mine.statistics >= Statistics::full) {
@@ -311,15 +311,15 @@ void Accumulator::reduce(const Communicator& ranks) {
       total.square_sums = backend.matrix(options.classes, 1);
     }
     if (options.statistics >= Statistics::full) {
-      backend.combine_rows(root, difference, {}, {}, difference);
-      backend.add_gram(1.0, difference, own->scatter);
+      backend.add_gram(1.0, backend.scaled(root, difference), own->scatter);
       packed = pack_lower(backend, own->scatter);
       total.scatter = own->scatter;
     }
-    backend.combine_rows(std::vector<double>(classes, 0.0), difference, {}, {}, difference);
+    backend.combine_rows({own->counts.begin(), own->counts.end()}, difference, {}, {}, difference);
     total.sums = difference;
     total.shifts = means;
   });
+  exchange.sum(total.sums);
   if (total.square_sums) {
     exchange.sum(square_sums);
     backend.from_host(total.square_sums, square_sums);

@@ -13,7 +13,7 @@
 namespace ncollapse {
 
 /// Why nothing is said of a product whose norm is 0.
-constexpr const char* kOrthogonal = "the product of classifier and means is 0, or rounding hides it";
+constexpr const char* kOrthogonal = "the product of classifier and means is 0";
 
 /// Of the matrices it is asked about, which must not change while it lives. One is known by its memory; with that its
 /// Gram matrix goes.
@@ -35,18 +35,23 @@ class Grams {
     const Matrix product = backend_.product(A, Transpose::no, B, Transpose::yes);
     return backend_.inner(product, product);
   }
-  /// |A B^T|_F; 0 where rounding hides it.
+  /// |A B^T|_F; 0 where it is rounding alone.
   double product_norm(const Matrix& A, const Matrix& B) {
-    return resolved_norm(product_squares(A, B), A, norm(A) * norm(B));
+    double squares = product_squares(A, B);
+    const double norms = norm(A) * norm(B);
+    if (A.rows > A.cols && cancels(squares, A.cols, norms)) {  // A = Q R, B = Q' R': the norm is that of R R'^T
+      const Matrix product =
+          backend_.product(backend_.triangular_factor(A), Transpose::no, backend_.triangular_factor(B), Transpose::yes);
+      squares = backend_.inner(product, product);
+    }
+    // The entries of a product are off by d eps |a||b| at most, where |A|^2 |B|^2 <= R |A A^T| |B B^T|.
+    const double rounding = static_cast<double>(A.cols) * std::numeric_limits<double>::epsilon();
+    return squares > static_cast<double>(A.rows) * rounding * rounding * norms ? std::sqrt(squares) : 0;
   }
-  /// The root of squares = |A B^T|_F^2, 0 where rounding hides it; norms: |A A^T|_F |B B^T|_F, which it can't exceed.
-  static double resolved_norm(double squares, const Matrix& A, double norms) {
-    // The entries of a product are off by d eps |a||b| at most, where |A|^2 |B|^2 <= R |A A^T| |B B^T|. That of Gram
-    // matrices is off by d eps |A A^T| |B B^T|: four digits are left.
-    constexpr double kEps = std::numeric_limits<double>::epsilon();
-    const auto rows = static_cast<double>(A.rows), dim = static_cast<double>(A.cols);
-    const double rounding = A.rows > A.cols ? 1e4 * dim * kEps : rows * dim * kEps * dim * kEps;
-    return squares > rounding * norms ? std::sqrt(squares) : 0;
+  /// Whether |A B^T|_F^2, as the product of Gram matrices of side d, has less than four digits: it is off by d eps
+  /// |A A^T| |B B^T|. norms: these.
+  static bool cancels(double squares, Index dim, double norms) {
+    return !(squares > 1e4 * static_cast<double>(dim) * std::numeric_limits<double>::epsilon() * norms);
   }
 
  private:

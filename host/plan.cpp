@@ -285,7 +285,7 @@ class Planner {
     plan.finish_bytes = dry_.finish;
     plan.measure_bytes = dry_.measure;
     plan.state_file_bytes = state_file_bytes(K, d, statistics_);
-    plan.exchange_bytes = 8 * (K * (d + 1) + (traces ? K : 0) + (full ? packed : 0));
+    plan.exchange_bytes = 8 * (K * (2 * d + 1) + (traces ? K : 0) + (full ? packed : 0));
     plan.data_bytes = request_.samples * row_bytes();
     // Beside the image of the state file stands, for a moment, the square of its packed scatter.
     const Index image = plan.state_file_bytes + (full ? 8 * d * d : 0);

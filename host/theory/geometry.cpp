@@ -196,8 +196,10 @@ GramNorms gram_norms(Backend& backend, Grams& grams, const Matrix& A, const Matr
   for (Index first = 0; first < B.rows; first += chunk)
     backend.add_gram(1.0, scaled_rows(first, std::min(chunk, B.rows - first)), right);
   backend.mirror_lower(right);
-  const double left = grams.norm(A), own = std::sqrt(backend.inner(right, right));
-  return {left, own, Grams::resolved_norm(backend.inner(grams.of(A), right), A, left * own)};
+  const double left = grams.norm(A), own = std::sqrt(backend.inner(right, right)),
+               squares = backend.inner(grams.of(A), right);
+  const bool cancels = Grams::cancels(squares, A.cols, left * own);
+  return {left, own, cancels ? grams.product_norm(A, scaled_rows(0, B.rows)) : std::sqrt(squares)};
 }
 
 }  // namespace ncollapse

@@ -124,16 +124,17 @@ class NCOLLAPSE_EXPORT Accumulator {
   /// one.
   void check() const;
 
-  /// Adds everything that `other` has seen: parts may be merged in any order, and no digit is lost by it.
+  /// Adds everything that `other` has seen: parts may be merged in any order. What is rounded is of the size of the
+  /// classes' spread, however tightly they have collapsed.
   /// Of two precisions the merged state has the lower one. `other` may live on another device.
   /// Throws UsageError when classes, dim, statistics or weights differ; DataError as check.
   void merge(const Accumulator& other);
 
   /// Adds what the other ranks have seen; collective. Afterwards every rank holds the same state, that of all ranks,
   /// bit for bit; with one rank nothing happens. Ranks may have no samples, other classes, batches of other sizes, and
-  /// lie on devices of other kinds. Two sums over ranks: counts (exact) and means, then variances and scatter about the
-  /// common means, 8 (K (d + 2) + d (d + 1)/2) bytes in all; takes no more memory than a merge. Deterministic for the
-  /// same parts on the same number of ranks, where the communicator's sums are.
+  /// lie on devices of other kinds. Two sums over ranks: counts (exact) and means, then what those lost by rounding,
+  /// variances and scatter about the common means, 8 (2 K (d + 1) + d (d + 1)/2) bytes in all; takes no more memory
+  /// than a merge. Deterministic for the same parts on the same number of ranks, where the communicator's sums are.
   /// Every rank throws, none waits for ever: UsageError when classes, dim, statistics, precision or weights differ or
   /// the accumulator, or one merged into it, was reduced before; where one rank fails (memory), it its error and the
   /// others one that names it, DataError as check. (Ranks that sum in device memory, one of which has a context on the

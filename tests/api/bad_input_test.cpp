@@ -349,6 +349,20 @@ TEST_P(BadInput, OptionsThatStandForNothing) {
   EXPECT_THROW(Accumulator(context(), options), UsageError);
 }
 
+TEST_P(BadInput, BatchesThatFitNoMemory) {
+  if (context().info().device.type != ncollapse::DeviceType::cpu) GTEST_SKIP() << "its rows would be looked for";
+  const Samples samples = some_samples(61);
+  Accumulator moments = accumulate(context(), samples);
+  const Index rows = Index{1} << 61;
+  EXPECT_THROW(moments.add(ncollapse::view(samples.values.data(), rows, 6),
+                           {samples.labels.data(), ncollapse::LabelType::i64, rows}),
+               ncollapse::DeviceError);
+  EXPECT_EQ(moments.samples(), samples.rows());
+}
+
+static_assert(!std::is_reference_v<decltype(std::declval<ClassMoments>().counts())>);
+static_assert(!std::is_reference_v<decltype(std::declval<ClassMoments>().within_variances())>);
+
 TEST_P(BadInput, MomentsThatAreGoneLeaveTheirCounts) {
   const Samples samples = some_samples(61);
   Index sum = 0;

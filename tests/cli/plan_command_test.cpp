@@ -115,7 +115,7 @@ TEST(Plan, CountsWhatIsKnown) {
                 square = statistics >= Statistics::full ? kDim * kDim : 0,
                 triangle = statistics >= Statistics::full ? kDim * (kDim + 1) / 2 : 0;
     EXPECT_EQ(planned.state_bytes, 8 * (kClasses + 2 * kClasses * kDim + traces + square));
-    EXPECT_EQ(planned.exchange_bytes, 8 * (kClasses * (kDim + 1) + traces + triangle));
+    EXPECT_EQ(planned.exchange_bytes, 8 * (kClasses * (2 * kDim + 1) + traces + triangle));
     EXPECT_EQ(planned.batch_rows, 1000);
     EXPECT_EQ(planned.data_bytes, 1000 * kDim * 4);
     const std::string file = folder.path(std::string(to_string(statistics)));

@@ -336,6 +336,10 @@ TEST_F(StateCommands, TheSameFromCpp) {
   request.on_progress = {};
   request.resume = true;
   EXPECT_EQ(accumulate_files(context, request).samples(), rows_);
+  request.resume = false;
+  request.state = folder_.path("5.nc");
+  request.rows = {0, -2};  // not "all but the last"
+  EXPECT_THROW(accumulate_files(context, request), DataError);
 }
 
 // ------------------------------------------------------------------------------------------------ resuming
