@@ -180,6 +180,7 @@ void Accumulator::merge(const Accumulator& other) {
     for (Matrix* matrix : {&shifts, &sums, &scatter})
       if (*matrix) *matrix = backend.from_host(source.to_host(*matrix), matrix->rows, matrix->cols);
   MomentData out = read_out(impl_->context, mine, impl_->state);
+  out.means = theirs_out.means = {};  // not needed, and K x d each
 
   const auto classes = static_cast<std::size_t>(mine.classes);
   const std::vector<double> one(classes, 1.0), minus(classes, -1.0);

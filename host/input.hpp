@@ -56,7 +56,7 @@ void check_view(const Backend& backend, const MatrixView& view, const std::strin
 /// The view as a matrix, which may share the caller's memory and must not be written to. Throws as check_view, and
 /// DataError where a value is not finite or the squares of a row overflow; both call it `name`.
 Matrix checked_matrix(Backend& backend, const MatrixView& view, const std::string& name);
-/// Throws DataError where a value of the product is not finite or the squares of a row overflow.
+/// Throws DataError where a value is not finite or the squares of a row overflow.
 void check_finite(Backend& backend, const Matrix& matrix, const std::string& name, const std::string& remedy = "");
 
 /// Throws DataError unless the longest row is 0, or 1e-70 to 1e70 long: then products of four such lengths neither
