@@ -102,7 +102,8 @@ void check_lengths(Backend& backend, const Matrix& rows, const std::vector<doubl
     length = longest(backend.row_dots(grown, grown)) / kGrown;
   }
   if (length != 0 && !(length >= kLeast && length <= kMost))
-    throw DataError(what + " of length " + text_of(length, 3) + ", the longest of them, can't be measured", remedy);
+    throw DataError("the longest of the " + what + " is " + text_of(length, 3) + " long; 1e-70 to 1e70 can be measured",
+                    remedy);
 }
 
 }  // namespace ncollapse
