@@ -188,7 +188,7 @@ void check_same(const Accumulator& first, const std::string& first_file, const A
       a.scatter_weights == b.scatter_weights)
     return;
   throw DataError(file + " has " + shape_text(b) + ", but " + first_file + " has " + shape_text(a),
-                  "all parts are accumulated with the same K, d, statistics and weights");
+                  "all parts are accumulated with the same K, d, statistics and scatter weights");
 }
 
 /// Which rows of which files the parts of a merge hold.

@@ -68,8 +68,10 @@ std::string list_metrics(bool as_json) {
   text +=
       "m_k class means, mu centre, c_k = m_k - mu, C and M their matrices, W classifier, b bias, v_k = tr S_k,\n"
       "^ unit norm, E = (I - 11^T/K)/sqrt(K-1), |.| Frobenius, |.|_* nuclear norm; std and var divide by the\n"
-      "number of terms where nothing else is written. In ufmb_* M is centred by mu_s. K counts the classes that have "
-      "samples. down: lower is more collapsed.\n\n";
+      "number of terms where nothing else is written. K counts the classes that have samples.\n"
+      "S_k covariance of class k, mu_s sample mean, D = diag(sqrt n_k), U S V^T = (I - n 1^T/N) D; w, z singular\n"
+      "values of the minimiser's W and M D, x* > 0 where a direction survives (ncollapse predict). In ufmb_* M is\n"
+      "centred by mu_s. down: lower is more collapsed.\n\n";
   for (const auto& info : metric_catalogue()) {
     text += fmt::format("{:<24} {:<5} {}\n", info.key, info.direction == "none" ? "" : info.direction, info.formula);
     text += fmt::format("{:<30} needs {}{}{}\n", "", info.needs, info.source.empty() ? "" : "; ", info.source);

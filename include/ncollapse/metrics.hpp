@@ -129,7 +129,8 @@ struct Evidence {
 /// not given together or do not fit the layers, DataError when fewer than two classes have samples, for class means
 /// beyond 1e70, all below 1e-70 or all within that of their centre, unless those are exactly 0, for classifier rows
 /// beyond 1e70 or all below 1e-70 without being 0, and for layers that, or whose product, hold NaN, infinite values or
-/// values whose squares overflow.
+/// values whose squares overflow,
+/// and an OOD mean that is not finite.
 NCOLLAPSE_EXPORT Report measure(const ClassMoments& moments, const Evidence& evidence = {},
                                 Convention convention = Convention::zhu);
 

@@ -55,7 +55,8 @@ inline void sum(ncclComm_t comm, int device, cudaStream_t stream, void* values, 
 /// The ranks of `comm`, which has to stay valid as has `stream`. Values stay on the GPU: it has to be the one of the
 /// Context that is used with it, and all ranks need one. Every sum waits for the stream; if a rank is lost meanwhile,
 /// ncclCommAbort from another thread ends the wait. All ranks get the same bits; for the same bits in every run fix
-/// NCCL's algorithm (NCCL_ALGO, NCCL_NVLS_ENABLE=0). Throws DeviceError for what NCCL or CUDA return.
+/// NCCL's algorithm (NCCL_ALGO, NCCL_NVLS_ENABLE=0). Throws DeviceError for what NCCL or CUDA return, UsageError for a
+/// null communicator.
 inline Communicator nccl_communicator(ncclComm_t comm, cudaStream_t stream) {
   if (comm == nullptr) throw UsageError("the NCCL communicator is null");
   int rank = 0, size = 1, device = 0;

@@ -52,11 +52,12 @@ struct MemoryPlan {
 
 /// Follows what the library allocates: its own code is run on a device that counts instead of computing, for sizes of
 /// any kind and in time O(K); workspaces of vendor libraries come from their documentation. A measurement of decisions
-/// (NC4) is not in it. With `memory_bytes`, takes the largest batch that fits. Throws UsageError for sizes below 1,
-/// more than 2^24 classes and an unknown element type; DeviceError when the statistics do not fit, saying what would.
+/// (NC4) is not in it. With `memory_bytes`, takes the largest batch that fits. Throws UsageError for sizes below 1 (of
+/// what may be 0, below 0), more than 2^24 classes or 2^28 dimensions, bytes beyond 64 bits and an unknown element
+/// type; DeviceError when the statistics do not fit, saying what would.
 NCOLLAPSE_EXPORT MemoryPlan plan(const PlanRequest& request);
 
-/// The same for means, traces and full, each with `fits`; does not throw for want of memory.
+/// The same for means, traces and full, each with `fits`; throws as plan, but not for want of memory.
 NCOLLAPSE_EXPORT std::vector<MemoryPlan> plan_all_statistics(const PlanRequest& request);
 
 }  // namespace ncollapse

@@ -35,12 +35,13 @@ struct AccumulationRequest {
 /// do not depend on where a run was interrupted, so a resumed run ends in the bits of an uninterrupted one on the same
 /// kind of device.
 /// Throws DataError when the state file exists and `resume` is not set; when it does and the file was made from other
-/// inputs or options; and as Dataset inputs and Accumulator::add do, naming the file.
+/// inputs or options; and as Dataset inputs and Accumulator::add do, naming the file. UsageError where features, labels
+/// or a state file are not given, and for a number of classes outside 1 .. 2^28 or numbers below 0.
 NCOLLAPSE_EXPORT Accumulator accumulate_files(const Context& context, const AccumulationRequest& request);
 
 /// The sum of state files, in the order given; globs are expanded. With `output`, saved there: never over an existing
 /// file. Throws DataError naming the file: unreadable, given twice, incomplete (accumulated to the middle only), of
-/// another K, d, statistics or weights than the first.
+/// another K, d, statistics or scatter weights than the first. UsageError where no file is given.
 /// `overlaps` takes a sentence for every part that shares rows of a file with another one, by what their notes say:
 /// name, shape and rows of each file of features. On other machines that name may stand for another file, so it is no
 /// error; of states that accumulate_files did not make nothing is known.

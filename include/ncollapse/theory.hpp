@@ -52,7 +52,8 @@ class NCOLLAPSE_EXPORT LabelSpectrum {
   const std::vector<Eigenspace>& eigenspaces() const;
   /// The K singular values, descending.
   std::vector<double> sigma() const;
-  /// U^T X and V^T X for X [K x columns] row-major; row i belongs to sigma()[i]. O((K + m^2) columns) time.
+  /// U^T X and V^T X for X [K x columns] row-major; row i belongs to sigma()[i]. O((K + m^2) columns) time. Throw
+  /// UsageError for another number of values.
   std::vector<double> apply_left(const std::vector<double>& X, Index columns) const;
   std::vector<double> apply_right(const std::vector<double>& X, Index columns) const;
 
@@ -109,7 +110,8 @@ struct UfmPrediction {
 NCOLLAPSE_EXPORT UfmPrediction predict(const UfmOptions& options);
 
 /// Predicted logits of the class means, W M + b 1^T = U diag(w z) V^T D^-1 + (n/N) 1^T [K x K] row-major (column k: the
-/// mean of class k). Needs K x K memory. Throws UsageError when the width cuts through an eigenspace.
+/// mean of class k). Needs K x K memory. Throws UsageError as predict and when the width cuts through an
+/// eigenspace.
 NCOLLAPSE_EXPORT std::vector<double> predicted_logits(const UfmOptions& options);
 
 /// One eigenspace of the label matrix, predicted beside measured. Measured values are
