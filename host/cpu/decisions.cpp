@@ -303,17 +303,15 @@ NCOLLAPSE_VECTORISED void add_squared_distances(const Rows<T>& rows, Index begin
   squared[3] += s3;
 }
 
-/// Bit r: row r lies in its ball. `next`: what is asked next; its centres are fetched as well unless they are cached.
+/// Bit r: row r lies in its ball. `next`: what is asked next. Only its rows are fetched: centres come in the order of
+/// classes, which the processor sees by itself, and asking for them as well takes longer.
 template <class T>
-unsigned held(const Rows<T>& rows, Index dim, const Rows<T>& next, bool cached) {
+unsigned held(const Rows<T>& rows, Index dim, const Rows<T>& next) {
   double squared[4] = {};
   unsigned inside = 0xf;
   for (Index block = 0; block < dim && inside != 0; block += kBlock) {
     const Index end = std::min(block + kBlock, dim);
-    for (int r = 0; r < 4; ++r) {
-      fetch(next.x[r], block, end);
-      if (!cached && next.balls[r] != rows.balls[r]) fetch(next.balls[r]->centre, block, end);
-    }
+    for (const T* row : next.x) fetch(row, block, end);
     add_squared_distances(rows, block, end, squared);
     for (unsigned r = 0; r < 4; ++r)
       if (!(squared[r] < rows.balls[r]->radius_squared)) inside &= ~(1U << r);  // or NaN
@@ -456,7 +454,7 @@ bool CpuBackend::decide_rows(DecisionState& state, const T* data, Index stride, 
     };
 #pragma omp parallel for num_threads(threads_for(rows* dim))
     for (Index i = 0; i < rows; i += 4) {
-      const unsigned inside = held(four(i), dim, four(i + 4), cached);
+      const unsigned inside = held(four(i), dim, four(i + 4));
       for (Index r = 0; r < 4 && i + r < rows; ++r)
         if (inside >> r & 1) centre_decisions[row(i + r)] = classifier_decisions[row(i + r)] = labels[row(i + r)];
     }
