@@ -19,7 +19,8 @@ foreach(room IN LISTS rooms)
 endforeach()
 target_link_libraries(ncollapse PRIVATE ${vendors})
 target_compile_features(ncollapse PUBLIC cxx_std_20)
-set_target_properties(ncollapse PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR} LINKER_LANGUAGE CXX)
+set_target_properties(ncollapse PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR} LINKER_LANGUAGE CXX
+  INSTALL_RPATH_USE_LINK_PATH ON)  # to vendors that lie where the loader does not look, as CUDA may
 generate_export_header(ncollapse EXPORT_FILE_NAME ${PROJECT_BINARY_DIR}/include/ncollapse/export.hpp)
 configure_file(cmake/version.hpp.in ${PROJECT_BINARY_DIR}/include/ncollapse/version.hpp @ONLY)
 file(GLOB public_headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/include/ncollapse/*.hpp)
@@ -41,12 +42,19 @@ if(NCOLLAPSE_HAS_NCCL)
   target_include_directories(ncollapse_nccl INTERFACE ${NCCL_INCLUDE_DIR})
 endif()
 
-# --- install: find_package(ncollapse), then ncollapse::ncollapse
+# --- install: find_package(ncollapse), then ncollapse::ncollapse; or pkg-config ncollapse
+if(NOT NCOLLAPSE_INSTALL)
+  return()
+endif()
 install(TARGETS ncollapse EXPORT ncollapseTargets FILE_SET HEADERS
-        LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+        LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR}
+        INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})  # for consumers with a CMake that knows no file sets
 install(EXPORT ncollapseTargets NAMESPACE ncollapse:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/ncollapse)
 configure_package_config_file(cmake/ncollapseConfig.cmake.in ${PROJECT_BINARY_DIR}/ncollapseConfig.cmake
                               INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/ncollapse)
+configure_file(cmake/ncollapse.pc.in ${PROJECT_BINARY_DIR}/ncollapse.pc @ONLY)
+install(FILES ${PROJECT_BINARY_DIR}/ncollapse.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/ncollapseConfigVersion.cmake COMPATIBILITY SameMinorVersion)
 install(FILES ${PROJECT_BINARY_DIR}/ncollapseConfig.cmake ${PROJECT_BINARY_DIR}/ncollapseConfigVersion.cmake
         DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/ncollapse)

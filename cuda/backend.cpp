@@ -28,7 +28,7 @@ CudaBackend::CudaBackend(int device, const ContextOptions& options, const Limits
 }
 
 std::shared_ptr<void> CudaBackend::allocate(Index bytes) {
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   // The deleter holds the queue. Its memory is freed in stream order: kernels queued before may still use it.
   std::shared_ptr<void> memory(queue_->allocate(bytes), [queue = queue_](void* raw) { queue->release(raw); });
   if (bytes > 0) check(cudaMemsetAsync(memory.get(), 0, static_cast<std::size_t>(bytes), queue_->stream()));
@@ -36,22 +36,22 @@ std::shared_ptr<void> CudaBackend::allocate(Index bytes) {
 }
 
 void CudaBackend::upload(void* to, const void* host, Index bytes) {
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   queue_->upload(to, host, bytes);
 }
 
 void CudaBackend::download(void* host, const void* from, Index bytes) {
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   queue_->download(host, from, bytes);
 }
 
 void CudaBackend::copy(void* to, const void* from, Index bytes) {
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   queue_->copy(to, from, bytes);
 }
 
 Matrix CudaBackend::import(const MatrixView& source) {
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   Matrix result = matrix(source.rows, source.cols);
   if (result.size() == 0) return result;
   if (source.space == MemorySpace::device) {
@@ -74,7 +74,7 @@ Matrix CudaBackend::import(const MatrixView& source) {
 void CudaBackend::combine_rows(const std::vector<double>& a, const Matrix& A, const std::vector<double>& b,
                                const Matrix& B, Matrix& out) {
   if (A.size() == 0) return;
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   std::vector<double> factors(a);
   if (B) factors.insert(factors.end(), b.begin(), b.end());
   const Buffer<double> values(*queue_, factors);
@@ -83,7 +83,7 @@ void CudaBackend::combine_rows(const std::vector<double>& a, const Matrix& A, co
 }
 
 Matrix CudaBackend::select_rows(const Matrix& A, const std::vector<Index>& index) {
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   Matrix result = matrix(static_cast<Index>(index.size()), A.cols);
   const Buffer<Index> rows(*queue_, index);
   launch_select_rows(queue_->stream(), A.data(), rows.get(), result.rows, result.cols, result.data());
@@ -91,7 +91,7 @@ Matrix CudaBackend::select_rows(const Matrix& A, const std::vector<Index>& index
 }
 
 Matrix CudaBackend::sum_groups(const Matrix& A, const std::vector<Index>& begin) {
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   Matrix sums = matrix(static_cast<Index>(begin.size()) - 1, A.cols);
   // A thread has a column of a group: long groups are cut into parts, whose sums are added up as groups of rows are.
   constexpr Index kPart = 256;
@@ -111,7 +111,7 @@ Matrix CudaBackend::sum_groups(const Matrix& A, const std::vector<Index>& begin)
 }
 
 std::vector<double> CudaBackend::group_gram_squares(const Matrix& A, const std::vector<Index>& begin) {
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   const Index groups = static_cast<Index>(begin.size()) - 1;
   std::vector<double> squares(static_cast<std::size_t>(groups));
   if (groups == 0) return squares;
@@ -129,14 +129,14 @@ std::vector<double> CudaBackend::group_gram_squares(const Matrix& A, const std::
 
 void CudaBackend::centre_rows(Matrix& A, const std::vector<double>& centre) {
   if (A.size() == 0) return;
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   const Buffer<double> values(*queue_, centre);
   launch_centre_rows(queue_->stream(), A.data(), values.get(), A.rows, A.cols);
 }
 
 std::vector<double> CudaBackend::weighted_row_sum(const Matrix& A, const std::vector<double>& w) {
   if (A.size() == 0) return std::vector<double>(static_cast<std::size_t>(A.cols), 0.0);
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   const Buffer<double> weights(*queue_, w), sum(*queue_, A.cols);
   const Buffer<double> partial(*queue_, row_chunks(A.rows) * A.cols);
   launch_weighted_row_sum(queue_->stream(), A.data(), weights.get(), A.rows, A.cols, partial.get(), sum.get());
@@ -144,14 +144,14 @@ std::vector<double> CudaBackend::weighted_row_sum(const Matrix& A, const std::ve
 }
 
 std::vector<double> CudaBackend::row_dots(const Matrix& A, const Matrix& B) {
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   const Buffer<double> dots(*queue_, A.rows);
   launch_row_dots(queue_->stream(), A.data(), B.data(), A.rows, A.cols, dots.get());
   return dots.to_host();
 }
 
 RowProducts CudaBackend::row_products(const Matrix& A, const Matrix& B) {
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   const Buffer<double> products(*queue_, 3 * A.rows);
   launch_row_products(queue_->stream(), A.data(), B.data(), A.rows, A.cols, products.get());
   const std::vector<double> found = products.to_host();
@@ -162,19 +162,19 @@ RowProducts CudaBackend::row_products(const Matrix& A, const Matrix& B) {
 }
 
 double CudaBackend::inner(const Matrix& A, const Matrix& B) {
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   return cuda::inner(*queue_, A.data(), B.data(), A.size()).sum();
 }
 
 Matrix CudaBackend::identity(Index n) {
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   Matrix result = matrix(n, n);
   launch_identity(queue_->stream(), result.data(), n);
   return result;
 }
 
 Matrix CudaBackend::product(const Matrix& A, Transpose transpose_a, const Matrix& B, Transpose transpose_b) {
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   const bool ta = transpose_a == Transpose::yes, tb = transpose_b == Transpose::yes;
   const Index m = ta ? A.cols : A.rows, k = ta ? A.rows : A.cols, n = tb ? B.rows : B.cols;
   Matrix result = matrix(m, n);
@@ -183,12 +183,12 @@ Matrix CudaBackend::product(const Matrix& A, Transpose transpose_a, const Matrix
 }
 
 void CudaBackend::add_gram(double alpha, const Matrix& A, Matrix& T) {
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   cuda::add_gram(*queue_, alpha, A.data(), A.cols, A.rows, A.cols, T.data());
 }
 
 void CudaBackend::mirror_lower(Matrix& A) {
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   launch_mirror_lower(queue_->stream(), A.data(), A.rows);
 }
 

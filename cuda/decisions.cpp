@@ -587,7 +587,7 @@ void CudaBackend::Prepared::count(DecisionState& state, const LabelBlock& labels
 
 BatchFaults CudaBackend::decide_batch(DecisionState& state, const MatrixView& features, const LabelView& labels) {
   if (features.rows == 0) return {};
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   if (queue_->capturing())
     throw UsageError("decisions cannot be captured in a CUDA graph: the host waits for what is wrong with a batch",
                      "count them outside of the capture");

@@ -23,7 +23,7 @@ constexpr double kEps = std::numeric_limits<double>::epsilon();
 std::vector<double> CudaBackend::eigh(Matrix& A) {
   const Index n = A.rows;
   if (n == 0) return {};
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   Matrix original = clone(A);
   mirror_lower(original);
   const Matrix values = matrix(n, 1);
@@ -46,7 +46,7 @@ std::vector<double> CudaBackend::eigh(Matrix& A) {
 std::vector<double> CudaBackend::eigenvalues(Matrix& A) {
   const Index n = A.rows;
   if (n == 0) return {};
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   mirror_lower(A);
   Fetch<double> size_squares = cuda::inner(*queue_, A.data(), A.data(), n * n);
   const Buffer<double> values(*queue_, n);
@@ -62,7 +62,7 @@ std::vector<double> CudaBackend::eigenvalues(Matrix& A) {
 }
 
 std::vector<double> CudaBackend::singular_values(const Matrix& A) {
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   const Index m = A.rows, n = A.cols, r = std::min(m, n);
   if (r == 0) return {};
   const Matrix used_up = m <= n ? clone(A) : matrix(n, m);
@@ -71,7 +71,7 @@ std::vector<double> CudaBackend::singular_values(const Matrix& A) {
 }
 
 Matrix CudaBackend::triangular_factor(const Matrix& A) {
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   Matrix R = matrix(A.cols, A.cols);
   if (A.cols == 0) return R;
   const Matrix used_up = matrix(A.cols, A.rows);
@@ -81,7 +81,7 @@ Matrix CudaBackend::triangular_factor(const Matrix& A) {
 }
 
 Svd CudaBackend::svd(const Matrix& A) {
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   const Index m = A.rows, n = A.cols, r = std::min(m, n);
   Svd result{{}, matrix(m, r), matrix(r, n)};
   if (r == 0) return result;
@@ -100,7 +100,7 @@ Svd CudaBackend::svd(const Matrix& A) {
 
 double CudaBackend::cholesky(Matrix& A, Matrix* inverse) {
   const Index n = A.rows;
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   if (n == 0) return 1;
   const Matrix own = matrix(n, n);
   const double estimate = ncollapse::cuda::cholesky(*queue_, A.data(), n, own.data());
@@ -110,7 +110,7 @@ double CudaBackend::cholesky(Matrix& A, Matrix* inverse) {
 
 void CudaBackend::solve_lower(const Matrix& L, Transpose transpose, Matrix& B) {
   if (L.rows == 0) return;
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   ncollapse::cuda::solve_lower(*queue_, L.data(), transpose, L.rows, B.data(), B.rows);
 }
 

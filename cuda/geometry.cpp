@@ -179,7 +179,7 @@ PairTask<T> make_task(const Matrix& A, const PairQuery& query, const PairInput& 
 
 PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
   constexpr double kClose = 1e-4;
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   const Index count = A.rows, d = A.cols;
   const bool distances = !query.variances.empty();
   auto tiles = query.fast ? cut_triangle(count, limits_.half_pair_rows, limits_.half_pair_columns)
@@ -324,7 +324,7 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
 }
 
 ProductSums CudaBackend::product_sums(const Matrix& A, const Matrix& B, const ProductQuery& query) {
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   const Index count = A.rows, d = A.cols, side = std::min(limits_.product_tile, count), blocks = product_blocks(side);
   const auto tiles = cut_square(count, side, side);
   const Buffer<double> offsets(*queue_, static_cast<Index>(query.row_offsets.size()));

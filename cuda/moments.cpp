@@ -353,7 +353,7 @@ void CudaBackend::add_few(MomentState& state, Batch& batch, const FewBatch& few,
 
 BatchFaults CudaBackend::add_batch(MomentState& state, const MatrixView& features, const LabelView& labels) {
   if (features.rows == 0) return {};
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   const bool capturing = queue_->capturing();
   Workspace& space = workspace(state);
   if (!capturing && space.on_its_way && space.arrived.happened()) {
@@ -440,7 +440,7 @@ BatchFaults CudaBackend::add_batch(MomentState& state, const MatrixView& feature
 
 BatchFaults CudaBackend::pending_faults(MomentState& state) {
   if (!state.workspace) return {};
-  const DeviceGuard on(queue_->device());
+  const Turn turn(*queue_);
   Workspace& space = workspace(state);
   space.gather_sums(state);
   BatchRecord record;

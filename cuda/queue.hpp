@@ -11,6 +11,7 @@
 #include <cstring>
 #include <exception>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <type_traits>
@@ -121,6 +122,7 @@ class Queue {
   Queue& operator=(const Queue&) = delete;
 
   int device() const { return device_; }
+  std::recursive_mutex& mutex() { return mutex_; }
   cudaStream_t stream() const { return stream_->get(); }
   cublasHandle_t blas() const { return blas_.get(); }
   cusolverDnHandle_t solver() const { return solver_.get(); }
@@ -149,6 +151,7 @@ class Queue {
 
  private:
   int device_;
+  std::recursive_mutex mutex_;
   std::unique_ptr<Stream> stream_;
   Owned<cudaMemPool_t, cudaMemPoolDestroy> pool_;
   std::optional<Pinned<unsigned char>> outgoing_, incoming_;  ///< of small copies
@@ -158,6 +161,16 @@ class Queue {
   Owned<cublasHandle_t, cublasDestroy> blas_;
   Owned<cusolverDnHandle_t, cusolverDnDestroy> solver_;
   Owned<cusolverDnParams_t, cusolverDnDestroyParams> solver_params_;
+};
+
+/// A verb's turn with the queue, whose buffers and handles are one thread's at a time; its device is current meanwhile.
+class Turn {
+ public:
+  explicit Turn(Queue& queue) : lock_(queue.mutex()), on_(queue.device()) {}
+
+ private:
+  std::lock_guard<std::recursive_mutex> lock_;
+  DeviceGuard on_;
 };
 
 /// Values on their way to the host. A wait for one is a wait for all that were begun before: begin all, then take.

@@ -1,5 +1,7 @@
 #include "ncollapse/decisions.hpp"
 
+#include <array>
+
 #include "host/classifier_product.hpp"
 #include "host/exchange.hpp"
 #include "host/input.hpp"
@@ -7,6 +9,20 @@
 #include "ncollapse/error.hpp"
 
 namespace ncollapse {
+
+DecisionCounts& DecisionCounts::operator+=(const DecisionCounts& other) {
+  constexpr std::array kCounts = {&DecisionCounts::samples, &DecisionCounts::correct_centre,
+                                  &DecisionCounts::correct_classifier, &DecisionCounts::agree};
+  for (const auto counts : kCounts)
+    if ((this->*counts).size() != (other.*counts).size() || has_classifier != other.has_classifier)
+      throw UsageError("cannot add decisions on " + std::to_string(other.samples.size()) + " classes with" +
+                           (other.has_classifier ? "" : "out") + " a classifier to such on " +
+                           std::to_string(samples.size()) + " with" + (has_classifier ? "" : "out"),
+                       "count both with the same centres and classifier");
+  for (const auto counts : kCounts)
+    for (std::size_t k = 0; k < (this->*counts).size(); ++k) (this->*counts)[k] += (other.*counts)[k];
+  return *this;
+}
 
 struct DecisionCounter::Impl {
   Context context;
@@ -25,7 +41,7 @@ DecisionCounter::DecisionCounter(const ClassMoments& centres, const Classifier* 
   std::vector<Index> seen;
   for (Index k = 0; k < state.classes; ++k)
     if (centres.counts()[k] > 0) seen.push_back(k);
-  if (seen.empty()) throw UsageError("there are no class centres: no sample was accumulated");
+  if (seen.empty()) throw DataError("there are no class centres: no sample was accumulated");
   state.centres = backend.select_rows(centres.data().means, seen);
   check_lengths(backend, state.centres, backend.row_dots(state.centres, state.centres), "class means",
                 "rescale the features, and the classifier's weights against them: decisions stay the same");

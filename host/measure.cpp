@@ -726,6 +726,10 @@ void Measurement::decisions(const DecisionCounts* counts, const std::string& spl
     return static_cast<double>(sum);
   };
   const double samples = total(counts->samples);
+  if (split == "train" && counts->samples != moments_.counts())
+    report_.notes.push_back("decisions on the training set were counted on " + text_of(samples, 17) +
+                            " samples, in other classes or numbers than the " + std::to_string(moments_.samples()) +
+                            " that the moments are of");
   std::vector<std::string> keys{"ncc_acc_" + split};
   if (counts->has_classifier)
     for (const auto* key : {"nc4_agree_", "acc_top1_", "acc_balanced_"}) keys.push_back(key + split);
@@ -870,18 +874,47 @@ Convention parse_convention(std::string_view name) {
 }
 
 const std::vector<Convention>& all_conventions() {
-  static const std::vector<Convention> all = [] {
-    std::vector<Convention> list;
+  static const auto& all = []() -> const std::vector<Convention>& {
+    auto& list = *new std::vector<Convention>;  // never destroyed: a program may measure while it ends
     for (const auto& rules : kConventions) list.push_back(rules.preset);
     return list;
   }();
   return all;
 }
 
+namespace {
+
+const MetricInfo& info_of(std::string_view key) {
+  for (const auto& info : metric_catalogue())
+    if (info.key == key) return info;
+  throw UsageError("there is no metric '" + std::string(key) + "'",
+                   "ncollapse metrics, or metric_catalogue(), lists them");
+}
+
+}  // namespace
+
 std::optional<double> Report::find(std::string_view key) const {
+  info_of(key);
   for (const auto& metric : metrics)
     if (metric.key == key) return metric.value;
   return std::nullopt;
+}
+
+double Report::at(std::string_view key) const {
+  if (info_of(key).scope != "scalar")
+    throw UsageError(std::string(key) + " has a value for every class", "ask Report::find_per_class for it");
+  if (const auto value = find(key)) return *value;
+  const auto why = status.find(std::string(key));
+  throw DataError(std::string(key) + " has no value" +
+                  (why == status.end() ? "" : " (" + why->second.code + "): " + why->second.why));
+}
+
+const std::vector<double>* Report::find_per_class(std::string_view key) const& {
+  if (info_of(key).scope == "scalar")
+    throw UsageError(std::string(key) + " is one number, not one for every class", "ask Report::find for it");
+  for (const auto& metric : per_class)
+    if (metric.key == key) return &metric.values;
+  return nullptr;
 }
 
 Report measure(const ClassMoments& moments, const Evidence& evidence, Convention convention) {

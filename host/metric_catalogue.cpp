@@ -7,7 +7,8 @@
 namespace ncollapse {
 
 const std::vector<MetricInfo>& metric_catalogue() {
-  static const std::vector<MetricInfo> catalogue = {
+  // Never destroyed: a program may measure while it ends.
+  static const auto& catalogue = *new const std::vector<MetricInfo>{
       // key, meaning, formula, needs, source, direction, scope
       {"nc1_pinv", "within-class variability", "tr(Sigma_W Sigma_B^+) / K (papyan: not divided)", "scatter",
        "Papyan et al. 2020; Zhu et al. 2021", "down", "scalar"},

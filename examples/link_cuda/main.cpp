@@ -149,10 +149,10 @@ int train() {
     check(softmax_cross_entropy(stream.get(), logits.get(), bias.get(), labels.get(), samples, kClasses, losses.get()));
     if (epoch % kMeasureEvery == 0) {
       const ncollapse::Report report = measure();
-      collapse = report.find("nc1_pinv").value();
+      collapse = report.at("nc1_pinv");
       if (epoch == 0) collapse_before = collapse;
       std::printf("%6d %12.5g %12.5g %12.5g\n", epoch, blas.absolute_sum(losses.get(), samples), collapse,
-                  report.find("nc3_cos_mean").value());
+                  report.at("nc3_cos_mean"));
     }
     // logits now hold the gradient G: down by G^T H, G^T 1 and (G W)^T X.
     blas.multiply(false, false, samples, kDim, kClasses, 1, logits.get(), classifier.get(), 0, gradient.get());

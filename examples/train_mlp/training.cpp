@@ -229,7 +229,7 @@ void Training::measure(const torch::Tensor& features, const torch::Tensor& test_
                                                                 .lambda_w = options_.lambda_w,
                                                                 .lambda_h = options_.lambda_h});
   Json json = Json::parse(ncollapse::to_json(report));
-  last_ = Progress::State{loss, loss - prediction_.minimum, report.find("acc_top1_train").value()};
+  last_ = Progress::State{loss, loss - prediction_.minimum, report.at("acc_top1_train")};
   Json line = {
       {"type", "step"}, {"epoch", epoch_}, {"loss", loss}, {"minimum", prediction_.minimum}, {"gap", last_->gap}};
   for (const auto* part : {"metrics", "status", "per_class", "spectrum", "block_cos_h", "block_cos_w"})

@@ -4,9 +4,11 @@
 #include <lapacke.h>
 #include <omp.h>
 
+#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -54,9 +56,23 @@ NCOLLAPSE_VECTORISED void add_scaled(double scale, const double* row, double* su
   for (Index j = 0; j < n; ++j) sum[j] += scale * row[j];
 }
 
+// A forked process has none of OpenMP's threads, and OpenMP would wait for them for ever.
+std::atomic<bool> team_used = false, team_lost = false;
+
 }  // namespace
 
-CpuBackend::CpuBackend(const ContextOptions& options) : info_(cpu_device(options.threads)), threads_(info_.threads) {}
+int CpuBackend::threads() const {
+  if (info_.threads == 1) return 1;
+  static const int watch_forks = pthread_atfork(nullptr, nullptr, [] { team_lost = team_lost || team_used; });
+  if (watch_forks != 0) throw DeviceError("out of memory: a handler of forks was wanted");
+  if (team_lost)
+    throw DeviceError("this process was forked from one that had computed on several threads, and has none of them",
+                      "fork before anything is computed, or open the context with threads = 1");
+  team_used = true;
+  return info_.threads;
+}
+
+CpuBackend::CpuBackend(const ContextOptions& options) : info_(cpu_device(options.threads)) {}
 
 std::shared_ptr<void> CpuBackend::allocate(Index bytes) {
   constexpr std::size_t kAlignment = 64;
@@ -198,16 +214,16 @@ Matrix CpuBackend::product(const Matrix& A, Transpose transpose_a, const Matrix&
   Matrix result = matrix(rows, cols);
   if (result.size() == 0 || depth == 0) return result;
   if (A.data() == B.data() && ta != tb) {  // a Gram matrix: half the work
-    add_gram_lower(threads_, 1.0, {A.data(), A.cols, ta}, rows, depth, 0.0, result.data());
+    add_gram_lower(threads(), 1.0, {A.data(), A.cols, ta}, rows, depth, 0.0, result.data());
     mirror_lower(result);
     return result;
   }
-  multiply(threads_, {A.data(), A.cols, ta}, {B.data(), B.cols, tb}, rows, cols, depth, result.data(), cols);
+  multiply(threads(), {A.data(), A.cols, ta}, {B.data(), B.cols, tb}, rows, cols, depth, result.data(), cols);
   return result;
 }
 
 void CpuBackend::add_gram(double alpha, const Matrix& A, Matrix& T) {
-  if (A.size() > 0) add_gram_lower(threads_, alpha, {A.data(), A.cols, true}, A.cols, A.rows, 1.0, T.data());
+  if (A.size() > 0) add_gram_lower(threads(), alpha, {A.data(), A.cols, true}, A.cols, A.rows, 1.0, T.data());
 }
 
 void CpuBackend::mirror_lower(Matrix& A) {
@@ -233,7 +249,7 @@ std::vector<double> CpuBackend::symmetric_eigen(char job, Matrix& A) {
     throw UsageError("an eigenproblem of order " + std::to_string(n) + " is too large, at most " +
                          std::to_string(kMaxOrder) + " can be solved",
                      "accumulate traces instead of the full scatter");
-  const BlasThreads guard(threads_);
+  const BlasThreads guard(threads());
   const int order = blas_int(n, "order");
   check_lapack(LAPACKE_dsyevd(LAPACK_COL_MAJOR, job, 'U', order, A.data(), order, values.data()),
                "the symmetric eigensolver (dsyevd) of order " + std::to_string(n));
@@ -252,7 +268,7 @@ Svd CpuBackend::svd(const Matrix& A) {
                      "a GPU has no such limit");
   const int rows = blas_int(A.rows, "rows"), cols = blas_int(A.cols, "columns");
   const Matrix used_up = clone(A);
-  const BlasThreads guard(threads_);
+  const BlasThreads guard(threads());
   check_lapack(LAPACKE_dgesdd(LAPACK_COL_MAJOR, 'S', cols, rows, used_up.data(), cols, result.values.data(),
                               result.right.data(), cols, result.left.data(), static_cast<int>(r)),
                "the singular value decomposition (dgesdd) of " + shape_of(A) + " numbers");
@@ -264,7 +280,7 @@ std::vector<double> CpuBackend::singular_values(const Matrix& A) {
   if (values.empty()) return values;
   const int rows = blas_int(A.rows, "rows"), cols = blas_int(A.cols, "columns");
   const Matrix used_up = clone(A);
-  const BlasThreads guard(threads_);
+  const BlasThreads guard(threads());
   check_lapack(
       LAPACKE_dgesdd(LAPACK_COL_MAJOR, 'N', cols, rows, used_up.data(), cols, values.data(), nullptr, cols, nullptr, 1),
       "the singular values (dgesdd) of " + shape_of(A) + " numbers");
@@ -284,7 +300,7 @@ Matrix CpuBackend::triangular_factor(const Matrix& A) {
   std::vector<double> reflectors(static_cast<std::size_t>(n));
   const int rows = blas_int(m, "rows"), cols = blas_int(n, "columns");
   {
-    const BlasThreads guard(threads_);
+    const BlasThreads guard(threads());
     check_lapack(LAPACKE_dgeqrf(LAPACK_COL_MAJOR, rows, cols, columns.data(), rows, reflectors.data()),
                  "the QR factorisation (dgeqrf) of " + shape_of(A) + " numbers");
   }

@@ -245,12 +245,12 @@ bool CpuBackend::add_rows(MomentState& state, const T* data, Index stride, Index
   const double* class_scales = state.scatter_scale.data();
 
   double* centred = full && !fast ? centred_.reserve(chunk_rows * dim) : nullptr;
-  const Index side = tile_of(dim, threads_);
+  const Index side = tile_of(dim, threads());
   double* columns = fast ? columns_.reserve(max_runs * dim) : nullptr;
   double* scales = fast ? scales_.reserve(3 * dim) : nullptr;
   float* single = fast ? single_.reserve(chunk_rows * dim) : nullptr;
-  float* tiles = fast ? tiles_.reserve(threads_ * side * side) : nullptr;
-  double* accumulators = accumulators_.reserve(threads_ * dim);
+  float* tiles = fast ? tiles_.reserve(threads() * side * side) : nullptr;
+  double* accumulators = accumulators_.reserve(threads() * dim);
   // Two carries a run (its first and its last class), each: class, sum of squares, and d sums.
   struct Carry {
     Index label = -1;
@@ -337,7 +337,7 @@ bool CpuBackend::add_rows(MomentState& state, const T* data, Index stride, Index
       add_to(sums + carry[slot].label * dim, carry_sums + slot * dim, dim);
       if (square_sums != nullptr) square_sums[carry[slot].label] += carry[slot].squares;
     }
-    if (centred) add_gram_lower(threads_, 1.0, {centred, dim, true}, dim, chunk_end - chunk, 1.0, state.scatter.data());
+    if (centred) add_gram_lower(threads(), 1.0, {centred, dim, true}, dim, chunk_end - chunk, 1.0, state.scatter.data());
     if (!fast) continue;
     double *squares = scales, *up = scales + dim, *down = scales + 2 * dim, *scatter = state.scatter.data();
     fold_columns(columns, runs, dim, chunk_end - chunk, squares, up, down);
@@ -347,7 +347,7 @@ bool CpuBackend::add_rows(MomentState& state, const T* data, Index stride, Index
       write_single(row(i), shifts + k * dim, class_scales != nullptr ? class_scales[k] : 1.0, down, dim,
                    single + (i - chunk) * dim);
     }
-    add_single_gram_lower(threads_, single, dim, chunk_end - chunk, up, tiles, scatter);
+    add_single_gram_lower(threads(), single, dim, chunk_end - chunk, up, tiles, scatter);
     for (Index j = 0; j < dim; ++j) scatter[j * dim + j] += squares[j];
   }
   return std::isfinite(total_squares);
@@ -380,6 +380,7 @@ void CpuBackend::bring_back(MomentState& state) {
 }
 
 BatchFaults CpuBackend::add_batch(MomentState& state, const MatrixView& features, const LabelView& labels) {
+  const std::lock_guard turn(turn_);
   const Index rows = features.rows;
   BatchFaults faults = check_labels(labels, state.classes, labels_.reserve(rows));
   const auto check = [&] { check_features(features, threads_for(rows * features.cols), faults); };

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "host/backend.hpp"
@@ -81,12 +82,14 @@ class CpuBackend final : public Backend {
   bool decide_rows(DecisionState& state, const T* data, Index stride, Index rows);
   void count_decisions(DecisionState& state, Index rows);
 
+  /// Of the context. Throws DeviceError where they are more than one and the process was forked without them.
+  int threads() const;
   /// Threads worth waking for `work` elements: waking them costs more than some ten thousand additions.
-  int threads_for(Index work) const { return work < kParallelWork ? 1 : threads_; }
+  int threads_for(Index work) const { return work < kParallelWork ? 1 : threads(); }
   static constexpr Index kParallelWork = Index{1} << 16;
 
   DeviceInfo info_;
-  int threads_;
+  std::mutex turn_;  ///< of verbs that use what follows, several threads may call them
   Scratch<Index> labels_, order_, sorted_, offsets_, kept_counts_;
   std::vector<Index> touched_;  ///< classes of the batch
   Scratch<double> centred_, carries_, accumulators_, columns_, scales_, kept_sums_;

@@ -424,7 +424,7 @@ void make_balls(Prepared& prepared, const DecisionState& state, int threads) {
 
 template <class T>
 bool CpuBackend::decide_rows(DecisionState& state, const T* data, Index stride, Index rows) {
-  if (!state.prepared) state.prepared = prepare(state, threads_);
+  if (!state.prepared) state.prepared = prepare(state, threads());
   auto& prepared = *static_cast<Prepared*>(state.prepared.get());
   const Index dim = state.dim, classes = state.classes, centres = state.centres.rows;
   const bool has_classifier = static_cast<bool>(state.weights);
@@ -506,6 +506,7 @@ void CpuBackend::count_decisions(DecisionState& state, Index rows) {
 }
 
 BatchFaults CpuBackend::decide_batch(DecisionState& state, const MatrixView& features, const LabelView& labels) {
+  const std::lock_guard turn(turn_);
   BatchFaults faults = check_labels(labels, state.classes, labels_.reserve(features.rows));
   const auto look_for_faults = [&] { check_features(features, threads_for(features.rows * features.cols), faults); };
   if (faults.any()) look_for_faults();

@@ -345,6 +345,7 @@ class PairReducer {
 }  // namespace
 
 PairSums CpuBackend::pair_sums(const Matrix& A, const PairQuery& query) {
+  const std::lock_guard turn(turn_);
   const Index count = A.rows, dim = A.cols;
   blas_int(dim, "a matrix's side");
   const Index height = std::clamp((count / 8 + 15) / 16 * 16, Index{16}, kPairRows), width = 2 * height;
@@ -403,6 +404,7 @@ PairSums CpuBackend::pair_sums(const Matrix& A, const PairQuery& query) {
 }
 
 ProductSums CpuBackend::product_sums(const Matrix& A, const Matrix& B, const ProductQuery& query) {
+  const std::lock_guard turn(turn_);
   const Index count = A.rows;
   const Simplex simplex(count);
   const Index side = std::min(kTile, count);
@@ -412,7 +414,7 @@ ProductSums CpuBackend::product_sums(const Matrix& A, const Matrix& B, const Pro
   for (Index i0 = 0; i0 < count; i0 += kTile) {
     for (Index j0 = 0; j0 < count; j0 += kTile) {
       const Index height = std::min(kTile, count - i0), width = std::min(kTile, count - j0);
-      multiply(threads_, {A.data() + i0 * A.cols, A.cols, false}, {B.data() + j0 * B.cols, B.cols, true}, height, width,
+      multiply(threads(), {A.data() + i0 * A.cols, A.cols, false}, {B.data() + j0 * B.cols, B.cols, true}, height, width,
                A.cols, tile, width);
 #pragma omp parallel for num_threads(threads_for(height* width)) schedule(static)
       for (Index i = 0; i < height; ++i) {

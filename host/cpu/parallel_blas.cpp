@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <condition_variable>
 #include <limits>
+#include <mutex>
 #include <string>
 
 #include "ncollapse/error.hpp"
@@ -114,7 +116,36 @@ void add_single_gram_lower(int threads, const float* A, Index n, Index depth, co
   });
 }
 
-BlasThreads::BlasThreads(int threads) : before_(openblas_get_num_threads()) { openblas_set_num_threads(threads); }
-BlasThreads::~BlasThreads() { openblas_set_num_threads(before_); }
+namespace {
+
+// BLAS has one number of threads for the whole process.
+struct {
+  std::mutex door, mutex;
+  std::condition_variable left;
+  int holders = 0, threads = 0;
+  int before = 0;  // what the first holder found and the last one restores
+} blas;
+thread_local int depth = 0;  // a scope inside another one keeps its number
+
+}  // namespace
+
+BlasThreads::BlasThreads(int threads) {
+  if (depth++ > 0) return;
+  const std::lock_guard door(blas.door);  // who waits for its number in here is not overtaken
+  std::unique_lock lock(blas.mutex);
+  blas.left.wait(lock, [&] { return blas.holders == 0 || blas.threads == threads; });
+  if (blas.holders++ > 0) return;
+  blas.before = openblas_get_num_threads();
+  blas.threads = threads;
+  openblas_set_num_threads(threads);
+}
+
+BlasThreads::~BlasThreads() {
+  if (--depth > 0) return;
+  const std::lock_guard lock(blas.mutex);
+  if (--blas.holders > 0) return;
+  openblas_set_num_threads(blas.before);
+  blas.left.notify_one();
+}
 
 }  // namespace ncollapse::cpu

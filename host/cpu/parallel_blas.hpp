@@ -31,16 +31,14 @@ Index tile_of(Index n, int threads);
 void add_single_gram_lower(int threads, const float* A, Index n, Index depth, const double* scale, float* tiles,
                            double* C);
 
-/// The threads of BLAS and LAPACK themselves, while this lives: one around products that OpenMP spreads.
+/// The threads of BLAS and LAPACK themselves, while this lives: one around products that OpenMP spreads. Threads that
+/// want the same number go on together, others wait for their turn.
 class BlasThreads {
  public:
   explicit BlasThreads(int threads);
   ~BlasThreads();
   BlasThreads(const BlasThreads&) = delete;
   BlasThreads& operator=(const BlasThreads&) = delete;
-
- private:
-  int before_;
 };
 
 /// For the vendor interface's 32-bit sizes. Throws UsageError.

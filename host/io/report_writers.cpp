@@ -1,6 +1,7 @@
 // Reports as JSON and CSV.
 #include <charconv>
 #include <cmath>
+#include <locale>
 #include <sstream>
 
 #include "host/io/report_json.hpp"
@@ -80,6 +81,7 @@ std::string to_json(const Report& report) {
 
 std::string to_csv(const Report& report) {
   std::ostringstream csv;
+  csv.imbue(std::locale::classic());  // else a count may have separators between its thousands
   csv << "key,class,value,status\n";
   for (const auto& info : metric_catalogue()) {
     const std::string key(info.key);

@@ -57,7 +57,8 @@ struct AccumulatorOptions {
   Precision precision = Precision::exact;  ///< below Statistics::full it matters to pairs of classes only
 };
 
-/// The finished moments of a data set, in the memory of the device that made them. Immutable; copies share memory.
+/// The finished moments of a data set, in the memory of the device that made them. Immutable: several threads may read
+/// one object, or measure it. Copies share memory.
 class NCOLLAPSE_EXPORT ClassMoments {
  public:
   Index classes() const;       ///< K, absent classes included

@@ -61,10 +61,16 @@ struct ContextOptions {
   void* cuda_stream = nullptr;
 };
 
-/// Opens a device. Cheap to copy: copies share the device's handles. Not safe for use from two threads at once;
-/// give each thread its own Context. CPU contexts share the process's BLAS, whose number of threads they set while they
-/// compute and restore: use one of them at a time, and not beside other work in BLAS; of several threads at once each
-/// opens its own with threads = 1.
+/// Opens a device. Cheap to copy: copies share the device's handles. Objects made with one context may be used from
+/// several threads at once, each object from one at a time: their calls take turns at what they share (on a GPU all
+/// work is in the order of the one stream). For calls that run beside each other give each thread a context of its
+/// own, on the CPU with threads = 1. CPU contexts share the process's BLAS, whose number of threads they set while they
+/// compute and restore: those that want different numbers take turns, and other work in BLAS meanwhile may see either.
+///
+/// After fork() a child lacks the threads of its parent: if that had computed on several, calls in the child throw
+/// DeviceError where they would need them; a context with threads = 1 works. No GPU can be used after a fork. Where a
+/// program has the processor take subnormal numbers for zero, on some threads or all, features below 1e-35 may lose
+/// digits there.
 class NCOLLAPSE_EXPORT Context {
  public:
   /// Throws DeviceError when the device does not exist or the library was built without CUDA, UsageError for a number

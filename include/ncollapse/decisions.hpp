@@ -17,6 +17,10 @@ struct DecisionCounts {
   std::vector<Index> correct_centre;      ///< nearest class centre is the true class
   std::vector<Index> correct_classifier;  ///< argmax of W h + b is the true class
   std::vector<Index> agree;               ///< the two decisions are equal
+
+  /// Adds what another counter with the same centres and classifier has counted, of other rows. Throws UsageError when
+  /// classes differ, or only one has a classifier.
+  NCOLLAPSE_EXPORT DecisionCounts& operator+=(const DecisionCounts& other);
 };
 
 /// Counts, batch by batch, argmax_k (W h + b)_k and argmin_k |h - m_k| against given class means (Papyan et al. 2020,
@@ -27,9 +31,9 @@ struct DecisionCounts {
 class NCOLLAPSE_EXPORT DecisionCounter {
  public:
   /// `classifier` null or without layers: only the nearest centre is decided. Its weights are copied, so they may
-  /// change or go afterwards. Throws UsageError when no class has samples, the layers do not chain from d to K, the
+  /// change or go afterwards. Throws UsageError when the layers do not chain from d to K, the
   /// bias has not K entries or no layers, an element type is unknown, or weights lie in device memory and the context
-  /// on the CPU; DataError when a layer, their product or the bias holds a NaN or infinite value, or a row of them one
+  /// on the CPU; DataError when no class has samples, when a layer, their product or the bias holds a NaN or infinite value, or a row of them one
   /// whose square overflows, and for class means beyond 1e70 or all below 1e-70 without being 0.
   DecisionCounter(const ClassMoments& centres, const Classifier* classifier);
   ~DecisionCounter();

@@ -104,8 +104,14 @@ struct Report {
   std::vector<std::pair<std::string, double>> timing;       ///< name, seconds
   std::vector<std::pair<std::string, std::string>> source;  ///< what was read: name, file
 
-  /// The value of a scalar key, if it has one.
+  /// The value of a scalar key, if it has one. This and the next two throw UsageError for a key that the catalogue
+  /// has not.
   NCOLLAPSE_EXPORT std::optional<double> find(std::string_view key) const;
+  /// The same. Throws DataError, with the reason, where it has none; UsageError for a per-class key.
+  NCOLLAPSE_EXPORT double at(std::string_view key) const;
+  /// The values of a per-class key, [K], or null where there are none. Throws UsageError for a scalar key.
+  NCOLLAPSE_EXPORT const std::vector<double>* find_per_class(std::string_view key) const&;
+  const std::vector<double>* find_per_class(std::string_view key) const&& = delete;  // it would dangle
 };
 
 /// Everything that may be known beside the moments.

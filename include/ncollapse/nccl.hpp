@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <thread>
+#include <utility>
 
 #include "ncollapse/communicator.hpp"
 #include "ncollapse/error.hpp"
@@ -41,13 +43,23 @@ class OnDevice {
   int before_ = 0;
 };
 
+// A communicator that does not block answers before it is done.
+inline void finish(ncclComm_t comm, ncclResult_t status, const char* call) {
+  while (status == ncclInProgress) {
+    std::this_thread::yield();
+    check(ncclCommGetAsyncError(comm, &status), "ncclCommGetAsyncError");
+  }
+  check(status, call);
+}
+
 inline void sum(ncclComm_t comm, int device, cudaStream_t stream, void* values, Index count, ncclDataType_t type) {
   const OnDevice here(device);
-  check(ncclAllReduce(values, values, static_cast<std::size_t>(count), type, ncclSum, comm, stream), "ncclAllReduce");
+  finish(comm, ncclAllReduce(values, values, static_cast<std::size_t>(count), type, ncclSum, comm, stream),
+         "ncclAllReduce");
   check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
   ncclResult_t later = ncclSuccess;
   check(ncclCommGetAsyncError(comm, &later), "ncclCommGetAsyncError");
-  check(later, "ncclAllReduce");
+  finish(comm, later, "ncclAllReduce");
 }
 
 }  // namespace nccl_detail
@@ -56,7 +68,7 @@ inline void sum(ncclComm_t comm, int device, cudaStream_t stream, void* values, 
 /// Context that is used with it, and all ranks need one. Every sum waits for the stream; if a rank is lost meanwhile,
 /// ncclCommAbort from another thread ends the wait. All ranks get the same bits; for the same bits in every run fix
 /// NCCL's algorithm (NCCL_ALGO, NCCL_NVLS_ENABLE=0). Throws DeviceError for what NCCL or CUDA return, UsageError for a
-/// null communicator.
+/// null communicator. One that does not block (ncclConfig_t::blocking = 0) is waited for.
 inline Communicator nccl_communicator(ncclComm_t comm, cudaStream_t stream) {
   if (comm == nullptr) throw UsageError("the NCCL communicator is null");
   int rank = 0, size = 1, device = 0;

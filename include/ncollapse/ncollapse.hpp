@@ -1,7 +1,7 @@
 // Everything but what needs another library's headers: mpi.hpp, nccl.hpp, torch.hpp.
 //
 // What holds for every class: an object that was moved from may be assigned to or destroyed, nothing else; one object
-// is used by one thread at a time.
+// is used by one thread at a time, but Context and ClassMoments (see there).
 #pragma once
 
 #include "ncollapse/accumulator.hpp"

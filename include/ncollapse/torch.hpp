@@ -72,7 +72,7 @@ inline MatrixView view(const at::Tensor& tensor) {
   if ((cols > 1 && tensor.stride(-1) != 1) || stride < cols)
     throw UsageError(torch_detail::describe(tensor) + " with strides " + c10::str(tensor.strides()) +
                          " has rows that are not contiguous",
-                     "pass tensor.contiguous()");
+                     "keep tensor.contiguous() in a variable as long as the view, and pass that");
   return {tensor.data_ptr(), dtype, rows, cols, stride, space};
 }
 
@@ -83,7 +83,8 @@ inline LabelView label_view(const at::Tensor& tensor) {
   const MemorySpace space = torch_detail::checked_space(tensor);
   if (tensor.dim() != 1)
     throw UsageError(torch_detail::describe(tensor) + " is not a vector of labels",
-                     "for one-hot rows pass tensor.argmax(1)");
+                     tensor.dim() == 2 && tensor.size(1) == 1 ? "pass tensor.squeeze(1)"
+                                                              : "for one-hot rows pass tensor.argmax(1)");
   LabelType type = LabelType::i64;
   switch (tensor.scalar_type()) {
     case at::kLong: type = LabelType::i64; break;
@@ -94,7 +95,8 @@ inline LabelView label_view(const at::Tensor& tensor) {
                        "convert it: tensor.to(torch::kLong)");
   }
   if (!tensor.is_contiguous())
-    throw UsageError(torch_detail::describe(tensor) + " is not contiguous", "pass tensor.contiguous()");
+    throw UsageError(torch_detail::describe(tensor) + " is not contiguous",
+                     "keep tensor.contiguous() in a variable as long as the view, and pass that");
   return {tensor.data_ptr(), type, tensor.numel(), space};
 }
 

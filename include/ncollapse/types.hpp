@@ -66,6 +66,15 @@ inline LabelView view(const std::uint8_t* labels, Index size) {
   return {labels, LabelType::u8, size, MemorySpace::host};
 }
 
+/// Views of any element type and memory, given by name: f16 and bf16, which C++20 has no types for, or device memory.
+inline MatrixView view(const void* data, Dtype dtype, Index rows, Index cols, Index stride = 0,
+                       MemorySpace space = MemorySpace::host) {
+  return {data, dtype, rows, cols, stride, space};
+}
+inline LabelView view(const void* labels, LabelType type, Index size, MemorySpace space = MemorySpace::host) {
+  return {labels, type, size, space};
+}
+
 /// Bytes of one element.
 constexpr Index size_of(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }
 constexpr Index size_of(LabelType type) { return type == LabelType::i64 ? 8 : type == LabelType::i32 ? 4 : 1; }

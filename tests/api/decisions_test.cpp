@@ -360,6 +360,28 @@ TEST_P(Decisions, CountsGrowAndRepeat) {
   }
 }
 
+TEST_P(Decisions, CountsOfPartsAddUp) {
+  const Samples all = make_samples({{40, 20, 30}, 5, {0.7}, 1.0, 0.0, 97});
+  const auto [left, right] = split(all, {11, 20, 3});
+  const Head head = random_head(3, 5, 98);
+  const ClassMoments moments = moments_of(context(), all);
+  const DecisionCounts want = count_decisions(moments, head, all);
+  DecisionCounts sum = count_decisions(moments, head, left);
+  sum += count_decisions(moments, head, right);
+  EXPECT_EQ(sum.samples, want.samples);
+  EXPECT_EQ(sum.correct_centre, want.correct_centre);
+  EXPECT_EQ(sum.correct_classifier, want.correct_classifier);
+  EXPECT_EQ(sum.agree, want.agree);
+  const DecisionCounts no_head = count_decisions(moments, {}, left), none;
+  for (const DecisionCounts* other : {&no_head, &none}) EXPECT_THROW(sum += *other, ncollapse::UsageError);
+  EXPECT_EQ(sum.samples, want.samples);
+}
+
+TEST_P(Decisions, WithoutSamplesThereAreNoCentres) {
+  const Accumulator nothing(context(), {.classes = 3, .dim = 2});
+  EXPECT_THROW(DecisionCounter(nothing.finish(), nullptr), ncollapse::DataError);
+}
+
 TEST_P(Decisions, StridesAndLabelTypes) {
   const Samples all = rounded(make_samples({{40, 20, 30}, 9, {0.7}, 1.0, 0.0, 99}), Dtype::bf16);
   const Head head = random_head(3, 9, 100);

@@ -608,6 +608,20 @@ TEST_P(Measure, InputsThatWereNotGivenAreNamed) {
   EXPECT_TRUE(no_bias.find("nc4_agree_test").has_value());
 }
 
+// Half of the training set decided, by mistake say, is no accuracy of the training set.
+TEST_P(Measure, DecisionsOnAPartOfTheTrainingSetAreNoted) {
+  const Samples all = make_samples({{30, 20}, 3, {0.2}, 1.0, 0.0, 4});
+  const ClassMoments moments = moments_of(context(), all);
+  const auto notes_of = [&](const DecisionCounts& counts) {
+    return ncollapse::measure(moments, {.train = &counts, .test = &counts}).notes;
+  };
+  EXPECT_TRUE(notes_of(count_decisions(moments, {}, all)).empty());
+  const auto notes = notes_of(count_decisions(moments, {}, split(all, {30, 10}).first));
+  ASSERT_EQ(notes.size(), 1U);
+  EXPECT_NE(notes[0].find("counted on 40 samples"), std::string::npos) << notes[0];
+  EXPECT_NE(notes[0].find("the 50 that"), std::string::npos) << notes[0];
+}
+
 // What is reported for few classes is reported for many, or says why not. 1500 classes in 300 sizes and 5 dimensions
 // are above every size at which something is cut into tiles, groups or pages, and above the dimension.
 TEST_P(Measure, ManyClassesReportWhatFewDo) {

@@ -1,6 +1,7 @@
 // The catalogue and the three ways to write a report.
 #include <algorithm>
 #include <cmath>
+#include <locale>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
@@ -121,11 +122,63 @@ std::vector<std::string> fields_of(const std::string& line) {
 
 TEST_P(Writers, FindReturnsNumbersOnly) {
   const Report report = full();
-  for (const auto& [key, value] : report.metrics) EXPECT_EQ(report.find(key), std::optional<double>(value));
-  EXPECT_FALSE(report.find("no_such_key").has_value());
-  EXPECT_FALSE(report.find("").has_value());
-  EXPECT_FALSE(report.find("nc1_per_class").has_value());
+  for (const auto& [key, value] : report.metrics) {
+    EXPECT_EQ(report.find(key), std::optional<double>(value));
+    EXPECT_EQ(report.at(key), value);
+  }
+  EXPECT_FALSE(report.find("acc_per_class_train").has_value());
   EXPECT_FALSE(bare().find("nc3_dual").has_value());
+}
+
+TEST_P(Writers, AKeyThatIsNoMetricIsRefused) {
+  const Report report = full();
+  for (const std::string key : {"no_such_key", "", "nc1_pniv", "count"}) {
+    EXPECT_THROW(report.find(key), ncollapse::UsageError) << key;
+    EXPECT_THROW(report.at(key), ncollapse::UsageError) << key;
+    EXPECT_THROW(report.find_per_class(key), ncollapse::UsageError) << key;
+  }
+}
+
+TEST_P(Writers, ANumberThatIsMissingSaysWhy) {
+  for (const auto& [report, key] : {std::pair(bare(), "nc3_dual"), std::pair(degenerate(), "nc1_pinv")}) try {
+      report.at(key);
+      ADD_FAILURE() << key;
+    } catch (const ncollapse::DataError& error) {
+      const ncollapse::MetricStatus& status = report.status.at(key);
+      EXPECT_EQ(std::string(error.what()), std::string(key) + " has no value (" + status.code + "): " + status.why);
+    }
+}
+
+TEST_P(Writers, PerClassValuesAreFound) {
+  const Report report = full(), without = bare();
+  ASSERT_FALSE(report.per_class.empty());
+  for (const auto& metric : report.per_class) {
+    EXPECT_EQ(report.find_per_class(metric.key), &metric.values) << metric.key;
+    EXPECT_THROW(report.at(metric.key), ncollapse::UsageError) << metric.key;
+  }
+  EXPECT_EQ(without.find_per_class("acc_per_class_train"), nullptr);
+  EXPECT_THROW(report.find_per_class("nc1_pinv"), ncollapse::UsageError);
+}
+
+/// Thousands with dots and a decimal comma, as in German.
+struct GermanNumbers : std::numpunct<char> {
+  char do_decimal_point() const override { return ','; }
+  char do_thousands_sep() const override { return '.'; }
+  std::string do_grouping() const override { return "\3"; }
+};
+
+TEST_P(Writers, TheLocaleOfTheProgramChangesNothing) {
+  const Samples samples = make_samples({{1234, 1500}, 2, {0.5}, 1.0, 0.0, 3});
+  const Report report = ncollapse::measure(moments_of(context(), samples));
+  const auto written = [&] {
+    return std::vector{ncollapse::to_csv(report), ncollapse::to_json(report), ncollapse::to_table(report)};
+  };
+  const auto want = written();
+  const std::locale before = std::locale::global(std::locale(std::locale::classic(), new GermanNumbers));
+  const auto found = written();
+  std::locale::global(before);
+  EXPECT_EQ(found, want);
+  EXPECT_NE(want[0].find("count,0,1234,ok\n"), std::string::npos);
 }
 
 TEST_P(Writers, TheReportDescribesItsInput) {

@@ -29,5 +29,5 @@ int main() {
   const ncollapse::Classifier head{.layers = {ncollapse::view(weights.data(), classes, dim)}};
   const ncollapse::Report report = ncollapse::measure(moments.finish(), {.classifier = &head});
   for (const ncollapse::Metric& metric : report.metrics) std::cout << metric.key << " = " << metric.value << "\n";
-  return report.find("nc1_pinv").value() < 0.1 && report.find("nc3_cos_min").value() > 0.7 ? 0 : 1;
+  return report.at("nc1_pinv") < 0.1 && report.at("nc3_cos_min") > 0.7 ? 0 : 1;
 }

@@ -94,6 +94,7 @@ TEST(TorchViews, Labels) {
   }
   EXPECT_COMPLAINT(ncollapse::label_view(at::zeros({4})), "to(torch::kLong)");
   EXPECT_COMPLAINT(ncollapse::label_view(at::zeros({4, 2}, at::kLong)), "argmax(1)");
+  EXPECT_COMPLAINT(ncollapse::label_view(at::zeros({4, 1}, at::kLong)), "squeeze(1)");
   EXPECT_COMPLAINT(ncollapse::label_view(at::arange(8, at::kLong).slice(0, 0, 8, 2)), "contiguous()");
 }
 

@@ -24,6 +24,16 @@ try() {  # try NAME CONFIG CMAKE_OPTION...
 
 "$cmake" --install "$build" --prefix "$place/prefix" >/dev/null
 "$place/prefix/bin/ncollapse" --version
+find "$place/prefix/share" -name LICENSE | grep -q .
+# A CMake before 3.23 knows no file sets: it has to find the headers otherwise.
+grep -q 'INTERFACE_INCLUDE_DIRECTORIES "${_IMPORT_PREFIX}/include"' "$place"/prefix/*/cmake/ncollapse/ncollapseTargets.cmake
+echo '--- pkg-config, and a prefix that has moved'
+mv "$place/prefix" "$place/moved"
+flags=$(PKG_CONFIG_PATH=$(dirname "$(find "$place/moved" -name ncollapse.pc)") pkg-config --cflags --libs ncollapse)
+# shellcheck disable=SC2086
+"$cxx" -std=c++20 tests/consumer/main.cpp -o "$place/by_pkg_config" $flags
+LD_LIBRARY_PATH=$(dirname "$(find "$place/moved" -name libncollapse.so)") "$place/by_pkg_config" >/dev/null
+mv "$place/moved" "$place/prefix"
 try find_package Release -DCMAKE_PREFIX_PATH="$place/prefix"
 echo '--- a component that does not exist'
 mkdir "$place/wrong"
@@ -34,3 +44,6 @@ said=$("$cmake" -S "$place/wrong" -B "$place/wrong/build" -G "$generator" -DCMAK
 grep 'it has no component mpl; there are' <<<"$said"
 # It is the packaging that is on trial: no optimisation, and no kernels compiled a second time.
 try add_subdirectory Debug -DNCOLLAPSE_SOURCE_DIR="$PWD" -DNCOLLAPSE_CUDA=OFF
+echo '--- a project that has it as a subdirectory installs only what is its own'
+"$cmake" --install "$place/add_subdirectory" --prefix "$place/parent" >/dev/null
+[[ -z $(find "$place/parent" -type f 2>/dev/null) ]]

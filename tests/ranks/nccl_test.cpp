@@ -96,6 +96,23 @@ TEST_P(Nccl, WhatNcclReportsLaterIsAnError) {
   }
 }
 
+TEST_P(Nccl, ACommunicatorThatDoesNotBlockIsWaitedFor) {
+  for (const ncclResult_t end : {ncclSuccess, ncclRemoteError}) {
+    const Stream stream;
+    ncclComm nccl{0, 2, device(), [](double*, Index) {}, [](Index*, Index) {}, end, 5};
+    const auto communicator = ncollapse::nccl_communicator(&nccl, stream);
+    double* memory = nullptr;
+    ASSERT_EQ(cudaMalloc(reinterpret_cast<void**>(&memory), sizeof(double)), cudaSuccess);
+    const auto sum = [&] { communicator.callbacks().sum_doubles(memory, 1); };
+    if (end == ncclSuccess)
+      EXPECT_NO_THROW(sum());
+    else
+      EXPECT_THROW(sum(), DeviceError);
+    EXPECT_EQ(nccl.unfinished, 0);
+    cudaFree(memory);
+  }
+}
+
 TEST_P(Nccl, TheContextHasToBeOnAGpu) {
   const Stream stream;
   ncclComm nccl{0, 2, device(), [](double*, Index) {}, [](Index*, Index) {}};

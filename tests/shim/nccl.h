@@ -9,7 +9,13 @@
 #include <functional>
 #include <vector>
 
-enum ncclResult_t { ncclSuccess = 0, ncclUnhandledCudaError = 1, ncclInvalidArgument = 4, ncclRemoteError = 6 };
+enum ncclResult_t {
+  ncclSuccess = 0,
+  ncclUnhandledCudaError = 1,
+  ncclInvalidArgument = 4,
+  ncclRemoteError = 6,
+  ncclInProgress = 7
+};
 enum ncclDataType_t { ncclInt64 = 4, ncclFloat64 = 8 };
 enum ncclRedOp_t { ncclSum = 0 };
 
@@ -17,7 +23,8 @@ struct ncclComm {
   int rank, size, device;
   std::function<void(double*, std::int64_t)> sum_doubles;
   std::function<void(std::int64_t*, std::int64_t)> sum_integers;
-  ncclResult_t later = ncclSuccess;  // what the next question for asynchronous errors is answered
+  ncclResult_t later = ncclSuccess;  // what the question for asynchronous errors is answered
+  int unfinished = 0;                // times that it is answered "in progress" before, as is what began it
 };
 using ncclComm_t = ncclComm*;
 
@@ -27,6 +34,7 @@ inline const char* ncclGetErrorString(ncclResult_t status) {
     case ncclUnhandledCudaError: return "a CUDA call failed";
     case ncclInvalidArgument: return "invalid argument";
     case ncclRemoteError: return "another rank has failed";
+    case ncclInProgress: return "in progress";
   }
   return "unknown";
 }
@@ -34,7 +42,9 @@ inline ncclResult_t ncclCommUserRank(ncclComm_t comm, int* rank) { return *rank 
 inline ncclResult_t ncclCommCount(ncclComm_t comm, int* size) { return *size = comm->size, ncclSuccess; }
 inline ncclResult_t ncclCommCuDevice(ncclComm_t comm, int* device) { return *device = comm->device, ncclSuccess; }
 inline ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* status) {
-  return *status = comm->later, ncclSuccess;
+  *status = comm->unfinished > 0 ? ncclInProgress : comm->later;
+  if (comm->unfinished > 0) --comm->unfinished;
+  return ncclSuccess;
 }
 
 template <class T, class Sum>
@@ -52,6 +62,8 @@ inline ncclResult_t ncclAllReduce(const void* from, void* to, std::size_t count,
                                   ncclComm_t comm, cudaStream_t stream) {
   int device = -1;
   if (cudaGetDevice(&device) != cudaSuccess || device != comm->device) return ncclInvalidArgument;
-  return type == ncclFloat64 ? nccl_shim_sum<double>(from, to, count, stream, comm->sum_doubles)
-                             : nccl_shim_sum<std::int64_t>(from, to, count, stream, comm->sum_integers);
+  const ncclResult_t done = type == ncclFloat64
+                                ? nccl_shim_sum<double>(from, to, count, stream, comm->sum_doubles)
+                                : nccl_shim_sum<std::int64_t>(from, to, count, stream, comm->sum_integers);
+  return done == ncclSuccess && comm->unfinished > 0 ? ncclInProgress : done;
 }

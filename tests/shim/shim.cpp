@@ -16,6 +16,7 @@
 #include <list>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <set>
 #include <string>
@@ -97,6 +98,8 @@ constexpr bool kWatchesReads = true;
 #else
 constexpr bool kWatchesReads = false;
 #endif
+
+std::recursive_mutex mutex;  // of all that follows, as several threads may call CUDA
 
 [[noreturn]] void fail(const char* what) {
   std::fprintf(stderr, "cuda shim: %s\n", what);
@@ -309,6 +312,7 @@ Order order() {
 }
 
 void submit(cudaStream_t stream, std::function<void()> work) {
+  const std::lock_guard api(mutex);
   require_stream(stream);
   require_in_capture(*stream->line);
   stream->line->last_work = stream->line->queued + 1;
@@ -320,10 +324,12 @@ void submit(cudaStream_t stream, std::function<void()> work) {
 }
 
 DeviceAccess::DeviceAccess() {
+  mutex.lock();
   if (opened++ == 0) protect_all(true);
 }
 DeviceAccess::~DeviceAccess() {
   if (--opened == 0) protect_all(false);
+  mutex.unlock();
 }
 
 void require_device(const void* at, std::size_t bytes) {
@@ -339,17 +345,22 @@ unsigned char* written_flags(const void* at, std::size_t bytes) {
 }
 
 std::size_t live_allocations() {
+  const std::lock_guard api(mutex);
   drain_all();
   return memory().live.size();
 }
 void check_guards() {
+  const std::lock_guard api(mutex);
   drain_all();
   const DeviceAccess access;
   for (const auto& [data, allocation] : memory().live) check_guard(allocation);
 }
 void set_memory_limit(std::size_t bytes) { memory().limit = bytes; }
 const Calls& calls() { return counted; }
-void count_vendor_call() { ++counted.vendor_calls; }
+void count_vendor_call() {
+  const std::lock_guard api(mutex);
+  ++counted.vendor_calls;
+}
 void set_capturing(bool capturing) {
   if (is_capturing && !capturing)
     for (const auto& line : lines)
@@ -366,6 +377,7 @@ void refuse_launch(int others) { launches_until_refusal = others; }
 }  // namespace cuda_shim
 
 cudaError_t cudaMallocFromPoolAsync(void** result, std::size_t bytes, cudaMemPool_t pool, cudaStream_t stream) {
+  const std::lock_guard api(mutex);
   require_stream(stream);
   if (pool == nullptr || bytes == 0) return cudaErrorInvalidValue;
   forbid_in_capture("an allocation in a capture");
@@ -393,6 +405,7 @@ cudaError_t cudaMallocFromPoolAsync(void** result, std::size_t bytes, cudaMemPoo
 }
 
 cudaError_t cudaFreeAsync(void* data, cudaStream_t stream) {
+  const std::lock_guard api(mutex);
   require_stream(stream);
   forbid_in_capture("freeing memory in a capture");
   auto& state = memory();
@@ -411,12 +424,14 @@ cudaError_t cudaFreeAsync(void* data, cudaStream_t stream) {
 }
 
 cudaError_t cudaMemGetInfo(std::size_t* free_bytes, std::size_t* total_bytes) {
+  const std::lock_guard api(mutex);
   *total_bytes = memory().limit;
   *free_bytes = memory().limit - std::min(memory().used, memory().limit);
   return cudaSuccess;
 }
 
 cudaError_t cudaMemsetAsync(void* at, int value, std::size_t bytes, cudaStream_t stream) {
+  const std::lock_guard api(mutex);
   require_stream(stream);
   require_device(at, bytes);
   ++counted.copies;
@@ -433,6 +448,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
 
 cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
                               std::size_t width, std::size_t height, cudaMemcpyKind kind, cudaStream_t stream) {
+  const std::lock_guard api(mutex);
   require_stream(stream);
   if (width > to_pitch || width > from_pitch) return cudaErrorInvalidValue;
   if (width == 0 || height == 0) return cudaSuccess;
@@ -476,6 +492,7 @@ cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, 
 }
 
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
+  const std::lock_guard api(mutex);
   const Allocation* allocation = find(pointer, 0);
   *attributes = {allocation           ? cudaMemoryTypeDevice
                  : is_pinned(pointer) ? cudaMemoryTypeHost
@@ -486,8 +503,8 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const vo
 
 // ---------------------------------------------------------------- devices, streams, pools
 namespace {
-constexpr int kDevices = 2;  // the second one is there to be left alone
-int current_device = 1;      // not the one that is opened first: a launch without the guard is noticed
+constexpr int kDevices = 2;           // the second one is there to be left alone
+thread_local int current_device = 1;  // not the one that is opened first: a launch without the guard is noticed
 }  // namespace
 
 const char* cudaGetErrorString(cudaError_t status) { return status == cudaSuccess ? "no error" : "an error"; }
@@ -523,22 +540,26 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
+  const std::lock_guard api(mutex);
   *stream = new CUstream_st{current_device, flags, lines.emplace_back(std::make_shared<Line>())};
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  const std::lock_guard api(mutex);
   stream->line->destroyed = true;  // nobody waits for it: what is queued is done when its turn comes
   lines.remove_if([](const auto& line) { return line->destroyed && line->items.empty(); });
   delete stream;
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  const std::lock_guard api(mutex);
   require_stream(stream);
   count_wait();
   drain(stream->line);
   return cudaSuccess;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  const std::lock_guard api(mutex);
   require_stream(stream);
   if (event == nullptr) return cudaErrorInvalidValue;
   Line& line = *stream->line;
@@ -555,11 +576,13 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
   return cudaSuccess;
 }
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  const std::lock_guard api(mutex);
   require_stream(stream);
   *status = is_capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
   return cudaSuccess;
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  const std::lock_guard api(mutex);
   require_stream(stream);
   if (is_capturing) fail("a capture in a capture");
   cuda_shim::set_capturing(true);
@@ -568,6 +591,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  const std::lock_guard api(mutex);
   if (recorded == nullptr || captured_first != stream->line.get())
     fail("the end of a capture that did not begin there");
   cuda_shim::set_capturing(false);
@@ -579,6 +603,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
   return cudaSuccess;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
+  const std::lock_guard api(mutex);
   forbid_in_capture("the launch of a graph in a capture");
   for (const auto& work : executable->work) submit(stream, work);
   return cudaSuccess;
@@ -592,14 +617,17 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
   return cudaSuccess;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  const std::lock_guard api(mutex);
   *event = new CUevent_st{current_device, {}};
   return cudaSuccess;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  const std::lock_guard api(mutex);
   delete event;
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  const std::lock_guard api(mutex);
   require_stream(stream);
   if (event->device != stream->device) fail("an event is recorded on a stream of another device");
   require_in_capture(*stream->line);
@@ -608,18 +636,21 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
+  const std::lock_guard api(mutex);
   forbid_in_capture("a query in a capture");
   if (event->capture != 0) fail("a query of an event that was recorded in a capture");
   if (order() == Order::others_first) run_others(nullptr);
   return (is_slow && event->point.line) || !event->point.reached() ? cudaErrorNotReady : cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  const std::lock_guard api(mutex);
   if (event->capture != 0) fail("a wait for an event that was recorded in a capture");
   if (event->point.line && is_slow) count_wait();
   if (event->point.line) reach(event->point);
   return cudaSuccess;
 }
 cudaError_t cudaHostAlloc(void** memory_at, std::size_t bytes, unsigned) {
+  const std::lock_guard api(mutex);
   forbid_in_capture("an allocation in a capture");
   ++counted.allocations;
   *memory_at = std::malloc(bytes);
@@ -629,15 +660,18 @@ cudaError_t cudaHostAlloc(void** memory_at, std::size_t bytes, unsigned) {
   return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* at) {
+  const std::lock_guard api(mutex);
   if (pinned.erase(static_cast<unsigned char*>(at)) != 1) fail("freeing pinned memory that is none");
   std::free(at);
   return cudaSuccess;
 }
 cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps*) {
+  const std::lock_guard api(mutex);
   *pool = new CUmemPool_st{current_device};
   return cudaSuccess;
 }
 cudaError_t cudaMemPoolDestroy(cudaMemPool_t pool) {
+  const std::lock_guard api(mutex);
   delete pool;
   return cudaSuccess;
 }
@@ -930,6 +964,7 @@ std::uint32_t ballot(unsigned mask, bool vote, const Place& at) {
 }
 
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, std::function<void()> body) {
+  const std::lock_guard api(mutex);
   require_valid(config);
   if (launches_until_refusal >= 0 && launches_until_refusal-- == 0) return cudaErrorInvalidValue;
   ++counted.launches;
