@@ -18,7 +18,8 @@ CudaBackend::CudaBackend(int device, const ContextOptions& options, const Limits
   if (info_.name.empty()) {
     const std::string name = "CUDA device " + std::to_string(device);
     if (devices.empty()) throw DeviceError(name + " cannot be used: " + reason, "use the CPU");
-    throw DeviceError("there is no " + name, "the first one is " + std::to_string(devices.front().device.index));
+    throw DeviceError(reason.empty() ? "there is no " + name : name + " cannot be used: " + reason,
+                      "the first one is " + std::to_string(devices.front().device.index));
   }
   const DeviceGuard on(device);
   queue_ = std::make_shared<Queue>(device, static_cast<cudaStream_t>(options.cuda_stream));

@@ -58,10 +58,13 @@ Batch::Batch(Queue& queue, Staging& staging, const Limits& limits, const MatrixV
   if (from_host && queue.capturing())
     throw UsageError("a batch in host memory cannot be captured in a CUDA graph: it would be read now, not at replay",
                      "copy it to the device within the graph and pass MemorySpace::device");
-  // Of several blocks the later ones are loaded when the first has changed the state: no room must show before.
-  if (features.space == MemorySpace::host && blocks() > 1)
-    staging.reserve((block_rows_ * features.cols * size_of(features.dtype) + 255) / 256 * 256 +
-                    block_rows_ * size_of(labels.type));
+  // Of several blocks the later ones are loaded when the first has changed the state, or the record of what is wrong:
+  // no room must show before.
+  if (from_host && blocks() > 1)
+    staging.reserve(features.space == MemorySpace::host
+                        ? (block_rows_ * features.cols * size_of(features.dtype) + 255) / 256 * 256 +
+                              block_rows_ * size_of(labels.type)
+                        : block_rows_ * size_of(labels.type));
 }
 
 void Batch::load(Index number, bool with_features) {

@@ -33,7 +33,7 @@ void check(cublasStatus_t status, std::source_location at) {
 void check(cusolverStatus_t status, std::source_location at) {
   if (status == CUSOLVER_STATUS_SUCCESS) return;
   const std::string what = "cuSOLVER: status " + std::to_string(static_cast<int>(status)) + place(at);
-  if (status == CUSOLVER_STATUS_ALLOC_FAILED) throw DeviceError(what);
+  if (status == CUSOLVER_STATUS_ALLOC_FAILED) throw MemoryError(what);
   throw Error(ErrorKind::internal, what);
 }
 

@@ -12,7 +12,8 @@ namespace ncollapse::cuda {
 
 /// Throws DeviceError; clears the runtime's last error first, or the next caller would be blamed for it.
 void check(cudaError_t status, std::source_location at = std::source_location::current());
-/// Throws DeviceError when the library could not get memory, Error(internal) otherwise.
+/// Throws DeviceError when the library could not get memory (cuSOLVER: MemoryError; a product may have been the second
+/// of several that change one array), Error(internal) otherwise.
 void check(cublasStatus_t status, std::source_location at = std::source_location::current());
 void check(cusolverStatus_t status, std::source_location at = std::source_location::current());
 

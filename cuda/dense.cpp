@@ -44,10 +44,11 @@ void for_each_panel(Index rows, Index d, Index slice, Index least_width, const M
 /// Work space of a cuSOLVER call: one part on the device, one on the host.
 struct SolverSpace {
   SolverSpace(Queue& queue, std::size_t device_bytes, std::size_t host_bytes)
-      : device(queue, static_cast<Index>(device_bytes)), host(host_bytes), info(queue, 1) {}
+      : device(queue, static_cast<Index>(device_bytes)), host(host_bytes), info(queue, 1), guard(queue.stream()) {}
   Buffer<unsigned char> device;
   std::vector<unsigned char> host;
   Buffer<int> info;
+  WaitOnException guard;  // last: the host's part must not go while the solver has it
 
   /// The solver's verdict: 0, or what cuSOLVER documents. Waits, as it must before the space goes.
   int verdict(const char* solver) const {

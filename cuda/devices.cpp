@@ -28,7 +28,10 @@ std::string why_none(cudaError_t status) {
 
 std::vector<DeviceInfo> list_devices(std::string* reason) {
   std::vector<DeviceInfo> devices;
-  std::string why;
+  std::string why;  // of each device that is left out
+  const auto leave_out = [&](int device, const std::string& because) {
+    why += (why.empty() ? "" : "; ") + ("CUDA device " + std::to_string(device)) + because;
+  };
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess || count == 0) {
@@ -39,20 +42,20 @@ std::vector<DeviceInfo> list_devices(std::string* reason) {
     cudaDeviceProp properties{};
     if (cudaGetDeviceProperties(&properties, device) != cudaSuccess) {
       cudaGetLastError();
-      why = "CUDA device " + std::to_string(device) + " does not answer";
+      leave_out(device, " does not answer");
       continue;
     }
+    const std::string name = " (" + std::string(properties.name) + ")";
     const std::string capability = std::to_string(properties.major) + "." + std::to_string(properties.minor);
     if (properties.major * 10 + properties.minor < kOldestMajor * 10 + kOldestMinor) {
-      why = std::string(properties.name) + " has compute capability " + capability + "; 7.5 is the oldest supported";
+      leave_out(device, name + " has compute capability " + capability + ", 7.5 is the oldest supported");
       continue;
     }
     if (const cudaError_t answer = probe(device); answer != cudaSuccess) {
-      why = std::string(properties.name) + (answer == cudaErrorNoKernelImageForDevice
-                                                ? " has compute capability " + capability +
-                                                      ", for which this library was not compiled "
-                                                      "(CMAKE_CUDA_ARCHITECTURES)"
-                                                : std::string(" does not answer: ") + cudaGetErrorString(answer));
+      leave_out(device, name + (answer == cudaErrorNoKernelImageForDevice
+                                    ? " has compute capability " + capability +
+                                          ", for which this library was not compiled (CMAKE_CUDA_ARCHITECTURES)"
+                                    : std::string(" does not answer: ") + cudaGetErrorString(answer)));
       continue;
     }
     DeviceInfo info;
@@ -62,7 +65,7 @@ std::vector<DeviceInfo> list_devices(std::string* reason) {
     info.capability = capability;
     devices.push_back(info);
   }
-  if (reason) *reason = devices.empty() ? why : "";
+  if (reason) *reason = why;
   return devices;
 }
 

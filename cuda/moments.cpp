@@ -17,6 +17,7 @@
 // Batches of few classes, and of few rows, need none of that (few_classes.hpp): add_few.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "cuda/backend.hpp"
 #include "cuda/class_sums.hpp"
@@ -202,7 +203,7 @@ struct CudaBackend::Workspace {
   bool make_second_sums(Index size) {
     if (has_room && second_sums.size() == 0) try {
         second_sums = Buffer<double>(*queue, size);
-      } catch (const DeviceError&) {
+      } catch (const MemoryError&) {
         has_room = false;
       }
     return has_room;
@@ -431,6 +432,7 @@ BatchFaults CudaBackend::add_batch(MomentState& state, const MatrixView& feature
     }
   }
   if (!capturing && !space.on_its_way) {
+    const WaitOnException guard(queue_->stream());  // `seen` may go
     check(cudaMemcpyAsync(space.seen.get(), record, sizeof(BatchRecord), cudaMemcpyDeviceToHost, queue_->stream()));
     space.arrived.record(queue_->stream());
     space.on_its_way = true;
@@ -445,8 +447,12 @@ BatchFaults CudaBackend::pending_faults(MomentState& state) {
   space.gather_sums(state);
   BatchRecord record;
   queue_->download(&record, space.record.get(), space.record.bytes());
-  if (record.shut) space.reset(record.batch);
-  return record.shut ? faults_of(record, state.dim) : BatchFaults{};
+  if (!record.shut) return {};
+  BatchFaults faults = faults_of(record, state.dim);
+  const std::vector<Index> counts = to_host(state.counts);
+  faults.samples = std::accumulate(counts.begin(), counts.end(), Index{0});
+  space.reset(record.batch);  // last: a fault that could not be told is told by the next call
+  return faults;
 }
 
 }  // namespace ncollapse::cuda

@@ -115,7 +115,7 @@ void* Queue::allocate(Index bytes) {
     cudaGetLastError();
     std::size_t free_bytes = 0, total_bytes = 0;
     check(cudaMemGetInfo(&free_bytes, &total_bytes));
-    throw DeviceError("out of memory on CUDA device " + std::to_string(device_) + ": " + std::to_string(wanted) +
+    throw MemoryError("out of memory on CUDA device " + std::to_string(device_) + ": " + std::to_string(wanted) +
                           " bytes were wanted, " + std::to_string(free_bytes) + " of " + std::to_string(total_bytes) +
                           " are free",
                       "use smaller batches, fewer statistics, or the CPU");
@@ -149,9 +149,13 @@ void Queue::download(void* host, const void* from, Index bytes) {
   if (bytes == 0) return;
   const auto size = static_cast<std::size_t>(bytes);
   if (const void* pinned = fetch(from, bytes)) {
+    const struct Release {
+      Queue& queue;
+      ~Release() { queue.release_fetched(); }
+    } release{*this};
     wait();
     std::memcpy(host, pinned, size);
-    return release_fetched();
+    return;
   }
   check(cudaMemcpyAsync(host, from, size, cudaMemcpyDeviceToHost, stream()));
   wait();

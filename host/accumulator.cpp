@@ -124,7 +124,7 @@ struct Accumulator::Impl {
   }
   /// The state holds just the batches before the one with the fault.
   void throw_if_any(const BatchFaults& faults) const {
-    if (faults.any()) throw_faults(faults, samples(), options.classes);
+    if (faults.any()) throw_faults(faults, faults.samples >= 0 ? faults.samples : samples(), options.classes);
   }
 };
 

@@ -54,6 +54,7 @@ struct MomentState {
 /// What is wrong with a batch. The batch has changed nothing.
 struct BatchFaults {
   Index rows = 0;            ///< rows of that batch
+  Index samples = -1;        ///< in the state, all of the batches before it; -1: not counted yet
   Index batch = -1;          ///< how many batches the state took before it; -1: it is the batch of this very call
   Index bad_labels = 0;      ///< labels outside 0 .. K-1
   Index bad_label_row = -1;  ///< the first of them: its row in the batch
@@ -296,7 +297,7 @@ class Backend {
     Index bytes = 0;
     if (__builtin_mul_overflow(rows, cols, &bytes) ||
         __builtin_mul_overflow(bytes, static_cast<Index>(sizeof(T)), &bytes))
-      throw DeviceError(std::to_string(rows) + " x " + std::to_string(cols) + " numbers fit no memory");
+      throw MemoryError(std::to_string(rows) + " x " + std::to_string(cols) + " numbers fit no memory");
     return {std::static_pointer_cast<T>(allocate(bytes)), rows, cols};
   }
   template <class T>
@@ -330,7 +331,7 @@ std::shared_ptr<Backend> open_cpu_backend(const ContextOptions& options);
 
 /// Defined in cuda/; a library built without CUDA has a stub in host/ that throws DeviceError.
 std::shared_ptr<Backend> open_cuda_backend(int device, const ContextOptions& options);
-/// Usable CUDA devices, and why there is none.
+/// Usable CUDA devices, and why others are left out, or there is none.
 std::vector<DeviceInfo> cuda_devices(std::string* reason);
 
 }  // namespace ncollapse

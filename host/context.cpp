@@ -70,7 +70,8 @@ std::shared_ptr<Backend> open(Device device, const ContextOptions& options) {
   for (const auto& gpu : gpus)
     if (gpu.device == device) return open_cuda_backend(device.index, options);
   throw DeviceError(
-      "there is no device " + to_string(device) + ", only " + std::to_string(gpus.size()) + " CUDA device(s)",
+      "device " + to_string(device) + " cannot be used" +
+          (reason.empty() ? ": there are only " + std::to_string(gpus.size()) + " CUDA device(s)" : ": " + reason),
       "list them with: ncollapse devices");
 }
 

@@ -7,18 +7,23 @@
 
 namespace ncollapse {
 
+template <class Work>
+auto Exchange::or_tell(const Work& work) const {
+  try {
+    return work();
+  } catch (...) {
+    if (ranks_.callbacks().on_failure) ranks_.callbacks().on_failure(std::current_exception());
+    throw;
+  }
+}
+
 Exchange::Exchange(Backend& backend, const Communicator& ranks) : backend_(backend), ranks_(ranks) {
   if (ranks.size() == 1) return;
   if (!on_device()) {
     together("preparing to add up", [this] { prepare(); });
     return;
   }
-  try {
-    prepare();
-  } catch (...) {
-    if (ranks.callbacks().on_failure) ranks.callbacks().on_failure(std::current_exception());
-    throw;
-  }
+  or_tell([this] { prepare(); });
 }
 
 void Exchange::prepare() {
@@ -30,6 +35,15 @@ void Exchange::prepare() {
     piece_ = backend_.allocate(kPieceBytes);
   else if (cuda)
     piece_ = std::make_shared<std::byte[]>(static_cast<std::size_t>(kPieceBytes));
+}
+
+template <class T>
+void Exchange::sum(Array<T>& values) const {
+  or_tell([&] { sum_array(values); });
+}
+template <class T>
+void Exchange::sum(std::vector<T>& values) const {
+  or_tell([&] { sum_vector(values); });
 }
 
 template <class T>
@@ -66,16 +80,18 @@ void Exchange::sum_vector(std::vector<T>& values) const {
   }
 }
 
-template void Exchange::sum_array(Matrix&) const;
-template void Exchange::sum_array(IndexArray&) const;
-template void Exchange::sum_vector(std::vector<double>&) const;
-template void Exchange::sum_vector(std::vector<Index>&) const;
+template void Exchange::sum(Matrix&) const;
+template void Exchange::sum(IndexArray&) const;
+template void Exchange::sum(std::vector<double>&) const;
+template void Exchange::sum(std::vector<Index>&) const;
 
 std::vector<Index> Exchange::gather(const std::vector<Index>& row) const {
-  std::vector<Index> table(row.size() * static_cast<std::size_t>(ranks_.size()), 0);
-  std::copy(row.begin(), row.end(), table.begin() + ranks_.rank() * static_cast<Index>(row.size()));
-  sum(table);
-  return table;
+  return or_tell([&] {
+    std::vector<Index> table(row.size() * static_cast<std::size_t>(ranks_.size()), 0);
+    std::copy(row.begin(), row.end(), table.begin() + ranks_.rank() * static_cast<Index>(row.size()));
+    sum_vector(table);
+    return table;
+  });
 }
 
 void Exchange::together(const std::string& doing, const std::function<void()>& work) const {

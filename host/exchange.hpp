@@ -19,10 +19,11 @@ class Exchange {
   /// sum on devices: it calls on_failure, and its program has to end them.
   Exchange(Backend& backend, const Communicator& ranks);
 
-  void sum(Matrix& values) const { sum_array(values); }
-  void sum(IndexArray& values) const { sum_array(values); }
-  void sum(std::vector<double>& values) const { sum_vector(values); }
-  void sum(std::vector<Index>& values) const { sum_vector(values); }
+  /// Of doubles or Index. A rank that fails here, or in gather, calls on_failure: others may be waiting for it.
+  template <class T>
+  void sum(Array<T>& values) const;
+  template <class T>
+  void sum(std::vector<T>& values) const;
   /// Every rank's row, [size x row.size()].
   std::vector<Index> gather(const std::vector<Index>& row) const;
 
@@ -35,6 +36,8 @@ class Exchange {
              const std::function<std::string(const Index* values)>& describe) const;
 
  private:
+  template <class Work>
+  auto or_tell(const Work& work) const;
   template <class T>
   void sum_array(Array<T>& values) const;
   template <class T>

@@ -37,13 +37,13 @@ inline void check_type(LabelType type, const std::string& what) {
 /// the backend can see.
 void check_batch(const Backend& backend, Index dim, const MatrixView& features, const LabelView& labels);
 
-/// work(), whose std::bad_alloc becomes a DeviceError.
+/// work(), whose std::bad_alloc becomes a MemoryError.
 template <class Work>
 auto with_memory_for(Index rows, const Work& work) {
   try {
     return work();
   } catch (const std::bad_alloc&) {
-    throw DeviceError("out of memory: a batch of " + std::to_string(rows) + " rows", "give smaller batches");
+    throw MemoryError("out of memory: a batch of " + std::to_string(rows) + " rows", "give smaller batches");
   }
 }
 

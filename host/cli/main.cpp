@@ -8,7 +8,6 @@
 #include <filesystem>
 #include <iostream>
 #include <numeric>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -86,9 +85,7 @@ void use_better_blas_kernels(char** argv) {
   unsetenv(kVariable);
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
   namespace cli = ncollapse::cli;
   use_better_blas_kernels(argv);
   cli::catch_lost_files(json_wanted(argc, argv));
@@ -116,13 +113,8 @@ int main(int argc, char** argv) {
       "  ncollapse devices\n\n"
       "Exit codes: 0 ok, 1 internal error, 2 wrong usage, 3 bad input, 4 device or memory, 130 interrupted.");
   cli::Common common;
-  std::optional<cli::Ranks> ranks;
-  try {
-    ranks.emplace();
-  } catch (...) {
-    return cli::report_error(std::current_exception(), json_wanted(argc, argv));
-  }
-  common.ranks = &*ranks;
+  cli::Ranks ranks;
+  common.ranks = &ranks;
   cli::add_analyze(app, common);
   cli::add_accumulate(app, common);
   cli::add_merge(app, common);
@@ -135,9 +127,9 @@ int main(int argc, char** argv) {
   cli::add_bench(app, common);
   cli::add_devices(app, common);
   cli::add_metrics(app, common);
-  const bool speaks = ranks->rank() == 0;
+  const bool speaks = ranks.rank() == 0;
   app.parse_complete_callback([&] {
-    if (ranks->size() > 1 && chosen_command(app) != "analyze ")
+    if (ranks.size() > 1 && chosen_command(app) != "analyze ")
       throw ncollapse::UsageError(chosen_command(app) + "was started in a job of several processes",
                                   "only analyze divides its work among them; start this without mpirun");
   });
@@ -152,17 +144,27 @@ int main(int argc, char** argv) {
       if (!speaks) return 0;
       const int status = app.exit(e);
       if (std::cout.flush()) return status;
-      return ranks->fail(std::make_exception_ptr(ncollapse::DataError("cannot write to standard output")), false);
+      return ranks.fail(std::make_exception_ptr(ncollapse::DataError("cannot write to standard output")), false);
     }
     const std::string see = "see: ncollapse " + chosen_command(app) + "--help";
     // What is missing may be there under a name that is not known.
     const bool unknown = dynamic_cast<const CLI::ExtrasError*>(&e) != nullptr ||
                          (dynamic_cast<const CLI::RequiredError*>(&e) != nullptr && !app.remaining(true).empty());
-    return ranks->fail(
+    return ranks.fail(
         std::make_exception_ptr(unknown ? unknown_argument(app, see) : ncollapse::UsageError(e.what(), see)),
         json_wanted(argc, argv));
   } catch (...) {
-    return ranks->fail(std::current_exception(), json_wanted(argc, argv));
+    return ranks.fail(std::current_exception(), json_wanted(argc, argv));
   }
   return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (...) {  // before or after the command itself
+    return ncollapse::cli::report_error(std::current_exception(), json_wanted(argc, argv));
+  }
 }

@@ -65,27 +65,44 @@ void part_outputs(const std::string& option, const std::string& path, const std:
     throw UsageError(option + " and " + other_option + " name one file, " + path, "give each its own");
 }
 
-void write_output(const std::string& path, const std::string& text) {
-  if (path == "-") {
+namespace {
+
+/// What a link leads to is replaced, not the link. But links of the system stand for open files (/dev/stdout).
+std::string behind_link(const std::string& path) {
+  std::error_code status;
+  if (!std::filesystem::is_symlink(path, status)) return path;
+  const auto folder =
+      std::filesystem::canonical(std::filesystem::absolute(path, status).parent_path(), status).string();
+  for (const std::string system : {"/dev", "/proc"})
+    if (folder == system || folder.starts_with(system + "/")) return path;
+  const auto target = std::filesystem::weakly_canonical(path, status);
+  return status ? path : target.string();
+}
+
+}  // namespace
+
+void write_output(const std::string& name, const std::string& text) {
+  if (name == "-") {
     std::cout << text << std::flush;
     if (!std::cout) throw DataError("cannot write to standard output");
     return;
   }
-  // A regular file is replaced as a whole; a pipe, a device or what a link leads to is written where it is.
+  // A regular file is replaced as a whole; a pipe or a device is written where it is.
+  const std::string path = behind_link(name);
   std::error_code ignored;
   const auto kind = std::filesystem::symlink_status(path, ignored).type();
   const bool replace = kind == std::filesystem::file_type::not_found || kind == std::filesystem::file_type::regular;
   const std::string temporary = replace ? path + ".tmp" + std::to_string(getpid()) : path;
   std::ofstream file(temporary, std::ios::binary | std::ios::trunc);
   file << text << std::flush;
+  if (file) file.close();  // some file systems tell only now that there is no room
   const bool written = static_cast<bool>(file);
   const int reason = errno;
-  file.close();
   std::error_code status;
   if (written && replace) std::filesystem::rename(temporary, path, status);
   if (!written || status) {
     if (replace) std::filesystem::remove(temporary, ignored);
-    throw DataError(path + ": cannot write: " +
+    throw DataError(name + ": cannot write: " +
                     (written ? status.message() : std::error_code(reason, std::generic_category()).message()));
   }
 }

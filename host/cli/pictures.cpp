@@ -770,7 +770,7 @@ void draw(const Picture& picture, const std::filesystem::path& folder, const std
     run_gnuplot(folder, picture.script.name, remark);
     // gnuplot does not tell when it could not write.
     std::ifstream file(folder / picture.image, std::ios::binary);
-    const std::string image{std::istreambuf_iterator<char>(file), {}};
+    const std::string image = rest_of(file, (folder / picture.image).string());
     const std::string_view end = picture.image.ends_with(".svg") ? "</svg>" : "IEND";
     if (image.rfind(end) == image.npos)
       throw Error(ErrorKind::internal, (folder / picture.image).string() + ": gnuplot has not written a whole picture",

@@ -365,6 +365,7 @@ void read_steps(std::istream& input, Place place, Recording& recording) {
     else
       broken = place.line;
   }
+  if (input.bad()) throw DataError(place.file + ": cannot be read to its end");
   if (broken > 0 && input) fail({place.file, broken}, "is not a JSON object");
   if (broken > 0)
     fmt::print(stderr, "ncollapse: note: {}: line {}, the last one, is broken (was the run killed?) and left out\n",
@@ -388,6 +389,15 @@ Json parse_document(const std::string& text, const std::string& file) {
 
 }  // namespace
 
+std::string rest_of(std::istream& input, const std::string& file) {
+  std::string text;
+  char piece[1 << 14];
+  while (input.read(piece, sizeof piece) || input.gcount() > 0)
+    text.append(piece, static_cast<std::size_t>(input.gcount()));
+  if (input.bad()) throw DataError(file + ": cannot be read to its end");
+  return text;
+}
+
 std::string Recording::last_step() const { return is_run() ? fmt::format("{} {}", x_name, x.back()) : ""; }
 
 Recording recording_of(const Report& report, const std::string& name) {
@@ -410,13 +420,14 @@ Recording read_recording(const std::string& file) {
   const Place first{file, 1};
   std::string text;
   std::getline(input, text);
+  if (input.bad()) throw DataError(file + ": cannot be read");
   Json json = parse_line(text, file);
   if (is_run_schema(schema_of(json))) {
     read_header(json, first, recording);
     read_steps(input, first, recording);
     return recording;
   }
-  const std::string rest(std::istreambuf_iterator<char>(input), {});
+  const std::string rest = rest_of(input, file);
   if (blank(text) && blank(rest)) throw DataError(file + ": is empty");
   if (!json.is_object() || !blank(rest)) json = parse_document(text + "\n" + rest, file);  // a report has many lines
   const std::string schema = schema_of(json);

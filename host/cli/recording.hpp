@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <istream>
 #include <limits>
 #include <optional>
 #include <string>
@@ -47,6 +48,8 @@ struct Recording {
 /// Reads a file; its schema says what it is. Notes on stderr when the last line is broken, as a killed run leaves it.
 /// Throws DataError with file and line for any other line that is broken, and for a schema that cannot be shown.
 Recording read_recording(const std::string& file);
+/// What is left of a file. Throws DataError, with its name, when it cannot be read.
+std::string rest_of(std::istream& input, const std::string& file);
 
 /// A report that was just measured; `name` stands for its file.
 Recording recording_of(const Report& report, const std::string& name);

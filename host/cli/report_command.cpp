@@ -38,8 +38,10 @@ class TemporaryFolder {
       throw DataError("cannot make a folder for temporary files: " + status.message(), "let TMPDIR name another place");
   }
   ~TemporaryFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
+    try {
+      std::filesystem::remove_all(path_);
+    } catch (...) {  // what is left there is the system's to clear
+    }
   }
   TemporaryFolder(const TemporaryFolder&) = delete;
   TemporaryFolder& operator=(const TemporaryFolder&) = delete;
@@ -57,7 +59,7 @@ std::vector<std::string> drawings_of(const std::vector<Picture>& all) {
   for (const Picture& picture : all) {
     draw(picture, folder.path());
     std::ifstream file(folder.path() / picture.image, std::ios::binary);
-    drawings.emplace_back(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
+    drawings.push_back(rest_of(file, (folder.path() / picture.image).string()));
   }
   return drawings;
 }

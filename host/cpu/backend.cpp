@@ -32,7 +32,7 @@ namespace {
 constexpr Index kBlockRows = 64;  // rows a partial sum spans, whatever the number of threads
 
 void check_lapack(int info, const std::string& what) {
-  if (info == LAPACK_WORK_MEMORY_ERROR) throw DeviceError("out of memory: the workspace of " + what);
+  if (info == LAPACK_WORK_MEMORY_ERROR) throw MemoryError("out of memory: the workspace of " + what);
   if (info != 0) throw Error(ErrorKind::internal, what + " failed with info " + std::to_string(info));
 }
 
@@ -64,7 +64,7 @@ std::atomic<bool> team_used = false, team_lost = false;
 int CpuBackend::threads() const {
   if (info_.threads == 1) return 1;
   static const int watch_forks = pthread_atfork(nullptr, nullptr, [] { team_lost = team_lost || team_used; });
-  if (watch_forks != 0) throw DeviceError("out of memory: a handler of forks was wanted");
+  if (watch_forks != 0) throw MemoryError("out of memory: a handler of forks was wanted");
   if (team_lost)
     throw DeviceError("this process was forked from one that had computed on several threads, and has none of them",
                       "fork before anything is computed, or open the context with threads = 1");
@@ -80,7 +80,7 @@ std::shared_ptr<void> CpuBackend::allocate(Index bytes) {
   // calloc hands out zeroed pages without touching them; only the alignment is missing, so it is made here.
   void* base = std::calloc(padded + kAlignment, 1);
   if (base == nullptr)
-    throw DeviceError("out of memory: " + std::to_string(bytes) + " bytes were wanted on the CPU",
+    throw MemoryError("out of memory: " + std::to_string(bytes) + " bytes were wanted on the CPU",
                       "fewer statistics (means, traces) need less memory");
   void* aligned = base;
   std::size_t space = padded + kAlignment;
@@ -154,20 +154,19 @@ std::vector<double> CpuBackend::group_gram_squares(const Matrix& A, const std::v
   Index largest = 0;  // of the small ones
   for (Index g = 0; g < groups; ++g)
     if (const Index count = begin[g + 1] - begin[g]; count <= kSmall) largest = std::max(largest, count);
+  const int team = threads_for(A.size());
+  const Matrix grams = matrix(team, largest * largest);
   const BlasThreads guard(1);
-#pragma omp parallel num_threads(threads_for(A.size()))
-  {
-    std::vector<double> gram(static_cast<std::size_t>(largest * largest));
-#pragma omp for schedule(dynamic)
-    for (Index g = 0; g < groups; ++g) {
-      const Index count = begin[g + 1] - begin[g];
-      if (count > kSmall) continue;
-      cblas_dsyrk(CblasRowMajor, CblasLower, CblasNoTrans, static_cast<int>(count), cols, 1.0,
-                  A.data() + begin[g] * A.cols, cols, 0.0, gram.data(), static_cast<int>(count));
-      for (Index i = 0; i < count; ++i) {
-        const double* row = gram.data() + i * count;
-        squares[g] += 2 * dot(row, row, i) + row[i] * row[i];
-      }
+#pragma omp parallel for num_threads(team) schedule(dynamic)
+  for (Index g = 0; g < groups; ++g) {
+    const Index count = begin[g + 1] - begin[g];
+    if (count > kSmall) continue;
+    double* gram = grams.data() + omp_get_thread_num() * grams.cols;
+    cblas_dsyrk(CblasRowMajor, CblasLower, CblasNoTrans, static_cast<int>(count), cols, 1.0,
+                A.data() + begin[g] * A.cols, cols, 0.0, gram, static_cast<int>(count));
+    for (Index i = 0; i < count; ++i) {
+      const double* row = gram + i * count;
+      squares[g] += 2 * dot(row, row, i) + row[i] * row[i];
     }
   }
   for (Index g = 0; g < groups; ++g)
@@ -317,6 +316,7 @@ double CpuBackend::cholesky(Matrix& A, Matrix* inverse) {
   const int stride = blas_int(n, "order");
   const BlasThreads guard(1);
   const double norm = LAPACKE_dlansy(LAPACK_COL_MAJOR, '1', 'U', stride, A.data(), stride);
+  if (norm < 0) check_lapack(static_cast<int>(norm), "a matrix norm (dlansy)");
   for (Index k = 0; k < n; k += kPanel) {
     const Index width = std::min(kPanel, n - k), below = k + width, blocks = (n - below + kPanel - 1) / kPanel;
     double* pivot = A.data() + k * n + k;
@@ -339,7 +339,8 @@ double CpuBackend::cholesky(Matrix& A, Matrix* inverse) {
     }
   }
   double reciprocal_condition = 0;
-  LAPACKE_dpocon(LAPACK_COL_MAJOR, 'U', stride, A.data(), stride, norm, &reciprocal_condition);
+  check_lapack(LAPACKE_dpocon(LAPACK_COL_MAJOR, 'U', stride, A.data(), stride, norm, &reciprocal_condition),
+               "the estimate of a condition number (dpocon)");
   if (inverse) {
     *inverse = identity(n);
     solve_lower(A, Transpose::no, *inverse);

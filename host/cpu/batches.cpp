@@ -337,7 +337,8 @@ bool CpuBackend::add_rows(MomentState& state, const T* data, Index stride, Index
       add_to(sums + carry[slot].label * dim, carry_sums + slot * dim, dim);
       if (square_sums != nullptr) square_sums[carry[slot].label] += carry[slot].squares;
     }
-    if (centred) add_gram_lower(threads(), 1.0, {centred, dim, true}, dim, chunk_end - chunk, 1.0, state.scatter.data());
+    if (centred)
+      add_gram_lower(threads(), 1.0, {centred, dim, true}, dim, chunk_end - chunk, 1.0, state.scatter.data());
     if (!fast) continue;
     double *squares = scales, *up = scales + dim, *down = scales + 2 * dim, *scatter = state.scatter.data();
     fold_columns(columns, runs, dim, chunk_end - chunk, squares, up, down);

@@ -414,8 +414,8 @@ ProductSums CpuBackend::product_sums(const Matrix& A, const Matrix& B, const Pro
   for (Index i0 = 0; i0 < count; i0 += kTile) {
     for (Index j0 = 0; j0 < count; j0 += kTile) {
       const Index height = std::min(kTile, count - i0), width = std::min(kTile, count - j0);
-      multiply(threads(), {A.data() + i0 * A.cols, A.cols, false}, {B.data() + j0 * B.cols, B.cols, true}, height, width,
-               A.cols, tile, width);
+      multiply(threads(), {A.data() + i0 * A.cols, A.cols, false}, {B.data() + j0 * B.cols, B.cols, true}, height,
+               width, A.cols, tile, width);
 #pragma omp parallel for num_threads(threads_for(height* width)) schedule(static)
       for (Index i = 0; i < height; ++i) {
         ProductSums sums;

@@ -111,6 +111,7 @@ NpzArchive::NpzArchive(const std::string& path) : path_(path) {
     if (archive != nullptr) zip_discard(archive);
   });
   if (archive_ == nullptr) {
+    if (code == ZIP_ER_MEMORY) throw MemoryError(path + ": out of memory: the archive's list of members");
     zip_error_t error;
     zip_error_init_with_code(&error, code);
     const std::string why = zip_error_strerror(&error);

@@ -356,8 +356,9 @@ void Imbalance::singular_values(const UfmPrediction& prediction, const std::stri
                                                                [&](double value) { return value > w.back() / 2; })));
     out_.singular_values_w = std::move(left);
     out_.singular_values_z = std::move(right);
-  } catch (const Error& error) {  // too large for the solver or for the memory: the other measures stand
-    if (error.kind() == ErrorKind::internal) throw;
+  } catch (const UsageError& error) {  // too large for the solver: the other measures stand
+    undefined(error.what());
+  } catch (const MemoryError& error) {  // or for the memory
     undefined(error.what());
   }
 }

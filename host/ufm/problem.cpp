@@ -25,7 +25,7 @@ std::vector<double> repeated(Index size, double value) {
 Index multiply_add(Index a, Index b, Index c) {
   Index product = 0, sum = 0;
   if (__builtin_mul_overflow(a, b, &product) || __builtin_add_overflow(product, c, &sum))
-    throw DeviceError(std::to_string(a) + " x " + std::to_string(b) + " parameters fit no memory");
+    throw MemoryError(std::to_string(a) + " x " + std::to_string(b) + " parameters fit no memory");
   return sum;
 }
 
@@ -85,7 +85,7 @@ UfmProblem::Impl::Impl(const Context& on, UfmOptions options, Index dimensions)
   bias_begin = multiply_add(samples, dim, features_begin);
   parameters = has_bias() ? multiply_add(classes, 1, bias_begin) : bias_begin;
   if (parameters > std::numeric_limits<Index>::max() / static_cast<Index>(sizeof(double)))
-    throw DeviceError(std::to_string(parameters) + " parameters fit no memory");
+    throw MemoryError(std::to_string(parameters) + " parameters fit no memory");
 
   for (std::size_t l = 0; l < layers.size(); ++l) layers[l] = backend.matrix(layer_rows(l), dim);
   features = backend.matrix(samples, dim);

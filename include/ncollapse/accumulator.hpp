@@ -100,7 +100,7 @@ class NCOLLAPSE_EXPORT ClassMoments {
 class NCOLLAPSE_EXPORT Accumulator {
  public:
   /// Throws UsageError for sizes below 1, weights that are not K positive numbers, or unknown statistics or precision;
-  /// DeviceError when the state does not fit the device's memory.
+  /// MemoryError when the state does not fit the device's memory.
   Accumulator(Context context, AccumulatorOptions options);
   ~Accumulator();
   Accumulator(Accumulator&&) noexcept;
@@ -117,8 +117,8 @@ class NCOLLAPSE_EXPORT Accumulator {
   /// after it are left out, and the next of add, check, finish, save, merge, reduce that learns of it throws, naming
   /// the batch and the row; an add that throws has not added its own batch either. The state then is that of all
   /// batches before the bad one (`samples` tells how far), and more may be added.
-  /// Throws DeviceError when there is no memory for it, which leaves the state as it was; or when the device refuses
-  /// work, after which a part of the batch may be in it: begin anew.
+  /// Throws MemoryError when there is no memory for it, which leaves the state as it was. Any other Error says that the
+  /// device or a vendor's library refused work, after which a part of the batch may be in the state: begin anew.
   void add(const MatrixView& features, const LabelView& labels);
 
   /// Waits until every batch was looked at, and throws the DataError that add on a GPU has not thrown yet, if there is

@@ -33,8 +33,9 @@ class NCOLLAPSE_EXPORT DecisionCounter {
   /// `classifier` null or without layers: only the nearest centre is decided. Its weights are copied, so they may
   /// change or go afterwards. Throws UsageError when the layers do not chain from d to K, the
   /// bias has not K entries or no layers, an element type is unknown, or weights lie in device memory and the context
-  /// on the CPU; DataError when no class has samples, when a layer, their product or the bias holds a NaN or infinite value, or a row of them one
-  /// whose square overflows, and for class means beyond 1e70 or all below 1e-70 without being 0.
+  /// on the CPU; DataError when no class has samples, when a layer, their product or the bias holds a NaN or infinite
+  /// value, or a row of them one whose square overflows, and for class means beyond 1e70 or all below 1e-70 without
+  /// being 0.
   DecisionCounter(const ClassMoments& centres, const Classifier* classifier);
   ~DecisionCounter();
   DecisionCounter(DecisionCounter&&) noexcept;

@@ -53,4 +53,11 @@ class NCOLLAPSE_EXPORT DeviceError : public Error {
   ~DeviceError() override;
 };
 
+/// There is no memory for it, on the device or the host. What the call was to change is as it was before.
+class NCOLLAPSE_EXPORT MemoryError : public DeviceError {
+ public:
+  explicit MemoryError(const std::string& message, std::string hint = {});
+  ~MemoryError() override;
+};
+
 }  // namespace ncollapse

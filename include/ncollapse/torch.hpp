@@ -82,9 +82,9 @@ inline MatrixView view(const at::Tensor& tensor) {
 inline LabelView label_view(const at::Tensor& tensor) {
   const MemorySpace space = torch_detail::checked_space(tensor);
   if (tensor.dim() != 1)
-    throw UsageError(torch_detail::describe(tensor) + " is not a vector of labels",
-                     tensor.dim() == 2 && tensor.size(1) == 1 ? "pass tensor.squeeze(1)"
-                                                              : "for one-hot rows pass tensor.argmax(1)");
+    throw UsageError(
+        torch_detail::describe(tensor) + " is not a vector of labels",
+        tensor.dim() == 2 && tensor.size(1) == 1 ? "pass tensor.squeeze(1)" : "for one-hot rows pass tensor.argmax(1)");
   LabelType type = LabelType::i64;
   switch (tensor.scalar_type()) {
     case at::kLong: type = LabelType::i64; break;

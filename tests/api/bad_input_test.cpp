@@ -356,8 +356,9 @@ TEST_P(BadInput, BatchesThatFitNoMemory) {
   const Index rows = Index{1} << 61;
   EXPECT_THROW(moments.add(ncollapse::view(samples.values.data(), rows, 6),
                            {samples.labels.data(), ncollapse::LabelType::i64, rows}),
-               ncollapse::DeviceError);
+               ncollapse::MemoryError);
   EXPECT_EQ(moments.samples(), samples.rows());
+  EXPECT_THROW(Accumulator(context(), {.classes = Index{1} << 40, .dim = Index{1} << 40}), ncollapse::MemoryError);
 }
 
 static_assert(!std::is_reference_v<decltype(std::declval<ClassMoments>().counts())>);

@@ -753,6 +753,23 @@ TEST_F(Command, SimulatesNothingFromWrongInput) {
 
 // ------------------------------------------------------------------------------------------------ limits
 
+// A link stays one, and what it leads to is whole at any time.
+TEST_F(Command, OutputsThroughALinkReplaceItsTarget) {
+  const std::string target = folder_.write("target.json", "what was there"), link = folder_.path("link.json");
+  std::filesystem::create_symlink("target.json", link);
+  std::vector<std::string> arguments{"-c", "ulimit -f 1; exec \"$0\" \"$@\"", NCOLLAPSE_COMMAND};
+  for (const auto& argument : analyze({"--quiet", "--json", link})) arguments.push_back(argument);
+  const Outcome failed = RunningCommand(arguments, 0, "/bin/sh").wait();
+  EXPECT_EQ(failed.exit_code, kData) << failed.err;
+  EXPECT_EQ(read_file(target), "what was there");
+  EXPECT_EQ(run_command(analyze({"--quiet", "--json", link})).exit_code, 0);
+  EXPECT_TRUE(std::filesystem::is_symlink(link));
+  EXPECT_EQ(Json::parse(read_file(target))["shape"]["D"], 2);
+  // Links of the system are open files: this one is where standard output goes.
+  const Outcome run = run_command(analyze({"--quiet", "--json", "/dev/stdout"}));
+  EXPECT_EQ(Json::parse(run.out)["shape"]["D"], 2) << run.err;
+}
+
 TEST_F(Command, AFileThatMayNotGrowIsAMessage) {
   for (const std::string output : {"--json", "--csv"}) {
     const std::string report = folder_.path("long");

@@ -396,6 +396,7 @@ TEST_F(Plot, FilesThatCannotBeDrawn) {
                {"two.jsonl", "line 2"});
   expect_error({file("empty.json", "\n")}, kData, {"empty.json", "empty"});
   expect_error({folder_.path("missing.json")}, kData, {"missing.json", "No such file"});
+  expect_error({"/proc/self/mem"}, kData, {"/proc/self/mem", "cannot be read"});  // nothing is at its begin
   std::filesystem::create_directory(folder_.path("a folder"));
   expect_error({folder_.path("a folder")}, kData, {"a folder", "directory", "a dump by --features"});
   expect_error({file("start.jsonl", header("ncollapse.run/1").dump() + "\n")}, kData, {"start.jsonl", "no steps"});

@@ -3,11 +3,16 @@
 #include <gtest/gtest.h>
 
 #include "ncollapse/plan.hpp"
+#include "ncollapse/state.hpp"
 #include "tests/api/support.hpp"
+#include "tests/io/array_writers.hpp"
+#include "tests/shim/cublas_v2.h"
 #include "tests/shim/cuda_runtime.h"
 
 namespace ncollapse_test {
 namespace {
+
+namespace test = ncollapse::test;
 
 struct Job {
   Index classes, dim;
@@ -49,6 +54,35 @@ TEST(MeasureOnCuda, WaitsSeldom) {
   expect_few({10, 512, random_head(10, 512, 2)}, 40);
   expect_few({300, 40, random_head(300, 40, 2)}, 40);
   expect_few({200, 40, random_head(200, 40, 2), 100}, 48);
+}
+
+// cuBLAS refuses a product in the middle of a run over files. What has a part of that batch in it is not kept, so that
+// a resumed run ends as one that nothing stopped.
+TEST(MeasureOnCuda, AHalfAddedBatchIsNotSaved) {
+  const Samples samples = make_samples({std::vector<Index>(20, 60), 40, {0.3}, 1.0, 0.0, 5});
+  const test::TemporaryDirectory folder;
+  const std::string rows = std::to_string(samples.rows());
+  ncollapse::AccumulationRequest request{
+      .features = {folder.write("x.npy", test::npy("<f8", "(" + rows + ", 40)", test::bytes_of(samples.values)))},
+      .labels = {folder.write("y.npy", test::npy("<i8", "(" + rows + ",)", test::bytes_of(samples.labels)))},
+      .classes = 20,
+      .state = folder.path("state.nc"),
+      .resume = true,
+      .batch_rows = 400};
+  const Context context({ncollapse::DeviceType::cuda, 0});
+  const auto run = [&] { return ncollapse::accumulate_files(context, request); };
+  for (const Index save_every : {0, 400}) {
+    request.save_every_rows = save_every;
+    request.on_progress = [](const auto&) { cuda_shim::set_product_status(CUBLAS_STATUS_EXECUTION_FAILED); };
+    EXPECT_THROW(run(), ncollapse::Error);
+    cuda_shim::set_product_status(CUBLAS_STATUS_SUCCESS);
+    EXPECT_EQ(std::filesystem::exists(request.state), save_every > 0);
+    request.on_progress = {};
+    const ClassMoments found = run().finish();
+    EXPECT_EQ(found.samples(), samples.rows());
+    expect_same_bits(found, accumulate(context, samples, 400).finish());
+    std::filesystem::remove(request.state);
+  }
 }
 
 std::size_t bytes_in_use() {

@@ -583,6 +583,7 @@ TEST_F(StreamOrderTest, AFaultFoundLateLosesAndSpoilsNothing) {
         }
         ASSERT_TRUE(faults.any());
         EXPECT_EQ(faults.batch, 2);
+        EXPECT_EQ(faults.samples, 2 * rows);
         EXPECT_EQ(faults.rows, rows);
         EXPECT_EQ(faults.bad_labels, bad_label ? 1 : 0);
         EXPECT_EQ(faults.nonfinite, bad_label ? 0 : 2);
@@ -603,6 +604,25 @@ TEST_F(StreamOrderTest, AFaultFoundLateLosesAndSpoilsNothing) {
       }
 }
 
+// One of two devices does not answer, as one that is another process's own.
+TEST(CudaDevices, WhyOneIsLeftOutIsTold) {
+  cuda_shim::silence_device(0);
+  std::string why;
+  const auto devices = cuda_devices(&why);
+  std::string refusal;
+  try {
+    cuda::CudaBackend backend(0, {});
+  } catch (const DeviceError& error) {
+    refusal = error.what();
+  }
+  cuda_shim::silence_device(-1);
+  ASSERT_EQ(devices.size(), 1U);
+  EXPECT_EQ(devices[0].device.index, 1);
+  EXPECT_NE(why.find("CUDA device 0 (host shim) does not answer"), std::string::npos) << why;
+  EXPECT_EQ(refusal, "CUDA device 0 cannot be used: " + why);
+  EXPECT_NO_THROW(cuda::CudaBackend(0, {}));
+}
+
 // Their squares are infinite in double, but they are numbers.
 TEST_F(StreamOrderTest, HugeFeaturesAreNoFaults) {
   Samples x(Dtype::f64, 400, kDim);
@@ -613,6 +633,39 @@ TEST_F(StreamOrderTest, HugeFeaturesAreNoFaults) {
   EXPECT_FALSE(backend_.add_batch(state, x.host(), Labels(LabelType::i64, labels).host()).any());
   EXPECT_FALSE(backend_.pending_faults(state).any());
   EXPECT_EQ(backend_.to_host(state.counts)[1], 400);
+}
+
+// Labels from the host, of four blocks, the first with a bad one. Where the others find no room, what was found wrong
+// is of no batch.
+TEST_F(StreamOrderTest, AFaultInABatchThatDoesNotFitIsForgotten) {
+  cuda::Limits limits;
+  limits.block_rows = 100;
+  OneBatch batch(backend_, 400, 10);
+  const Labels good(LabelType::i64, batch.labels);
+  batch.labels[3] = kClasses;
+  const Labels bad(LabelType::i64, batch.labels);
+  int failures = 0;
+  for (std::size_t more = 0; more < std::size_t{1} << 20; more += 512) {
+    cuda::CudaBackend backend(0, {}, limits);
+    const auto device_x = batch.x.device(backend, batch.keep_x);
+    MomentState state = new_state(backend, Precision::exact);
+    std::size_t free = 0, total = 0;
+    cudaMemGetInfo(&free, &total);
+    cuda_shim::set_memory_limit(total - free + more);
+    bool fits = true;
+    try {
+      backend.add_batch(state, device_x, bad.host());
+    } catch (const MemoryError&) {
+      fits = false;
+    }
+    cuda_shim::set_memory_limit(std::size_t{4} << 30);
+    if (fits) break;
+    ++failures;
+    EXPECT_FALSE(backend.add_batch(state, device_x, good.host()).any()) << more;
+    EXPECT_FALSE(backend.pending_faults(state).any()) << more;
+    EXPECT_EQ(backend.to_host(state.counts)[1], std::count(batch.labels.begin(), batch.labels.end(), 1)) << more;
+  }
+  EXPECT_GT(failures, 3);
 }
 
 // The batch comes in four blocks, of which the second finds no room at some of these limits.

@@ -1,6 +1,7 @@
 // nccl_communicator: on the host stand-in with several ranks; on a GPU, with NCCL itself, with one.
 #include <cuda_runtime.h>
 
+#include "host/backend.hpp"
 #include "ncollapse/nccl.hpp"
 #include "tests/api/support.hpp"
 #include "tests/ranks/thread_ranks.hpp"
@@ -101,15 +102,13 @@ TEST_P(Nccl, ACommunicatorThatDoesNotBlockIsWaitedFor) {
     const Stream stream;
     ncclComm nccl{0, 2, device(), [](double*, Index) {}, [](Index*, Index) {}, end, 5};
     const auto communicator = ncollapse::nccl_communicator(&nccl, stream);
-    double* memory = nullptr;
-    ASSERT_EQ(cudaMalloc(reinterpret_cast<void**>(&memory), sizeof(double)), cudaSuccess);
-    const auto sum = [&] { communicator.callbacks().sum_doubles(memory, 1); };
+    const auto value = context().backend()->matrix(1, 1);
+    const auto sum = [&] { communicator.callbacks().sum_doubles(value.data(), 1); };
     if (end == ncclSuccess)
       EXPECT_NO_THROW(sum());
     else
       EXPECT_THROW(sum(), DeviceError);
     EXPECT_EQ(nccl.unfinished, 0);
-    cudaFree(memory);
   }
 }
 

@@ -459,6 +459,28 @@ TEST(CommunicatorTest, ARankThatFailsEndsAllRanks) {
   }
 }
 
+TEST(CommunicatorTest, ARankThatFailsInASumTells) {
+  const Context context(ncollapse::Device::parse("cpu"));
+  int told = 0, sums = 0;
+  ncollapse::CommunicatorCallbacks callbacks;
+  callbacks.sum_doubles = [&](double*, Index) { throw std::bad_alloc(); };
+  callbacks.sum_integers = [&](Index*, Index) {
+    if (++sums > 1) throw std::bad_alloc();  // the first one is preparing
+  };
+  callbacks.on_failure = [&](std::exception_ptr) { ++told; };
+  const Communicator rank(0, 2, callbacks);
+  const ncollapse::Exchange exchange(*context.backend(), rank);
+  EXPECT_EQ(told, 0);
+  std::vector<double> vector(3);
+  auto array = context.backend()->matrix(2, 2);
+  EXPECT_THROW(exchange.sum(vector), std::bad_alloc);
+  EXPECT_EQ(told, 1);
+  EXPECT_THROW(exchange.sum(array), std::bad_alloc);
+  EXPECT_EQ(told, 2);
+  EXPECT_THROW(exchange.gather({1}), std::bad_alloc);
+  EXPECT_EQ(told, 3);
+}
+
 TEST(CommunicatorTest, OneRankNeedsNothing) {
   const Communicator alone;
   EXPECT_EQ(alone.rank(), 0);

@@ -8,6 +8,7 @@ enum cublasStatus_t {
   CUBLAS_STATUS_ALLOC_FAILED = 3,
   CUBLAS_STATUS_INVALID_VALUE = 7,
   CUBLAS_STATUS_ARCH_MISMATCH = 8,
+  CUBLAS_STATUS_EXECUTION_FAILED = 13,
   CUBLAS_STATUS_NOT_SUPPORTED = 15
 };
 enum cublasOperation_t { CUBLAS_OP_N = 0, CUBLAS_OP_T = 1 };
@@ -68,6 +69,8 @@ namespace cuda_shim {
 void set_half_sums(bool on);
 /// What products of 16-bit numbers return instead of being done; success: they are done.
 void set_narrow_status(cublasStatus_t status);
+/// What products in double return instead of being done; success: they are done.
+void set_product_status(cublasStatus_t status);
 /// Results of 16 bits are truncated, not rounded to nearest.
 void set_truncated_results(bool on);
 }  // namespace cuda_shim

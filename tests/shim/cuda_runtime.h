@@ -238,6 +238,8 @@ void count_vendor_call();
 void set_capturing(bool capturing);
 /// The launch after `others` more is refused. Negative: none is.
 void refuse_launch(int others);
+/// This device cannot be made the current one; -1: each can.
+void silence_device(int device);
 /// While the device is slow, no event is found to have happened; waiting for one still works.
 void set_slow(bool slow);
 

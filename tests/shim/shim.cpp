@@ -185,7 +185,7 @@ int opened = 0;  // nested DeviceAccess
 std::map<const unsigned char*, std::size_t> pinned;  // host memory that a GPU copies from and to without a wait
 cuda_shim::Calls counted;
 bool is_capturing = false, is_slow = false;
-int launches_until_refusal = -1;
+int launches_until_refusal = -1, silent_device = -1;
 std::uint64_t captures = 0;
 Line* captured_first = nullptr;
 CUgraph_st* recorded = nullptr;  // what captured work becomes part of, instead of being done
@@ -373,6 +373,7 @@ void set_capturing(bool capturing) {
 }
 void set_slow(bool slow) { is_slow = slow; }
 void refuse_launch(int others) { launches_until_refusal = others; }
+void silence_device(int device) { silent_device = device; }
 
 }  // namespace cuda_shim
 
@@ -526,7 +527,7 @@ cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int device) {
-  if (device < 0 || device >= kDevices) return cudaErrorInvalidDevice;
+  if (device < 0 || device >= kDevices || device == silent_device) return cudaErrorInvalidDevice;
   current_device = device;
   return cudaSuccess;
 }

@@ -23,7 +23,7 @@ struct cusolverDnParams {};
 namespace {
 
 bool spoil_vectors = false, spoil_values = false, fails = false, half_sums = false, truncated = false;
-cublasStatus_t narrow_status = CUBLAS_STATUS_SUCCESS;
+cublasStatus_t narrow_status = CUBLAS_STATUS_SUCCESS, product_status = CUBLAS_STATUS_SUCCESS;
 
 [[noreturn]] void fail(const char* what) {
   std::fprintf(stderr, "cuda shim: %s\n", what);
@@ -103,6 +103,7 @@ void spoil_next_eigenvalues() { spoil_values = true; }
 void fail_next_solver() { fails = true; }
 void set_half_sums(bool on) { half_sums = on; }
 void set_narrow_status(cublasStatus_t status) { narrow_status = status; }
+void set_product_status(cublasStatus_t status) { product_status = status; }
 void set_truncated_results(bool on) { truncated = on; }
 }  // namespace cuda_shim
 
@@ -133,6 +134,7 @@ cublasStatus_t cublasDgemm_64(cublasHandle_t handle, cublasOperation_t op_a, cub
                               std::int64_t n, std::int64_t k, const double* alpha, const double* A, std::int64_t lda,
                               const double* B, std::int64_t ldb, const double* beta, double* C, std::int64_t ldc) {
   require_ready(handle);
+  if (product_status != CUBLAS_STATUS_SUCCESS) return product_status;
   require_matrix(A, op_a == CUBLAS_OP_N ? m : k, op_a == CUBLAS_OP_N ? k : m, lda);
   require_matrix(B, op_b == CUBLAS_OP_N ? k : n, op_b == CUBLAS_OP_N ? n : k, ldb);
   require_matrix(C, m, n, ldc);
@@ -183,10 +185,10 @@ cublasStatus_t cublasDgemmStridedBatched_64(cublasHandle_t handle, cublasOperati
                                             const double* A, std::int64_t lda, long long stride_a, const double* B,
                                             std::int64_t ldb, long long stride_b, const double* beta, double* C,
                                             std::int64_t ldc, long long stride_c, std::int64_t count) {
-  for (std::int64_t i = 0; i < count; ++i)
+  for (std::int64_t i = 0; i < count && product_status == CUBLAS_STATUS_SUCCESS; ++i)
     cublasDgemm_64(handle, op_a, op_b, m, n, k, alpha, A + i * stride_a, lda, B + i * stride_b, ldb, beta,
                    C + i * stride_c, ldc);
-  return CUBLAS_STATUS_SUCCESS;
+  return product_status;
 }
 
 // Products of 16-bit numbers are exact in fp32; their sum is made in fp32, in the order of the rows.
