@@ -407,7 +407,8 @@ void add_bench(CLI::App& app, Common& common) {
       "  ncollapse bench\n"
       "  ncollapse bench --case C1 I1 --op sums scatter --threads 1\n"
       "  ncollapse bench --op end_to_end --plain --json speed.json\n"
-      "  ncollapse bench --from speed.json --markdown speed.md\n");
+      "  ncollapse bench --from speed.json --markdown speed.md\n\n"
+      "< behind a share of the floor: below the bar of that operation, which is in the JSON.\n");
   command->callback([options, &common] { run(*options, common); });
 }
 

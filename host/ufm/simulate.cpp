@@ -47,7 +47,7 @@ void check_memory(const Backend& backend, const SimulationOptions& options) {
     char text[128];
     std::snprintf(text, sizeof text, "N = %.0f samples, K = %.0f, d = %.0f need %.3g GB %s, there are %.3g GB", N, K, d,
                   bytes * 1e-9, where, static_cast<double>(memory) * 1e-9);
-    throw DeviceError(text,
+    throw MemoryError(text,
                       options.optimizer == Optimizer::lbfgs
                           ? "take fewer samples, a smaller dim, or gradient descent, which keeps 4 vectors, not 47"
                           : "take fewer samples or a smaller dim");

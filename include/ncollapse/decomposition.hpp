@@ -28,7 +28,7 @@ struct SingularValueDecomposition {
 // Both functions work on the context's device in about 10 rows x cols doubles, and wait for it. Deterministic: the same
 // input on the same device with the same number of threads gives the same bits. They throw UsageError when sizes do not
 // fit (on the CPU also above 23000 singular values, the solver's 32-bit limit), DataError when the matrix is not finite
-// or its squares overflow, DeviceError when memory is short, and Error(internal) when the solver fails or its result
+// or its squares overflow, MemoryError when memory is short, and Error(internal) when the solver fails or its result
 // has a residual or a loss of orthogonality above 50 max(rows, cols) eps, the bound of LAPACK's own tests.
 
 /// Of the product of the layers, W = W_L ... W_1 [K x d]. The bias is not used.

@@ -145,7 +145,7 @@ struct GeometryDistance {
 /// K the number of model.counts; model.width limits the directions that can survive. O(K d^2 + m^2 d) time, memory of a
 /// few K d and d^2 doubles, no K x K array where K > d. Distances resolve down to about 1e-8. Deterministic. Throws
 /// UsageError for a wrong model (as predict) or shapes that do not fit, DataError for a value that is not finite and
-/// for rows beyond 1e70 or all below 1e-70 without being 0, DeviceError when memory is short.
+/// for rows beyond 1e70 or all below 1e-70 without being 0, MemoryError when memory is short.
 NCOLLAPSE_EXPORT GeometryDistance geometry_distance(const Context& context, const UfmOptions& model,
                                                     const MatrixView& classifier, const MatrixView& means);
 

@@ -31,7 +31,7 @@ namespace ncollapse {
 class NCOLLAPSE_EXPORT UfmProblem {
  public:
   /// `model.width` is d; 0 stands for it. Throws UsageError for d below 1, another width, and as predict() does;
-  /// DeviceError when the problem does not fit the device's memory.
+  /// MemoryError when the problem does not fit the device's memory.
   UfmProblem(const Context& context, UfmOptions model, Index dim);
   ~UfmProblem();
   UfmProblem(UfmProblem&&) noexcept;
@@ -151,7 +151,7 @@ using SimulationCallback = std::function<bool(const SimulationStep&)>;
 /// L-BFGS keeps 2 * 20 vectors of parameters() doubles in host memory; a measurement needs some N (K + d) + d^2 doubles
 /// on the device beside the problem. Deterministic like UfmProblem. Throws UsageError for fewer than two classes,
 /// iterations or measure_every below 1, a start scale that is not positive, a tolerance that is negative or not finite,
-/// a start whose loss overflows, more than 2^31 - 9 parameters with L-BFGS, and as UfmProblem does; DeviceError, before
+/// a start whose loss overflows, more than 2^31 - 9 parameters with L-BFGS, and as UfmProblem does; MemoryError, before
 /// anything is allocated, when all that exceeds the memory.
 NCOLLAPSE_EXPORT SimulationResult simulate(const Context& context, const SimulationOptions& options,
                                            const SimulationCallback& on_step = {});
