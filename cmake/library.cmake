@@ -52,6 +52,8 @@ install(TARGETS ncollapse EXPORT ncollapseTargets FILE_SET HEADERS
 install(EXPORT ncollapseTargets NAMESPACE ncollapse:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/ncollapse)
 configure_package_config_file(cmake/ncollapseConfig.cmake.in ${PROJECT_BINARY_DIR}/ncollapseConfig.cmake
                               INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/ncollapse)
+cmake_path(RELATIVE_PATH CMAKE_INSTALL_FULL_INCLUDEDIR BASE_DIRECTORY ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig
+           OUTPUT_VARIABLE include_from_pkgconfig)
 configure_file(cmake/ncollapse.pc.in ${PROJECT_BINARY_DIR}/ncollapse.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/ncollapse.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})

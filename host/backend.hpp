@@ -141,7 +141,7 @@ class Backend {
   virtual ~Backend() = default;
   virtual const DeviceInfo& info() const = 0;
 
-  // --- memory. Throws DeviceError when it does not fit.
+  // --- memory. Throws MemoryError when it does not fit.
   /// Zeroed memory of at least `bytes` bytes (0 allowed), freed with its last owner.
   virtual std::shared_ptr<void> allocate(Index bytes) = 0;
   virtual void upload(void* to, const void* host, Index bytes) = 0;      ///< host memory may be reused at return

@@ -69,10 +69,10 @@ std::shared_ptr<Backend> open(Device device, const ContextOptions& options) {
   if (gpus.empty()) throw DeviceError("no CUDA device can be used: " + reason, "use the device cpu or auto");
   for (const auto& gpu : gpus)
     if (gpu.device == device) return open_cuda_backend(device.index, options);
-  throw DeviceError(
-      "device " + to_string(device) + " cannot be used" +
-          (reason.empty() ? ": there are only " + std::to_string(gpus.size()) + " CUDA device(s)" : ": " + reason),
-      "list them with: ncollapse devices");
+  const bool left_out = reason.find("CUDA device " + std::to_string(device.index) + " ") != reason.npos;
+  throw DeviceError("device " + to_string(device) + " cannot be used: " +
+                        (left_out ? reason : "there are only " + std::to_string(gpus.size()) + " CUDA device(s)"),
+                    "list them with: ncollapse devices");
 }
 
 }  // namespace

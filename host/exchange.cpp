@@ -86,12 +86,14 @@ template void Exchange::sum(std::vector<double>&) const;
 template void Exchange::sum(std::vector<Index>&) const;
 
 std::vector<Index> Exchange::gather(const std::vector<Index>& row) const {
-  return or_tell([&] {
-    std::vector<Index> table(row.size() * static_cast<std::size_t>(ranks_.size()), 0);
-    std::copy(row.begin(), row.end(), table.begin() + ranks_.rank() * static_cast<Index>(row.size()));
-    sum_vector(table);
-    return table;
-  });
+  return or_tell([&] { return table_of(row); });
+}
+
+std::vector<Index> Exchange::table_of(const std::vector<Index>& row) const {
+  std::vector<Index> table(row.size() * static_cast<std::size_t>(ranks_.size()), 0);
+  std::copy(row.begin(), row.end(), table.begin() + ranks_.rank() * static_cast<Index>(row.size()));
+  sum_vector(table);
+  return table;
 }
 
 void Exchange::together(const std::string& doing, const std::function<void()>& work) const {
@@ -111,8 +113,12 @@ void Exchange::together(const std::string& doing, const std::function<void()>& w
     kind = static_cast<Index>(ErrorKind::internal);
   }
   if (error && ranks_.callbacks().on_failure) ranks_.callbacks().on_failure(error);
-  const auto kinds = gather({kind});
+  if (error) try {
+      table_of({kind});
+    } catch (...) {  // the first reason is the one to tell, and was told
+    }
   if (error) std::rethrow_exception(error);
+  const auto kinds = gather({kind});
   const auto failed = std::find_if(kinds.begin(), kinds.end(), [](Index k) { return k != 0; });
   if (failed != kinds.end())
     throw Error(static_cast<ErrorKind>(*failed),

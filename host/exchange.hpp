@@ -42,6 +42,7 @@ class Exchange {
   void sum_array(Array<T>& values) const;
   template <class T>
   void sum_vector(std::vector<T>& values) const;
+  std::vector<Index> table_of(const std::vector<Index>& row) const;
   bool on_device() const { return ranks_.space() == MemorySpace::device; }
   void prepare();
 

@@ -69,14 +69,18 @@ namespace {
 
 /// What a link leads to is replaced, not the link. But links of the system stand for open files (/dev/stdout).
 std::string behind_link(const std::string& path) {
+  constexpr int kMostLinks = 40;  // as the system
   std::error_code status;
   if (!std::filesystem::is_symlink(path, status)) return path;
-  const auto folder =
-      std::filesystem::canonical(std::filesystem::absolute(path, status).parent_path(), status).string();
-  for (const std::string system : {"/dev", "/proc"})
-    if (folder == system || folder.starts_with(system + "/")) return path;
-  const auto target = std::filesystem::weakly_canonical(path, status);
-  return status ? path : target.string();
+  std::filesystem::path at = std::filesystem::absolute(path, status);
+  for (int links = 0; links < kMostLinks && std::filesystem::is_symlink(at, status); ++links) {
+    const auto folder = std::filesystem::canonical(at.parent_path(), status);
+    const std::string place = folder.string() + "/";
+    if (place.starts_with("/proc/") || (place.starts_with("/dev/") && !place.starts_with("/dev/shm/"))) return path;
+    at = folder / std::filesystem::read_symlink(at, status);
+    if (status) return path;
+  }
+  return std::filesystem::is_symlink(at, status) ? path : at.string();
 }
 
 }  // namespace
@@ -90,10 +94,18 @@ void write_output(const std::string& name, const std::string& text) {
   // A regular file is replaced as a whole; a pipe or a device is written where it is.
   const std::string path = behind_link(name);
   std::error_code ignored;
-  const auto kind = std::filesystem::symlink_status(path, ignored).type();
-  const bool replace = kind == std::filesystem::file_type::not_found || kind == std::filesystem::file_type::regular;
+  const auto old = std::filesystem::symlink_status(path, ignored);
+  bool replace =
+      old.type() == std::filesystem::file_type::not_found || old.type() == std::filesystem::file_type::regular;
   const std::string temporary = replace ? path + ".tmp" + std::to_string(getpid()) : path;
   std::ofstream file(temporary, std::ios::binary | std::ios::trunc);
+  if (!file && path != name) {  // a folder that is not ours, behind a link
+    replace = false;
+    file.clear();
+    file.open(path, std::ios::binary | std::ios::trunc);
+  }
+  if (replace && old.type() == std::filesystem::file_type::regular)  // who may read the old one
+    std::filesystem::permissions(temporary, old.permissions(), ignored);
   file << text << std::flush;
   if (file) file.close();  // some file systems tell only now that there is no room
   const bool written = static_cast<bool>(file);

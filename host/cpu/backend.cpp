@@ -4,11 +4,9 @@
 #include <lapacke.h>
 #include <omp.h>
 
-#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -56,21 +54,7 @@ NCOLLAPSE_VECTORISED void add_scaled(double scale, const double* row, double* su
   for (Index j = 0; j < n; ++j) sum[j] += scale * row[j];
 }
 
-// A forked process has none of OpenMP's threads, and OpenMP would wait for them for ever.
-std::atomic<bool> team_used = false, team_lost = false;
-
 }  // namespace
-
-int CpuBackend::threads() const {
-  if (info_.threads == 1) return 1;
-  static const int watch_forks = pthread_atfork(nullptr, nullptr, [] { team_lost = team_lost || team_used; });
-  if (watch_forks != 0) throw MemoryError("out of memory: a handler of forks was wanted");
-  if (team_lost)
-    throw DeviceError("this process was forked from one that had computed on several threads, and has none of them",
-                      "fork before anything is computed, or open the context with threads = 1");
-  team_used = true;
-  return info_.threads;
-}
 
 CpuBackend::CpuBackend(const ContextOptions& options) : info_(cpu_device(options.threads)) {}
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "host/backend.hpp"
+#include "host/cpu/parallel_blas.hpp"
 
 namespace ncollapse::cpu {
 
@@ -82,10 +83,9 @@ class CpuBackend final : public Backend {
   bool decide_rows(DecisionState& state, const T* data, Index stride, Index rows);
   void count_decisions(DecisionState& state, Index rows);
 
-  /// Of the context. Throws DeviceError where they are more than one and the process was forked without them.
-  int threads() const;
+  int threads() const { return info_.threads; }
   /// Threads worth waking for `work` elements: waking them costs more than some ten thousand additions.
-  int threads_for(Index work) const { return work < kParallelWork ? 1 : threads(); }
+  int threads_for(Index work) const { return team_of(work < kParallelWork ? 1 : threads()); }
   static constexpr Index kParallelWork = Index{1} << 16;
 
   DeviceInfo info_;

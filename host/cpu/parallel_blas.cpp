@@ -2,8 +2,10 @@
 
 #include <cblas.h>
 #include <omp.h>
+#include <pthread.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <condition_variable>
 #include <limits>
@@ -57,7 +59,7 @@ void multiply(int threads, const Operand& A, const Operand& B, Index rows, Index
   for (const Index size : {A.stride, B.stride, stride, depth}) blas_int(size, "a matrix's side");
   const Index high = tile_of(rows, threads), wide = 2 * tile_of(cols, threads);
   const Index down = (rows + high - 1) / high, across = (cols + wide - 1) / wide;
-  const int team = rows * cols * depth < kParallelFlops ? 1 : threads;
+  const int team = team_of(rows * cols * depth < kParallelFlops ? 1 : threads);
   const BlasThreads guard(1);
 #pragma omp parallel for num_threads(team) schedule(dynamic)
   for (Index tile = 0; tile < down * across; ++tile) {
@@ -72,7 +74,7 @@ namespace {
 template <class Body>
 void for_lower_tiles(int threads, Index n, Index depth, const Body& body) {
   const Index side = tile_of(n, threads), count = (n + side - 1) / side;
-  const int team = n * n * depth < kParallelFlops ? 1 : threads;
+  const int team = team_of(n * n * depth < kParallelFlops ? 1 : threads);
   const BlasThreads guard(1);
 #pragma omp parallel for num_threads(team) schedule(dynamic)
   for (Index tile = 0; tile < count * count; ++tile) {
@@ -118,34 +120,63 @@ void add_single_gram_lower(int threads, const float* A, Index n, Index depth, co
 
 namespace {
 
-// BLAS has one number of threads for the whole process.
-struct {
+// BLAS has one number of threads for the whole process. Never destroyed: a program may compute while it ends.
+struct Shared {
   std::mutex door, mutex;
   std::condition_variable left;
   int holders = 0, threads = 0;
   int before = 0;  // what the first holder found and the last one restores
-} blas;
+};
+Shared* blas = nullptr;
 thread_local int depth = 0;  // a scope inside another one keeps its number
+
+std::atomic<bool> team_used = false, team_lost = false;
+
+// In a child nobody holds anything, and nobody leaves: other threads of its parent were not copied.
+void forked() {
+  blas = new Shared;
+  depth = 0;
+  team_lost = team_lost || team_used;
+}
+
+void watch_forks() {
+  static const int status = [] {
+    blas = new Shared;
+    return pthread_atfork(nullptr, nullptr, forked);
+  }();
+  if (status != 0) throw MemoryError("out of memory: a handler of forks was wanted");
+}
 
 }  // namespace
 
+int team_of(int threads) {
+  if (threads == 1) return 1;
+  watch_forks();
+  if (team_lost)
+    throw DeviceError("this process was forked from one that had computed on several threads, and has none of them",
+                      "fork before anything is computed, or open the context with threads = 1");
+  team_used = true;
+  return threads;
+}
+
 BlasThreads::BlasThreads(int threads) {
+  watch_forks();
   if (depth++ > 0) return;
-  const std::lock_guard door(blas.door);  // who waits for its number in here is not overtaken
-  std::unique_lock lock(blas.mutex);
-  blas.left.wait(lock, [&] { return blas.holders == 0 || blas.threads == threads; });
-  if (blas.holders++ > 0) return;
-  blas.before = openblas_get_num_threads();
-  blas.threads = threads;
+  const std::lock_guard door(blas->door);  // who waits for its number in here is not overtaken
+  std::unique_lock lock(blas->mutex);
+  blas->left.wait(lock, [&] { return blas->holders == 0 || blas->threads == threads; });
+  if (blas->holders++ > 0) return;
+  blas->before = openblas_get_num_threads();
+  blas->threads = threads;
   openblas_set_num_threads(threads);
 }
 
 BlasThreads::~BlasThreads() {
   if (--depth > 0) return;
-  const std::lock_guard lock(blas.mutex);
-  if (--blas.holders > 0) return;
-  openblas_set_num_threads(blas.before);
-  blas.left.notify_one();
+  const std::lock_guard lock(blas->mutex);
+  if (--blas->holders > 0) return;
+  openblas_set_num_threads(blas->before);
+  blas->left.notify_one();
 }
 
 }  // namespace ncollapse::cpu

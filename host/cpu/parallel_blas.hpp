@@ -22,6 +22,11 @@ void multiply(int threads, const Operand& A, const Operand& B, Index rows, Index
 /// Lower triangle of C [n x n] = alpha A A^T + beta C, A [n x depth] after transposition.
 void add_gram_lower(int threads, double alpha, const Operand& A, Index n, Index depth, double beta, double* C);
 
+/// As many threads as a parallel region is about to have. Throws DeviceError where they are more than one and this
+/// process was forked from one that had such a region: it has none of OpenMP's threads, which would be waited for for
+/// ever.
+int team_of(int threads);
+
 /// Side of the tiles into which the two functions above cut a square of side n.
 Index tile_of(Index n, int threads);
 

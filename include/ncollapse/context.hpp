@@ -68,7 +68,9 @@ struct ContextOptions {
 /// compute and restore: those that want different numbers take turns, and other work in BLAS meanwhile may see either.
 ///
 /// After fork() a child lacks the threads of its parent: if that had computed on several, calls in the child throw
-/// DeviceError where they would need them; a context with threads = 1 works. No GPU can be used after a fork. Where a
+/// DeviceError where they would need them; a context with threads = 1 works, but for one that a thread was using at the
+/// fork. What OpenMP did for the program itself, or for a GPU, is not noticed: then such a call waits for ever. No GPU
+/// can be used after a fork. Where a
 /// program has the processor take subnormal numbers for zero, on some threads or all, features below 1e-35 may lose
 /// digits there.
 class NCOLLAPSE_EXPORT Context {

@@ -72,6 +72,9 @@ inline void sum(ncclComm_t comm, int device, cudaStream_t stream, void* values, 
 inline Communicator nccl_communicator(ncclComm_t comm, cudaStream_t stream) {
   if (comm == nullptr) throw UsageError("the NCCL communicator is null");
   int rank = 0, size = 1, device = 0;
+  ncclResult_t begun = ncclSuccess;
+  nccl_detail::check(ncclCommGetAsyncError(comm, &begun), "ncclCommGetAsyncError");
+  nccl_detail::finish(comm, begun, "ncclCommInit");
   nccl_detail::check(ncclCommUserRank(comm, &rank), "ncclCommUserRank");
   nccl_detail::check(ncclCommCount(comm, &size), "ncclCommCount");
   nccl_detail::check(ncclCommCuDevice(comm, &device), "ncclCommCuDevice");

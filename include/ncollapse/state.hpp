@@ -30,13 +30,13 @@ struct AccumulationRequest {
 };
 
 /// Streams the rows into a state file. The file remembers its inputs (names, shapes, rows) and how many rows are done.
-/// It is saved as `save_every_*` say, at the end, and also when a batch or on_progress throws; a process that is killed
-/// loses what came after the last save. Where that save fails, its DataError replaces what on_progress threw. Batches
-/// do not depend on where a run was interrupted, so a resumed run ends in the bits of an uninterrupted one on the same
-/// kind of device.
-/// Throws DataError when the state file exists and `resume` is not set; when it does and the file was made from other
-/// inputs or options; and as Dataset inputs and Accumulator::add do, naming the file. UsageError where features, labels
-/// or a state file are not given, and for a number of classes outside 1 .. 2^28 or numbers below 0.
+/// It is saved as `save_every_*` say, at the end, and also when a batch or on_progress throws. A process that is
+/// killed, or whose device refuses work in the middle of a batch, loses what came after the last save. Where that save
+/// fails, its DataError replaces what on_progress threw. Batches do not depend on where a run was interrupted, so a
+/// resumed run ends in the bits of an uninterrupted one on the same kind of device. Throws DataError when the state
+/// file exists and `resume` is not set; when it does and the file was made from other inputs or options; and as Dataset
+/// inputs and Accumulator::add do, naming the file. UsageError where features, labels or a state file are not given,
+/// and for a number of classes outside 1 .. 2^28 or numbers below 0.
 NCOLLAPSE_EXPORT Accumulator accumulate_files(const Context& context, const AccumulationRequest& request);
 
 /// The sum of state files, in the order given; globs are expanded. With `output`, saved there: never over an existing

@@ -100,8 +100,11 @@ TEST_P(Nccl, WhatNcclReportsLaterIsAnError) {
 TEST_P(Nccl, ACommunicatorThatDoesNotBlockIsWaitedFor) {
   for (const ncclResult_t end : {ncclSuccess, ncclRemoteError}) {
     const Stream stream;
-    ncclComm nccl{0, 2, device(), [](double*, Index) {}, [](Index*, Index) {}, end, 5};
+    ncclComm nccl{0, 2, device(), [](double*, Index) {}, [](Index*, Index) {}, ncclSuccess, 3};  // being made
     const auto communicator = ncollapse::nccl_communicator(&nccl, stream);
+    EXPECT_EQ(nccl.unfinished, 0);
+    nccl.later = end;
+    nccl.unfinished = 5;
     const auto value = context().backend()->matrix(1, 1);
     const auto sum = [&] { communicator.callbacks().sum_doubles(value.data(), 1); };
     if (end == ncclSuccess)

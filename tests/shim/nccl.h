@@ -38,9 +38,16 @@ inline const char* ncclGetErrorString(ncclResult_t status) {
   }
   return "unknown";
 }
-inline ncclResult_t ncclCommUserRank(ncclComm_t comm, int* rank) { return *rank = comm->rank, ncclSuccess; }
-inline ncclResult_t ncclCommCount(ncclComm_t comm, int* size) { return *size = comm->size, ncclSuccess; }
-inline ncclResult_t ncclCommCuDevice(ncclComm_t comm, int* device) { return *device = comm->device, ncclSuccess; }
+inline ncclResult_t nccl_shim_answer(ncclComm_t comm) {
+  return comm->unfinished > 0 ? ncclInvalidArgument : ncclSuccess;
+}
+inline ncclResult_t ncclCommUserRank(ncclComm_t comm, int* rank) {
+  return *rank = comm->rank, nccl_shim_answer(comm);
+}
+inline ncclResult_t ncclCommCount(ncclComm_t comm, int* size) { return *size = comm->size, nccl_shim_answer(comm); }
+inline ncclResult_t ncclCommCuDevice(ncclComm_t comm, int* device) {
+  return *device = comm->device, nccl_shim_answer(comm);
+}
 inline ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* status) {
   *status = comm->unfinished > 0 ? ncclInProgress : comm->later;
   if (comm->unfinished > 0) --comm->unfinished;
