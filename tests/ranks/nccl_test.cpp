@@ -87,10 +87,12 @@ TEST_P(Nccl, CountsThatFillMoreThanOnePiece) {
 
 TEST_P(Nccl, WhatNcclReportsLaterIsAnError) {
   const Stream stream;
-  ncclComm nccl{0, 2, device(), [](double*, Index) {}, [](Index*, Index) {}, ncclRemoteError};
+  ncclComm nccl{0, 2, device(), [](double*, Index) {}, [](Index*, Index) {}};
+  const Communicator communicator = ncollapse::nccl_communicator(&nccl, stream);
+  nccl.later = ncclRemoteError;
   Accumulator accumulator(context(), {2, 3, Statistics::means, {}});
   try {
-    accumulator.reduce(ncollapse::nccl_communicator(&nccl, stream));
+    accumulator.reduce(communicator);
     ADD_FAILURE() << "no error";
   } catch (const DeviceError& e) {
     EXPECT_EQ(std::string(e.what()), "ncclAllReduce: another rank has failed");
