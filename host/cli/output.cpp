@@ -104,7 +104,7 @@ void write_output(const std::string& name, const std::string& text) {
     file.clear();
     file.open(path, std::ios::binary | std::ios::trunc);
   }
-  if (replace && old.type() == std::filesystem::file_type::regular)  // who may read the old one
+  if (file && replace && old.type() == std::filesystem::file_type::regular)  // who may read the old one
     std::filesystem::permissions(temporary, old.permissions(), ignored);
   file << text << std::flush;
   if (file) file.close();  // some file systems tell only now that there is no room

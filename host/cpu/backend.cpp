@@ -300,7 +300,7 @@ double CpuBackend::cholesky(Matrix& A, Matrix* inverse) {
   const int stride = blas_int(n, "order");
   const BlasThreads guard(1);
   const double norm = LAPACKE_dlansy(LAPACK_COL_MAJOR, '1', 'U', stride, A.data(), stride);
-  if (norm < 0) check_lapack(static_cast<int>(norm), "a matrix norm (dlansy)");
+  if (norm == LAPACK_WORK_MEMORY_ERROR) check_lapack(LAPACK_WORK_MEMORY_ERROR, "a matrix norm (dlansy)");
   for (Index k = 0; k < n; k += kPanel) {
     const Index width = std::min(kPanel, n - k), below = k + width, blocks = (n - below + kPanel - 1) / kPanel;
     double* pivot = A.data() + k * n + k;
@@ -323,8 +323,9 @@ double CpuBackend::cholesky(Matrix& A, Matrix* inverse) {
     }
   }
   double reciprocal_condition = 0;
-  check_lapack(LAPACKE_dpocon(LAPACK_COL_MAJOR, 'U', stride, A.data(), stride, norm, &reciprocal_condition),
-               "the estimate of a condition number (dpocon)");
+  if (LAPACKE_dpocon(LAPACK_COL_MAJOR, 'U', stride, A.data(), stride, norm, &reciprocal_condition) ==
+      LAPACK_WORK_MEMORY_ERROR)
+    check_lapack(LAPACK_WORK_MEMORY_ERROR, "the estimate of a condition number (dpocon)");
   if (inverse) {
     *inverse = identity(n);
     solve_lower(A, Transpose::no, *inverse);
