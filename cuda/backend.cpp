@@ -10,17 +10,8 @@
 
 namespace ncollapse::cuda {
 
-CudaBackend::CudaBackend(int device, const ContextOptions& options, const Limits& limits) : limits_(limits) {
-  std::string reason;
-  const auto devices = list_devices(&reason);
-  for (const auto& candidate : devices)
-    if (candidate.device.index == device) info_ = candidate;
-  if (info_.name.empty()) {
-    const std::string name = "CUDA device " + std::to_string(device);
-    if (devices.empty()) throw DeviceError(name + " cannot be used: " + reason, "use the CPU");
-    throw DeviceError(reason.empty() ? "there is no " + name : name + " cannot be used: " + reason,
-                      "the first one is " + std::to_string(devices.front().device.index));
-  }
+CudaBackend::CudaBackend(int device, const ContextOptions& options, const Limits& limits)
+    : info_(cuda_devices().at(device)), limits_(limits) {
   const DeviceGuard on(device);
   queue_ = std::make_shared<Queue>(device, static_cast<cudaStream_t>(options.cuda_stream));
   staging_.emplace(*queue_, limits_.piece_bytes, options.threads);

@@ -65,7 +65,4 @@ class CudaBackend final : public Backend {
   std::optional<Staging> staging_;  ///< of host batches
 };
 
-/// What there is, without opening it.
-std::vector<DeviceInfo> list_devices(std::string* reason);
-
 }  // namespace ncollapse::cuda

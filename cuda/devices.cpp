@@ -5,7 +5,8 @@
 #include "cuda/rows.hpp"
 #include "ncollapse/error.hpp"
 
-namespace ncollapse::cuda {
+namespace ncollapse {
+
 namespace {
 
 constexpr int kOldestMajor = 7, kOldestMinor = 5;  // Turing: what CUDA 13 still builds for
@@ -26,19 +27,19 @@ std::string why_none(cudaError_t status) {
 
 }  // namespace
 
-std::vector<DeviceInfo> list_devices(std::string* reason) {
-  std::vector<DeviceInfo> devices;
-  std::string why;  // of each device that is left out
+CudaDevices cuda_devices() {
+  CudaDevices devices;
   const auto leave_out = [&](int device, const std::string& because) {
-    why += (why.empty() ? "" : "; ") + ("CUDA device " + std::to_string(device)) + because;
+    devices.left_out.push_back({device, "CUDA device " + std::to_string(device) + because});
   };
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess || count == 0) {
     cudaGetLastError();
-    why = why_none(status == cudaSuccess ? cudaErrorNoDevice : status);
+    devices.none_because = why_none(status == cudaSuccess ? cudaErrorNoDevice : status);
+    return devices;
   }
-  for (int device = 0; status == cudaSuccess && device < count; ++device) {
+  for (int device = 0; device < count; ++device) {
     cudaDeviceProp properties{};
     if (cudaGetDeviceProperties(&properties, device) != cudaSuccess) {
       cudaGetLastError();
@@ -51,7 +52,7 @@ std::vector<DeviceInfo> list_devices(std::string* reason) {
       leave_out(device, name + " has compute capability " + capability + ", 7.5 is the oldest supported");
       continue;
     }
-    if (const cudaError_t answer = probe(device); answer != cudaSuccess) {
+    if (const cudaError_t answer = cuda::probe(device); answer != cudaSuccess) {
       leave_out(device, name + (answer == cudaErrorNoKernelImageForDevice
                                     ? " has compute capability " + capability +
                                           ", for which this library was not compiled (CMAKE_CUDA_ARCHITECTURES)"
@@ -63,17 +64,10 @@ std::vector<DeviceInfo> list_devices(std::string* reason) {
     info.name = properties.name;
     info.memory_bytes = static_cast<Index>(properties.totalGlobalMem);
     info.capability = capability;
-    devices.push_back(info);
+    devices.usable.push_back(info);
   }
-  if (reason) *reason = why;
   return devices;
 }
-
-}  // namespace ncollapse::cuda
-
-namespace ncollapse {
-
-std::vector<DeviceInfo> cuda_devices(std::string* reason) { return cuda::list_devices(reason); }
 
 std::shared_ptr<Backend> open_cuda_backend(int device, const ContextOptions& options) {
   return std::make_shared<cuda::CudaBackend>(device, options);

@@ -14,11 +14,13 @@
 #include <mutex>
 #include <optional>
 #include <span>
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "cuda/check.hpp"
+#include "ncollapse/error.hpp"
 #include "ncollapse/types.hpp"
 
 namespace ncollapse::cuda {
@@ -104,7 +106,14 @@ class Pinned {
  public:
   explicit Pinned(Index count) {
     void* raw = nullptr;
-    check(cudaHostAlloc(&raw, static_cast<std::size_t>(count) * sizeof(T), cudaHostAllocDefault));
+    const auto bytes = static_cast<std::size_t>(count) * sizeof(T);
+    const cudaError_t status = cudaHostAlloc(&raw, bytes, cudaHostAllocDefault);
+    if (status == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      throw MemoryError("out of memory: " + std::to_string(bytes) + " pinned bytes were wanted of the host",
+                        "is the memory that may be locked limited? see ulimit -l");
+    }
+    check(status);
     memory_.reset(static_cast<T*>(raw));
   }
   T* get() const { return memory_.get(); }
@@ -128,7 +137,7 @@ class Queue {
   cusolverDnHandle_t solver() const { return solver_.get(); }
   cusolverDnParams_t solver_params() const { return solver_params_.get(); }
 
-  /// Uninitialised device memory in stream order; never null. Throws DeviceError, saying how much is free.
+  /// Uninitialised device memory in stream order; never null. Throws MemoryError, saying how much is free.
   void* allocate(Index bytes);
   void release(void* memory) noexcept;
 

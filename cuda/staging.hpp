@@ -23,7 +23,7 @@ class Staging {
   /// Makes room for `bytes` in both buffers, so that begin() cannot fail later for lack of memory.
   void reserve(Index bytes);
   /// Turns to the other buffer: `bytes` of device memory that `copy` may fill. What was queued before may still use the
-  /// one before. Throws DeviceError when it does not fit.
+  /// one before. Throws MemoryError when it does not fit.
   unsigned char* begin(Index bytes);
   /// `rows` pieces of `width` bytes, `pitch` bytes apart in host memory, closely packed to `to`; they may be reused at
   /// return.

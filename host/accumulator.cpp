@@ -116,8 +116,10 @@ struct Accumulator::Impl {
   MomentState state;
   bool reduced = false;             // holds what other ranks have seen
   std::optional<Dtype> dtype = {};  // the coarsest of the features; no type is below any
+  Wholeness wholeness = {};
 
   Backend& backend() const { return *context.backend(); }
+  void require_whole() const { wholeness.require("accumulator"); }
   Index samples() const {
     const auto counts = backend().to_host(state.counts);
     return std::accumulate(counts.begin(), counts.end(), Index{0});
@@ -138,19 +140,26 @@ Accumulator::~Accumulator() = default;
 Accumulator::Accumulator(Accumulator&&) noexcept = default;
 Accumulator& Accumulator::operator=(Accumulator&&) noexcept = default;
 
-Index Accumulator::samples() const { return impl_->samples(); }
+Index Accumulator::samples() const {
+  impl_->require_whole();
+  return impl_->samples();
+}
 const AccumulatorOptions& Accumulator::options() const { return impl_->options; }
 const Context& Accumulator::context() const { return impl_->context; }
 
 void Accumulator::add(const MatrixView& features, const LabelView& labels) {
   check_batch(impl_->backend(), impl_->options.dim, features, labels);
+  impl_->require_whole();
   if (features.rows == 0) return;
   impl_->throw_if_any(
-      with_memory_for(features.rows, [&] { return impl_->backend().add_batch(impl_->state, features, labels); }));
+      impl_->wholeness.add(features.rows, [&] { return impl_->backend().add_batch(impl_->state, features, labels); }));
   impl_->dtype = std::max(impl_->dtype, std::optional(features.dtype));
 }
 
-void Accumulator::check() const { impl_->throw_if_any(impl_->backend().pending_faults(impl_->state)); }
+void Accumulator::check() const {
+  impl_->require_whole();
+  impl_->throw_if_any(impl_->backend().pending_faults(impl_->state));
+}
 
 ClassMoments Accumulator::finish() const {
   check();

@@ -35,7 +35,7 @@ struct Array {
 using Matrix = Array<double>;
 using IndexArray = Array<Index>;
 
-/// The streaming state (performance notes: README, "How it stays exact"). With z = x - r_y for every sample x of class
+/// The streaming state (docs/exactness.md). With z = x - r_y for every sample x of class
 /// y:  sums_k = sum z,  square_sums_k = sum |z|^2,  scatter = sum a_y z z^T.
 struct MomentState {
   Index classes = 0, dim = 0;
@@ -331,7 +331,19 @@ std::shared_ptr<Backend> open_cpu_backend(const ContextOptions& options);
 
 /// Defined in cuda/; a library built without CUDA has a stub in host/ that throws DeviceError.
 std::shared_ptr<Backend> open_cuda_backend(int device, const ContextOptions& options);
-/// Usable CUDA devices, and why others are left out, or there is none.
-std::vector<DeviceInfo> cuda_devices(std::string* reason);
+
+struct CudaDevices {
+  struct LeftOut {
+    int index;
+    std::string reason;  ///< a sentence that names the device
+  };
+  std::vector<DeviceInfo> usable;
+  std::vector<LeftOut> left_out;
+  std::string none_because;  ///< of a machine without any; empty where one is, usable or not
+
+  std::string unavailable_reason() const;  ///< why none can be used; empty when one can
+  const DeviceInfo& at(int index) const;   ///< throws DeviceError, saying why, for one that cannot be used
+};
+CudaDevices cuda_devices();
 
 }  // namespace ncollapse

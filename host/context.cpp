@@ -11,7 +11,7 @@ namespace ncollapse {
 const char* version() { return NCOLLAPSE_VERSION; }
 
 Device Device::best() {
-  const auto gpus = cuda_devices(nullptr);
+  const auto gpus = cuda_devices().usable;
   return gpus.empty() ? Device{} : gpus.front().device;
 }
 
@@ -19,7 +19,7 @@ Device Device::parse(std::string_view text) {
   if (text == "auto") return best();
   if (text == "cpu") return {DeviceType::cpu, 0};
   if (text == "cuda") {  // the first usable one; whether there is any, Context will say
-    const auto gpus = cuda_devices(nullptr);
+    const auto gpus = cuda_devices().usable;
     return gpus.empty() ? Device{DeviceType::cuda, 0} : gpus.front().device;
   }
   constexpr std::string_view prefix = "cuda:";
@@ -38,14 +38,17 @@ std::string to_string(Device device) {
 
 std::vector<DeviceInfo> devices() {
   std::vector<DeviceInfo> all{cpu_device(0)};
-  for (auto& gpu : cuda_devices(nullptr)) all.push_back(std::move(gpu));
+  for (auto& gpu : cuda_devices().usable) all.push_back(std::move(gpu));
   return all;
 }
 
-std::string cuda_unavailable_reason() {
-  std::string reason;
-  return cuda_devices(&reason).empty() ? reason : std::string{};
+std::vector<std::string> unusable_cuda_devices() {
+  std::vector<std::string> reasons;
+  for (auto& gpu : cuda_devices().left_out) reasons.push_back(std::move(gpu.reason));
+  return reasons;
 }
+
+std::string cuda_unavailable_reason() { return cuda_devices().unavailable_reason(); }
 
 namespace {
 
@@ -64,15 +67,7 @@ std::shared_ptr<Backend> open(Device device, const ContextOptions& options) {
           "set OMP_NUM_THREADS to the number of cores, or unset it");
     return open_cpu_backend(options);
   }
-  std::string reason;
-  const auto gpus = cuda_devices(&reason);
-  if (gpus.empty()) throw DeviceError("no CUDA device can be used: " + reason, "use the device cpu or auto");
-  for (const auto& gpu : gpus)
-    if (gpu.device == device) return open_cuda_backend(device.index, options);
-  const bool left_out = reason.find("CUDA device " + std::to_string(device.index) + " ") != reason.npos;
-  throw DeviceError("device " + to_string(device) + " cannot be used: " +
-                        (left_out ? reason : "there are only " + std::to_string(gpus.size()) + " CUDA device(s)"),
-                    "list them with: ncollapse devices");
+  return open_cuda_backend(device.index, options);
 }
 
 }  // namespace

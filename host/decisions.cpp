@@ -29,10 +29,13 @@ struct DecisionCounter::Impl {
   DecisionState state;
   Index rows = 0;
   bool reduced = false;  // holds what other ranks have counted
+  Wholeness wholeness = {};
+
+  void require_whole() const { wholeness.require("counter"); }
 };
 
 DecisionCounter::DecisionCounter(const ClassMoments& centres, const Classifier* classifier) {
-  impl_ = std::make_unique<Impl>(Impl{centres.context(), {}, 0, false});
+  impl_ = std::make_unique<Impl>(Impl{.context = centres.context(), .state = {}});
   Backend& backend = *impl_->context.backend();
   DecisionState& state = impl_->state;
   state.classes = centres.classes();
@@ -63,9 +66,10 @@ DecisionCounter& DecisionCounter::operator=(DecisionCounter&&) noexcept = defaul
 void DecisionCounter::add(const MatrixView& features, const LabelView& labels) {
   Backend& backend = *impl_->context.backend();
   check_batch(backend, impl_->state.dim, features, labels);
+  impl_->require_whole();
   if (features.rows == 0) return;
   const BatchFaults faults =
-      with_memory_for(features.rows, [&] { return backend.decide_batch(impl_->state, features, labels); });
+      impl_->wholeness.add(features.rows, [&] { return backend.decide_batch(impl_->state, features, labels); });
   if (faults.any()) throw_faults(faults, impl_->rows, impl_->state.classes);
   impl_->rows += features.rows;
 }
@@ -84,13 +88,17 @@ void DecisionCounter::reduce(const Communicator& ranks) {
     throw UsageError("this counter was reduced before: what all ranks have counted would count once for every rank",
                      "make a new counter");
   IndexArray total;  // a sum that breaks off leaves the rank's own counts
-  exchange.together("copying its counts", [&] { total = impl_->context.backend()->clone(state.counters); });
+  exchange.together("copying its counts", [&] {
+    impl_->require_whole();
+    total = impl_->context.backend()->clone(state.counters);
+  });
   exchange.sum(total);
   state.counters = total;
   impl_->reduced = true;
 }
 
 DecisionCounts DecisionCounter::finish() const {
+  impl_->require_whole();
   const auto counters = impl_->context.backend()->to_host(impl_->state.counters);
   const auto row = [&](Index index) {
     const auto begin = counters.begin() + index * impl_->state.classes;

@@ -37,15 +37,35 @@ inline void check_type(LabelType type, const std::string& what) {
 /// the backend can see.
 void check_batch(const Backend& backend, Index dim, const MatrixView& features, const LabelView& labels);
 
-/// work(), whose std::bad_alloc becomes a MemoryError.
-template <class Work>
-auto with_memory_for(Index rows, const Work& work) {
-  try {
-    return work();
-  } catch (const std::bad_alloc&) {
-    throw MemoryError("out of memory: a batch of " + std::to_string(rows) + " rows", "give smaller batches");
+/// Whether a state holds whole batches only. One may be there in part after a device or a vendor's library refused
+/// work.
+class Wholeness {
+ public:
+  /// Throws UsageError once a batch may be there in part; `what`: "accumulator".
+  void require(const std::string& what) const {
+    if (broken_)
+      throw UsageError("the " + what + " may hold a part of the batch at which its device failed", "begin a new one");
   }
-}
+  /// work() adds a batch of `rows`. Its std::bad_alloc becomes a MemoryError, which has changed nothing.
+  template <class Work>
+  BatchFaults add(Index rows, const Work& work) {
+    try {
+      return work();
+    } catch (const std::bad_alloc&) {
+      throw MemoryError("out of memory: a batch of " + std::to_string(rows) + " rows", "give smaller batches");
+    } catch (const MemoryError&) {
+      throw;
+    } catch (const UsageError&) {
+      throw;
+    } catch (...) {
+      broken_ = true;
+      throw;
+    }
+  }
+
+ private:
+  bool broken_ = false;
+};
 
 /// Throws the DataError that describes the faults; `first_row` of the stream is the first of their batch.
 [[noreturn]] void throw_faults(const BatchFaults& faults, Index first_row, Index classes);

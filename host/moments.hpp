@@ -1,6 +1,6 @@
 // The finished moments, and the step from the streaming state to them.
 //
-// Read-out (README, "How it stays exact"):  m_k = r_k + s_k/n_k,  n_k v_k = t_k - |s_k|^2/n_k,
+// Read-out (docs/exactness.md):  m_k = r_k + s_k/n_k,  n_k v_k = t_k - |s_k|^2/n_k,
 // S = T - sum_k a_k s_k s_k^T / n_k.  r_k is a sample of the class (after a reduction: its mean), so |s_k|^2/n_k is of
 // the size of the class's own spread and the subtractions lose at most a factor n_k + 1 (an extreme first sample),
 // typically 2.

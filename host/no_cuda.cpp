@@ -8,13 +8,10 @@ namespace {
 constexpr const char* kReason = "this library was built without CUDA";
 }
 
-std::vector<DeviceInfo> cuda_devices(std::string* reason) {
-  if (reason != nullptr) *reason = kReason;
-  return {};
-}
+CudaDevices cuda_devices() { return {.usable = {}, .left_out = {}, .none_because = kReason}; }
 
 std::shared_ptr<Backend> open_cuda_backend(int, const ContextOptions&) {
-  throw DeviceError(kReason, "configure with -DNCOLLAPSE_CUDA=ON, or use the device cpu");
+  throw DeviceError("no CUDA device can be used: " + std::string(kReason), "use the device cpu or auto");
 }
 
 }  // namespace ncollapse

@@ -16,6 +16,7 @@
 #include "host/dataset.hpp"
 #include "host/input.hpp"
 #include "host/moments.hpp"
+#include "host/numbers.hpp"
 #include "host/state_file.hpp"
 #include "ncollapse/error.hpp"
 #include "ncollapse/metrics.hpp"
@@ -352,10 +353,10 @@ MemoryPlan plan(const PlanRequest& request) {
   const auto most = std::max_element(plan.phases.begin(), plan.phases.end(), [&](const auto& a, const auto& b) {
     return Planner::of_device(request, a) < Planner::of_device(request, b);
   });
-  throw DeviceError("statistics " + std::string(to_string(request.statistics)) +
+  throw MemoryError("statistics " + std::string(to_string(request.statistics)) +
                         " of K = " + std::to_string(request.classes) + ", d = " + std::to_string(request.dim) +
-                        " need " + std::to_string(Planner::of_device(request, *most)) + " bytes (" + most->name +
-                        "), above the limit of " + std::to_string(request.memory_bytes),
+                        " need " + size_text(Planner::of_device(request, *most)) + " (" + most->name +
+                        "), above the limit of " + size_text(request.memory_bytes),
                     hint.empty() ? "no statistics fit; give a higher limit" : hint);
 }
 

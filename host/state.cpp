@@ -87,7 +87,7 @@ class Accumulation {
     const Index rows = data_.rows(), row_bytes = data_.row_bytes(), resumed_at = done_;
     try {
       data_.stream(
-          done_, batch_rows_, [&](const MatrixView& x, const LabelView& y) { add(moments, x, y); },
+          done_, batch_rows_, [&](const MatrixView& x, const LabelView& y) { moments.add(x, y); },
           [&](Index done) {
             done_ = done;
             if (save_is_due()) save(moments);
@@ -97,7 +97,6 @@ class Accumulation {
           });
       if (done_ > saved_) save(moments);
     } catch (...) {
-      if (half_added_) throw;  // what was saved last is what counts
       const auto reason = std::current_exception();
       std::exception_ptr unsaved;
       try {
@@ -149,20 +148,6 @@ class Accumulation {
     return moments;
   }
 
-  void add(Accumulator& moments, const MatrixView& features, const LabelView& labels) {
-    half_added_ = true;
-    try {
-      moments.add(features, labels);
-    } catch (const DataError&) {
-      half_added_ = false;
-      throw;
-    } catch (const MemoryError&) {
-      half_added_ = false;
-      throw;
-    }
-    half_added_ = false;
-  }
-
   bool save_is_due() const {
     const std::chrono::duration<double> elapsed = Clock::now() - saved_at_;
     return (request_.save_every_rows > 0 && done_ - saved_ >= request_.save_every_rows) ||
@@ -182,7 +167,6 @@ class Accumulation {
   Index batch_rows_ = 0;
   std::string origin_;  // the note without its first line
   Index done_ = 0, saved_ = 0;
-  bool half_added_ = false;  // a part of a batch is in the state, or may be
   Clock::time_point saved_at_ = Clock::now();
 };
 

@@ -12,8 +12,12 @@ namespace {
 void run(DumpOptions& options, const Common& common) {
   spare_inputs(options.inputs(), "--json", common.json);
   spare_inputs(options.inputs(), "--csv", options.report.csv);
+  spare_inputs(options.inputs(), "--log", options.report.log.file);
+  const RunLog log(options.report.log);
   const std::optional<Report> report = options.measure(common);
-  if (report) write_report(*report, common.json, options.report.csv, common.quiet);
+  if (!report) return;
+  write_report(*report, common.json, options.report.csv, common.quiet);
+  log.append(*report);
 }
 
 }  // namespace
@@ -33,6 +37,7 @@ void add_analyze(CLI::App& app, Common& common) {
       "Examples:\n"
       "  ncollapse analyze --features train.npy --labels y.npy\n"
       "  ncollapse analyze --features 'shard-*.npy' --labels 'labels-*.npy'\n"
+      "  ncollapse analyze --features e7.npy --labels y.npy --weights W7.npy --log run.jsonl --epoch 7   # then plot\n"
       "  mpirun -n 8 ncollapse analyze --features 'shard-*.npy' --labels 'labels-*.npy'\n"
       "  ncollapse analyze --features dump.npz:features --labels dump.npz:labels \\\n"
       "      --weights model.safetensors:fc.weight --bias model.safetensors:fc.bias --json report.json\n"

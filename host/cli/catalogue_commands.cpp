@@ -3,10 +3,13 @@
 
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
 
 #include "host/cli/commands.hpp"
 #include "host/cli/output.hpp"
 #include "ncollapse/context.hpp"
+#include "ncollapse/error.hpp"
 #include "ncollapse/metrics.hpp"
 
 namespace ncollapse::cli {
@@ -20,6 +23,7 @@ double gibibytes(Index bytes) { return static_cast<double>(bytes) / (Index{1} <<
 std::string list_devices(bool as_json) {
   const auto all = devices();
   const std::string reason = cuda_unavailable_reason();
+  const std::vector<std::string> unusable = unusable_cuda_devices();
   if (as_json) {
     Json list = Json::array();
     for (const auto& info : all)
@@ -30,6 +34,7 @@ std::string list_devices(bool as_json) {
                       {"threads", info.threads}});
     Json json{{"devices", list}, {"default", to_string(Device::best())}};
     if (!reason.empty()) json["cuda_unavailable"] = reason;
+    if (!unusable.empty()) json["cuda_unusable"] = unusable;
     return json.dump(2) + "\n";
   }
   std::string text;
@@ -37,7 +42,11 @@ std::string list_devices(bool as_json) {
     text += fmt::format("{:<8} {}, {:.0f} GiB, {}{}\n", to_string(info.device), info.name, gibibytes(info.memory_bytes),
                         info.capability,
                         info.device.type == DeviceType::cpu ? fmt::format(", {} threads", info.threads) : "");
-  if (!reason.empty()) text += fmt::format("cuda     not available: {}\n", reason);
+  if (!reason.empty()) {
+    text += fmt::format("cuda     not available: {}\n", reason);
+  } else {
+    for (const auto& why : unusable) text += fmt::format("         not used: {}\n", why);
+  }
   return text + fmt::format("--device auto takes {}\n", to_string(Device::best()));
 }
 
@@ -51,10 +60,26 @@ std::string conventions() {
          "classavg    mean of S_k    sample mean           1/K                  yes\n\n";
 }
 
-std::string list_metrics(bool as_json) {
+// The metrics whose keys begin with one of these; all where there are none.
+std::vector<MetricInfo> chosen_metrics(const std::vector<std::string>& prefixes) {
+  std::vector<bool> found(prefixes.size());
+  std::vector<MetricInfo> chosen;
+  for (const auto& info : metric_catalogue()) {
+    bool matches = prefixes.empty();
+    for (std::size_t i = 0; i < prefixes.size(); ++i)
+      if (info.key.starts_with(prefixes[i])) matches = found[i] = true;
+    if (matches) chosen.push_back(info);
+  }
+  for (std::size_t i = 0; i < prefixes.size(); ++i)
+    if (!found[i]) throw UsageError("no metric begins with '" + prefixes[i] + "'", "ncollapse metrics lists all");
+  return chosen;
+}
+
+std::string list_metrics(bool as_json, const std::vector<std::string>& prefixes) {
+  const std::vector<MetricInfo> chosen = chosen_metrics(prefixes);
   if (as_json) {
     Json list = Json::array();
-    for (const auto& info : metric_catalogue())
+    for (const auto& info : chosen)
       list.push_back({{"key", info.key},
                       {"meaning", info.meaning},
                       {"formula", info.formula},
@@ -64,7 +89,7 @@ std::string list_metrics(bool as_json) {
                       {"scope", info.scope}});
     return Json{{"metrics", list}}.dump(2) + "\n";
   }
-  std::string text = conventions();
+  std::string text = prefixes.empty() ? conventions() : "";
   text +=
       "m_k class means, mu centre, c_k = m_k - mu, C and M their matrices, W classifier, b bias, v_k = tr S_k,\n"
       "^ unit norm, E = (I - 11^T/K)/sqrt(K-1), |.| Frobenius, |.|_* nuclear norm; std and var divide by the\n"
@@ -72,7 +97,7 @@ std::string list_metrics(bool as_json) {
       "S_k covariance of class k, mu_s sample mean, D = diag(sqrt n_k), U S V^T = (I - n 1^T/N) D; w, z singular\n"
       "values of the minimiser's W and M D, x* > 0 where a direction survives (ncollapse predict). In ufmb_* M is\n"
       "centred by mu_s. down: lower is more collapsed.\n\n";
-  for (const auto& info : metric_catalogue()) {
+  for (const auto& info : chosen) {
     text += fmt::format("{:<24} {:<5} {}\n", info.key, info.direction == "none" ? "" : info.direction, info.formula);
     text += fmt::format("{:<30} needs {}{}{}\n", "", info.needs, info.source.empty() ? "" : "; ", info.source);
   }
@@ -80,7 +105,8 @@ std::string list_metrics(bool as_json) {
 }
 
 // A subcommand that only prints, with --json as a flag or with a file.
-void add_listing(CLI::App& app, Common& common, const std::string& name, const char* what, std::string (*list)(bool)) {
+template <class List>
+CLI::App* add_listing(CLI::App& app, Common& common, const std::string& name, const char* what, const List& list) {
   CLI::App* command = app.add_subcommand(name, what);
   command->footer("Examples:\n  ncollapse " + name + "\n  ncollapse " + name + " --json " + name + ".json\n");
   command->add_option("--json", common.json, "Print JSON, to standard output or to FILE")
@@ -93,6 +119,7 @@ void add_listing(CLI::App& app, Common& common, const std::string& name, const c
     check_output(common.json);
     write_output(as_json ? common.json : "-", list(as_json));
   });
+  return command;
 }
 
 }  // namespace
@@ -102,7 +129,11 @@ void add_devices(CLI::App& app, Common& common) {
 }
 
 void add_metrics(CLI::App& app, Common& common) {
-  add_listing(app, common, "metrics", "List every metric: formula, inputs, source, direction", list_metrics);
+  const auto prefixes = std::make_shared<std::vector<std::string>>();
+  add_listing(app, common, "metrics", "List every metric: formula, inputs, source, direction",
+              [prefixes](bool as_json) { return list_metrics(as_json, *prefixes); })
+      ->add_option("keys", *prefixes, "Only these, or those that begin so: nc1_pinv, nc2_")
+      ->type_name("KEY...");
 }
 
 }  // namespace ncollapse::cli

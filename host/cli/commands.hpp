@@ -46,6 +46,7 @@ Number parse_number(std::string_view text, const std::string& wrong, const std::
 
 /// For options that count something; given to transform(), for what is left of the text.
 inline const CLI::Validator kAtLeastOne([](std::string& text) { return whole_number<std::int64_t>(text, 1); }, "");
+inline const CLI::Validator kFromZero([](std::string& text) { return whole_number<std::int64_t>(text, 0); }, "");
 
 void add_accumulate(CLI::App& app, Common& common);
 void add_analyze(CLI::App& app, Common& common);

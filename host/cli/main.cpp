@@ -49,9 +49,28 @@ std::size_t edits_between(const std::string& a, const std::string& b) {
   return row.back();
 }
 
-// CLI11 lists all that it could not place, last to first; what matters is the first option it does not know.
+// Which of the names was meant; empty where none is near.
+std::string nearest_name(const std::string& name, const std::vector<std::string>& names) {
+  std::string near;
+  std::size_t fewest = 3;  // more edits than a slip of the finger
+  for (const auto& known : names)
+    if (const std::size_t edits = edits_between(name, known); edits < fewest) {
+      fewest = edits;
+      near = known;
+    }
+  return near;
+}
+
+// CLI11 lists all that it could not place; what matters is a command, else the first option, that it does not know.
 ncollapse::UsageError unknown_argument(const CLI::App& app, const std::string& see) {
   const auto extras = app.remaining(true);
+  if (const auto& first = extras.front(); app.get_subcommands().empty() && !first.starts_with("-")) {
+    std::vector<std::string> commands;
+    for (const CLI::App* command : app.get_subcommands({})) commands.push_back(command->get_name());
+    const std::string near = nearest_name(first, commands);
+    return ncollapse::UsageError("unknown command '" + first + "'",
+                                 (near.empty() ? "" : "did you mean " + near + "? ") + see);
+  }
   const auto option =
       std::find_if(extras.begin(), extras.end(), [](const std::string& extra) { return extra.starts_with("-"); });
   if (option == extras.end()) return ncollapse::UsageError("unexpected argument '" + extras.front() + "'", see);
@@ -59,14 +78,10 @@ ncollapse::UsageError unknown_argument(const CLI::App& app, const std::string& s
   auto options = app.get_options();
   for (const CLI::App* command : app.get_subcommands())
     for (const CLI::Option* known : command->get_options()) options.push_back(known);
-  std::string near;
-  std::size_t fewest = 3;  // more edits than a slip of the finger
+  std::vector<std::string> names;
   for (const CLI::Option* known : options)
-    for (const std::string& long_name : known->get_lnames())
-      if (const std::size_t edits = edits_between(name, "--" + long_name); edits < fewest) {
-        fewest = edits;
-        near = "--" + long_name;
-      }
+    for (const std::string& long_name : known->get_lnames()) names.push_back("--" + long_name);
+  const std::string near = nearest_name(name, names);
   const std::string guess = near.empty()   ? ""
                             : near == name ? "it stands on the other side of the command; "
                                            : "did you mean " + near + "? ";

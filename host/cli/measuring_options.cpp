@@ -20,8 +20,9 @@ Context open(const DeviceOptions& options, const Ranks& ranks) {
   DeviceOptions mine = options;
   Device device = Device::parse(options.device);
   if (device.type == DeviceType::cuda && options.device.find(':') == std::string::npos) {
-    const auto gpus = static_cast<int>(devices().size()) - 1;  // the CPU is the first
-    if (gpus > 0) device.index = ranks.local_rank() % gpus;
+    const auto all = devices();  // the CPU is the first
+    const auto gpus = all.size() - 1;
+    if (gpus > 0) device = all[1 + static_cast<std::size_t>(ranks.local_rank()) % gpus].device;
   }
   if (options.threads == 0 && std::getenv("OMP_NUM_THREADS") == nullptr) mine.threads = ranks.threads();
   return Context(device, {.threads = mine.threads});
@@ -55,6 +56,8 @@ void ReportOptions::check_outputs(const Common& common) const {
   check_output(common.json);
   check_output(csv);
   part_outputs("--json", common.json, "--csv", csv);
+  part_outputs("--log", log.file, "--json", common.json);
+  part_outputs("--log", log.file, "--csv", csv);
 }
 
 double ReportOptions::checked_lambda_h(const std::vector<double>& lambda_w) const {

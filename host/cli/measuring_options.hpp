@@ -7,6 +7,7 @@
 
 #include "host/cli/commands.hpp"
 #include "host/cli/output.hpp"
+#include "host/cli/run_log.hpp"
 #include "ncollapse/analysis.hpp"
 #include "ncollapse/context.hpp"
 
@@ -19,7 +20,7 @@ struct DeviceOptions {
 
   void add_to(CLI::App& command) {
     command.add_option("--device", device, "auto, cpu, cuda or cuda:N")->capture_default_str()->type_name("NAME");
-    command.add_option("--threads", threads, "CPU threads; default: all cores")->check(kAtLeastOne)->type_name("T");
+    command.add_option("--threads", threads, "CPU threads; default: all cores")->transform(kAtLeastOne)->type_name("T");
   }
   Context open() const { return Context(Device::parse(device), {.threads = threads}); }
 };
@@ -42,6 +43,7 @@ inline void add_precision_option(CLI::App& command, std::string& name) {
 struct ReportOptions {
   std::string convention = "zhu", csv;
   std::optional<double> lambda_h;
+  LogOptions log;
 
   /// `request` (AnalysisRequest, StateMeasurement) takes what the options say; it has to live as long as the command.
   template <class Request>
@@ -64,6 +66,15 @@ struct ReportOptions {
   void add_outputs_to(CLI::App& command, Common& common) {
     command.add_option("--json", common.json, "Write the report as JSON; - is standard output")->type_name("FILE");
     command.add_option("--csv", csv, "Write the report as CSV; - is standard output")->type_name("FILE");
+    command
+        .add_option("--log", log.file,
+                    "Put the report behind the steps of a run's log, for plot and report; made where it is missing")
+        ->type_name("FILE");
+    command.add_option("--epoch", log.epoch, "Of --log: where this step stands, behind those in the file")
+        ->transform(kFromZero)
+        ->type_name("N");
+    command.add_option("--loss", log.loss, "Of --log: the training loss there, to be drawn beside the metrics")
+        ->type_name("X");
     command.add_flag("--quiet", common.quiet, "No table and no progress bar");
   }
   /// Call before anything is read: a wrong option should not cost a pass over the data.

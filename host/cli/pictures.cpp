@@ -80,16 +80,28 @@ struct Box {
   double left, top, width, height;
 };
 
-std::string extension(PictureFormat format) { return format == PictureFormat::svg ? ".svg" : ".png"; }
+constexpr std::array<std::string_view, 3> kFormatNames{"svg", "png", "pdf"};
+
+std::string extension(PictureFormat format) {
+  return "." + std::string(kFormatNames[static_cast<std::size_t>(format)]);
+}
+
+// A pixel is a point of a page, so that fonts take the same part of the picture in all formats.
+std::string terminal(PictureFormat format, const Canvas& canvas) {
+  const std::string_view style = "background '#ffffff'";
+  switch (format) {
+    case PictureFormat::svg: break;
+    case PictureFormat::png:
+      return fmt::format("pngcairo noenhanced size {:.0f},{:.0f} font 'Helvetica,12' fontscale 0.75 {}", canvas.width,
+                         canvas.height, style);
+    case PictureFormat::pdf:
+      return fmt::format("pdfcairo noenhanced size {:.4f}in,{:.4f}in font 'Helvetica,12' fontscale 0.75 {}",
+                         canvas.width / 72, canvas.height / 72, style);
+  }
+  return fmt::format("svg noenhanced size {:.0f},{:.0f} font 'Helvetica,12' {}", canvas.width, canvas.height, style);
+}
 
 std::string script_head(const std::string& stem, PictureFormat format, const Canvas& canvas, const std::string& what) {
-  const std::string terminal =
-      format == PictureFormat::svg
-          ? fmt::format("svg noenhanced size {0:.0f},{1:.0f} font 'Helvetica,12' background '#ffffff'", canvas.width,
-                        canvas.height)
-          : fmt::format(
-                "pngcairo noenhanced size {:.0f},{:.0f} font 'Helvetica,12' fontscale 0.75 background '#ffffff'",
-                canvas.width, canvas.height);
   return fmt::format(
       "# {}\n"
       "# Made by ncollapse {}; draw it again, in this folder: gnuplot {}.gp\n"
@@ -104,7 +116,7 @@ std::string script_head(const std::string& stem, PictureFormat format, const Can
       "set tics nomirror scale 0.6\n"
       "set grid lc '#d8d8d8' lw 0.7 dt 1\n"
       "set multiplot\n",
-      what, version(), stem, terminal, quoted(stem + extension(format)));
+      what, version(), stem, terminal(format, canvas), quoted(stem + extension(format)));
 }
 
 const std::string kScriptEnd = "unset multiplot\nunset output\n";
@@ -128,7 +140,7 @@ std::string heading(const Canvas& canvas, double left, double width, const Recor
                     const std::string& remark = {}) {
   std::string script = text_at(canvas, left, 16, fitted(recording.title, 14, width), 14), origin;
   for (const std::string& part : {recording.decays, recording.file_name(), remark})
-    if (!part.empty()) origin += (origin.empty() ? "" : ", ") + part;
+    if (!part.empty() && part != recording.title) origin += (origin.empty() ? "" : ", ") + part;
   double y = 33;
   for (const std::string& line : {recording.data, origin}) {
     if (line.empty()) continue;
@@ -299,16 +311,26 @@ std::vector<Panel> collapse_panels(const std::vector<const Recording*>& runs) {
     panel.least_height = logarithmic ? 300 : 150;
     return panel;
   };
+  // What no weight decays predict is seen against the simplex of balanced classes.
+  const bool predicted = std::any_of(runs.begin(), runs.end(), [](const Recording* run) {
+    return find_curve(*run, "ufmb_w") != nullptr || find_curve(*run, "gof_w") != nullptr;
+  });
+  const Choice nc1{"nc1_pinv", "NC1, variability within classes", kColours[0], 1, 0};
   std::vector<Panel> panels{
-      panel_of("Distance to collapse and to the geometry predicted for these class sizes (0: reached)", "NC metrics",
-               true,
-               {{"nc1_pinv", "NC1, variability within classes", kColours[0], 1, 0},
-                {"ufmb_w", "NC2, classifiers", kColours[1], 1, 1},
-                {"gof_w", "NC2, classifiers (no bias)", kColours[1], 2, 1},
-                {"ufmb_h", "NC2, class means", kColours[2], 1, 2},
-                {"gof_h", "NC2, class means (no bias)", kColours[2], 2, 2},
-                {"ufmb_wh", "NC3, duality", kColours[3], 1, 3},
-                {"gof_wh", "NC3, duality (no bias)", kColours[3], 2, 3}}),
+      predicted ? panel_of("Distance to collapse and to the geometry predicted for these class sizes (0: reached)",
+                           "NC metrics", true,
+                           {nc1,
+                            {"ufmb_w", "NC2, classifiers", kColours[1], 1, 1},
+                            {"gof_w", "NC2, classifiers (no bias)", kColours[1], 2, 1},
+                            {"ufmb_h", "NC2, class means", kColours[2], 1, 2},
+                            {"gof_h", "NC2, class means (no bias)", kColours[2], 2, 2},
+                            {"ufmb_wh", "NC3, duality", kColours[3], 1, 3},
+                            {"gof_wh", "NC3, duality (no bias)", kColours[3], 2, 3}})
+                : panel_of("Distance to the collapse of balanced classes (0: reached)", "NC metrics", true,
+                           {nc1,
+                            {"nc2_etf_w", "NC2, classifiers", kColours[1], 1, 1},
+                            {"nc2_etf_h", "NC2, class means", kColours[2], 1, 2},
+                            {"nc3_dual", "NC3, duality", kColours[3], 1, 3}}),
       panel_of("Training accuracy (1: every sample)", "share", false,
                {{"acc_top1_train", "of all samples", kColours[6], 1, 0},
                 {"acc_balanced_train", "mean over classes", kColours[4], 2, 1}})};
@@ -627,8 +649,9 @@ constexpr std::string_view kCurvesCaption =
     "Every measured step. Metrics of one property share a panel; members of a pair share a colour. Values that are "
     "undefined, and 0 on a logarithmic axis, leave a gap.";
 constexpr std::string_view kCollapseCaption =
-    "Collapse within classes (NC1), of classifiers and class means to the geometry predicted for these class sizes "
-    "(NC2), and of both to each other (NC3), with the training accuracy below.";
+    "Collapse within classes (NC1), of classifiers and class means to the geometry predicted for these class sizes, or "
+    "without weight decays to that of balanced classes (NC2), and of both to each other (NC3), with the training "
+    "accuracy below.";
 constexpr std::string_view kSpectrumCaption =
     "Classifier and class means along the singular vectors of the label matrix. Circles: the predicted global "
     "minimiser; dots: measured. Where it is reached each dot lies in its circle and the cosines are 1.";
@@ -706,6 +729,12 @@ std::string cosines_alternative(const Recording& recording) {
 
 }  // namespace
 
+PictureFormat parse_picture_format(std::string_view name) {
+  for (std::size_t i = 0; i < kFormatNames.size(); ++i)
+    if (name == kFormatNames[i]) return static_cast<PictureFormat>(i);
+  throw UsageError("unknown format '" + std::string(name) + "'", "formats are svg, png and pdf");
+}
+
 std::vector<Picture> pictures(const std::vector<Recording>& recordings, PictureFormat format, bool log_x) {
   std::vector<Picture> all;
   std::vector<const Recording*> runs;
@@ -771,7 +800,9 @@ void draw(const Picture& picture, const std::filesystem::path& folder, const std
     // gnuplot does not tell when it could not write.
     std::ifstream file(folder / picture.image, std::ios::binary);
     const std::string image = rest_of(file, (folder / picture.image).string());
-    const std::string_view end = picture.image.ends_with(".svg") ? "</svg>" : "IEND";
+    const std::string_view end = picture.image.ends_with(".svg")   ? "</svg>"
+                                 : picture.image.ends_with(".png") ? "IEND"
+                                                                   : "%%EOF";
     if (image.rfind(end) == image.npos)
       throw Error(ErrorKind::internal, (folder / picture.image).string() + ": gnuplot has not written a whole picture",
                   "is the disk full?" + (remark.empty() ? "" : " " + remark));

@@ -5,13 +5,17 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "host/cli/recording.hpp"
 
 namespace ncollapse::cli {
 
-enum class PictureFormat { svg, png };
+enum class PictureFormat { svg, png, pdf };
+
+/// "svg", "png", "pdf"; throws UsageError for anything else.
+PictureFormat parse_picture_format(std::string_view name);
 
 struct TextFile {
   std::string name, text;

@@ -8,6 +8,7 @@
 
 #include "host/cli/commands.hpp"
 #include "host/cli/output.hpp"
+#include "host/numbers.hpp"
 #include "ncollapse/error.hpp"
 #include "ncollapse/plan.hpp"
 
@@ -45,14 +46,6 @@ Index parse_size(const std::string& text) {
   bytes = std::ldexp(bytes, 10 * static_cast<int>(power));
   if (!(bytes >= 1 && bytes < 0x1p63)) throw UsageError(wrong, right);
   return static_cast<Index>(bytes);
-}
-
-std::string size_text(Index bytes) {
-  constexpr const char* kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
-  auto value = static_cast<double>(bytes);
-  std::size_t unit = 0;
-  for (; value >= 1024; ++unit) value /= 1024;
-  return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.1f} {}", value, kUnits[unit]);
 }
 
 Json to_json(const MemoryPlan& plan) {

@@ -20,16 +20,10 @@ struct PlotOptions {
   bool log_x = false;
 };
 
-PictureFormat parse_format(const std::string& name) {
-  if (name == "svg") return PictureFormat::svg;
-  if (name == "png") return PictureFormat::png;
-  throw UsageError("--format is '" + name + "'", "svg or png");
-}
-
 void run(const PlotOptions& options, const Common& common) {
-  const PictureFormat format = parse_format(options.format);
+  const PictureFormat format = parse_picture_format(options.format);
   std::vector<Recording> recordings;
-  for (const auto& file : options.files) recordings.push_back(read_recording(file));
+  for (const auto& file : expand(FileList(options.files))) recordings.push_back(read_recording(file));
   const auto all = pictures(recordings, format, options.log_x);
   for (std::size_t i = 0; i < recordings.size(); ++i)
     if (std::none_of(all.begin(), all.end(), [&](const Picture& picture) { return picture.recording == i; }))
@@ -59,13 +53,16 @@ void add_plot(CLI::App& app, Common& common) {
   CLI::App* command = app.add_subcommand("plot", "Draw what simulate and analyze have written, with gnuplot");
   command
       ->add_option("files", options->files,
-                   "Runs (JSON lines, of simulate --json) and reports (of analyze --json); the schema tells which")
+                   "Runs (JSON lines, of simulate --json or analyze --log) and reports (of analyze --json); the schema "
+                   "tells which")
       ->required()
       ->type_name("FILE...");
   command->add_option("--out", options->folder, "Folder for the pictures, made if missing")
       ->required()
       ->type_name("DIR");
-  command->add_option("--format", options->format, "svg or png")->capture_default_str()->type_name("NAME");
+  command->add_option("--format", options->format, "svg, png, or pdf for LaTeX")
+      ->capture_default_str()
+      ->type_name("NAME");
   command->add_flag("--log-x", options->log_x,
                     "Iterations or epochs on a logarithmic axis, for runs of unlike lengths");
   command->add_flag("--quiet", common.quiet, "Do not list the pictures");
@@ -81,7 +78,7 @@ void add_plot(CLI::App& app, Common& common) {
       "  ncollapse simulate --counts 20,12,12,5,3 --layers 3 --dim 8 --lambda-w 2e-3 --lambda-h 1e-3 --json L3.jsonl\n"
       "  ncollapse plot L3.jsonl --out pictures\n"
       "  ncollapse plot L1.jsonl L3.jsonl L6.jsonl --out pictures     # L = 1, 3, 6 side by side\n"
-      "  ncollapse plot report.json --out pictures --format png\n");
+      "  ncollapse plot report.json --out pictures --format pdf\n");
   command->callback([options, &common] { run(*options, common); });
 }
 

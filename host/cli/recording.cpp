@@ -312,6 +312,9 @@ class RunReader {
     if (!std::isfinite(x)) fail(place, "the step has neither an \"epoch\" nor an \"iteration\"");
     if (!recording_.x_name.empty() && x_name != recording_.x_name)
       fail(place, fmt::format("counts in \"{}\", the steps before in \"{}\"", x_name, recording_.x_name));
+    if (!recording_.x.empty() && x <= recording_.x.back())
+      fail(place, fmt::format("{} {} stands behind {} {}", x_name, x, x_name, recording_.x.back()),
+           "steps come in order, each once");
     recording_.x_name = x_name;
     recording_.x.push_back(x);
     const Json metrics = part(line, "metrics", Json::value_t::object, place);

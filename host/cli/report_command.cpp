@@ -72,7 +72,7 @@ void run(PageOptions& options, const Common& common) {
   spare_inputs(options.dump.inputs(), "--out", options.page);
   catch_interrupts();
   std::vector<Recording> recordings;
-  for (const auto& file : options.files) recordings.push_back(read_recording(file));
+  for (const auto& file : expand(FileList(options.files))) recordings.push_back(read_recording(file));
   if (options.dump.given())
     recordings.push_back(
         recording_of(options.dump.measure(common).value(), options.dump.request.features.specs.front()));

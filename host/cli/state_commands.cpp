@@ -105,8 +105,11 @@ void run(FinalizeOptions& options, const Common& common) {
   const std::vector<FileList> inputs{options.request.state, options.request.weights, options.request.bias};
   spare_inputs(inputs, "--json", common.json);
   spare_inputs(inputs, "--csv", options.report.csv);
+  spare_inputs(inputs, "--log", options.report.log.file);
+  const RunLog log(options.report.log);
   const Report report = measure_state(options.device.open(), options.request);
   write_report(report, common.json, options.report.csv, common.quiet);
+  log.append(report);
 }
 
 }  // namespace

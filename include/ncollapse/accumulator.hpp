@@ -117,9 +117,9 @@ class NCOLLAPSE_EXPORT Accumulator {
   /// after it are left out, and the next of add, check, finish, save, merge, reduce that learns of it throws, naming
   /// the batch and the row; an add that throws has not added its own batch either. The state then is that of all
   /// batches before the bad one (`samples` tells how far), and more may be added.
-  /// Throws MemoryError when there is no memory for it, which leaves the state as it was. Any other
-  /// DeviceError, or an Error of kind internal, says that the device or a vendor's library refused work, after which a
-  /// part of the batch may be in the state: begin anew.
+  /// Throws MemoryError when there is no memory for it, which leaves the state as it was. Any other DeviceError, or an
+  /// Error of kind internal, says that the device or a vendor's library refused work, after which a part of the batch
+  /// may be in the state: from then on every use of it throws UsageError.
   void add(const MatrixView& features, const LabelView& labels);
 
   /// Waits until every batch was looked at, and throws the DataError that add on a GPU has not thrown yet, if there is
@@ -145,7 +145,7 @@ class NCOLLAPSE_EXPORT Accumulator {
   /// alone. Waits for the device.
   void reduce(const Communicator& ranks);
 
-  Index samples() const;  ///< rows in the state; waits for the device
+  Index samples() const;  ///< rows in the state; waits for the device; throws UsageError after an add that broke it
   const AccumulatorOptions& options() const;
   const Context& context() const;
 

@@ -43,6 +43,9 @@ struct DeviceInfo {
 /// The CPU first, then every CUDA device that can be used.
 NCOLLAPSE_EXPORT std::vector<DeviceInfo> devices();
 
+/// CUDA devices that are there and cannot be used, a sentence each that says why.
+NCOLLAPSE_EXPORT std::vector<std::string> unusable_cuda_devices();
+
 /// Why no CUDA device can be used ("built without CUDA", "no CUDA device is present", ...); empty when one can.
 NCOLLAPSE_EXPORT std::string cuda_unavailable_reason();
 

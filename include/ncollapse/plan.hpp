@@ -54,7 +54,7 @@ struct MemoryPlan {
 /// any kind and in time O(K); workspaces of vendor libraries come from their documentation. A measurement of decisions
 /// (NC4) is not in it. With `memory_bytes`, takes the largest batch that fits. Throws UsageError for sizes below 1 (of
 /// what may be 0, below 0), more than 2^24 classes or 2^28 dimensions, bytes beyond 64 bits and an unknown element
-/// type; DeviceError when the statistics do not fit, saying what would.
+/// type; MemoryError when the statistics do not fit, saying what would.
 NCOLLAPSE_EXPORT MemoryPlan plan(const PlanRequest& request);
 
 /// The same for means, traces and full, each with `fits`; throws as plan, but not for want of memory.

@@ -8,9 +8,11 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <random>
+#include <sstream>
 
 #include "ncollapse/metrics.hpp"
 #include "ncollapse/version.hpp"
+#include "tests/cli/recordings.hpp"
 #include "tests/cli/run_command.hpp"
 
 namespace ncollapse::test {
@@ -18,7 +20,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int kUsage = 2, kData = 3, kDevice = 4;
+constexpr int kDevice = 4;
 
 /// Twelve samples of three classes in two dimensions, with a classifier; small enough to see.
 class Command : public testing::Test {
@@ -81,6 +83,120 @@ class Command : public testing::Test {
   std::vector<std::int64_t> labels_;
   std::string x_, y_, w_, b_;
 };
+
+TEST_F(Command, ThreadsAreDecimalNumbers) {
+  const Outcome run = run_command(analyze({"--threads", "08", "--json", "-"}));
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_EQ(Json::parse(run.out)["device"]["threads"], 8);
+}
+
+TEST_F(Command, ListsChosenMetrics) {
+  const Json chosen = Json::parse(run_command({"metrics", "nc3_dual", "nc4_", "--json"}).out)["metrics"];
+  ASSERT_EQ(chosen.size(), 3U);
+  for (std::size_t i = 0; i < 3; ++i)
+    EXPECT_EQ(chosen[i]["key"], std::vector<std::string>({"nc3_dual", "nc4_agree_train", "nc4_agree_test"})[i]);
+  const std::string table = run_command({"metrics", "nc3_dual"}).out;
+  EXPECT_EQ(words_in(table, {"nc3_dual", "Frobenius"}), "");
+  EXPECT_EQ(table.find("nc3_wh"), std::string::npos);
+}
+
+// --- the log of a run
+
+class Log : public Command {
+ protected:
+  std::vector<std::string> step(int epoch, std::vector<std::string> more = {}) const {
+    more.insert(more.end(), {"--log", log_, "--epoch", std::to_string(epoch), "--quiet"});
+    return analyze(std::move(more));
+  }
+  std::vector<Json> log() const {
+    std::vector<Json> all;
+    std::istringstream text(read_file(log_));
+    for (std::string line; std::getline(text, line);) all.push_back(Json::parse(line));
+    return all;
+  }
+  /// The call fails with these words and leaves the log as it was.
+  void expect_refused(const std::vector<std::string>& arguments, int code,
+                      const std::vector<std::string>& words) const {
+    const std::string before = read_file(log_);
+    const Outcome run = run_command(arguments);
+    EXPECT_EQ(run.exit_code, code) << run.err;
+    EXPECT_EQ(words_in(run.err, words), "");
+    EXPECT_EQ(read_file(log_), before);
+  }
+  std::string log_ = folder_.path("run.jsonl");
+};
+
+TEST_F(Log, GrowsByAStepACall) {
+  const std::vector<std::string> head{"--weights", w_, "--bias", b_};
+  for (const auto& [epoch, loss] : {std::pair{0, "2.5"}, {7, "0.25"}}) {
+    auto arguments = step(epoch, head);
+    arguments.insert(arguments.end(), {"--loss", loss, "--json", folder_.path("report.json")});
+    const Outcome run = run_command(arguments);
+    ASSERT_EQ(run.exit_code, 0) << run.err;
+    EXPECT_EQ(run.out + run.err, "");
+  }
+  ASSERT_EQ(run_command(step(9, head)).exit_code, 0);
+  const auto lines = log();
+  ASSERT_EQ(lines.size(), 4U);
+  EXPECT_EQ(lines[0]["schema"], "ncollapse.run/1");
+  EXPECT_EQ(lines[0]["convention"], "zhu");
+  EXPECT_EQ(lines[0]["model"],
+            (Json{{"K", 3}, {"N", 12}, {"layers", 1}, {"with_bias", true}, {"width", 2}, {"counts", {4, 4, 4}}}));
+  const Json report = Json::parse(read_file(folder_.path("report.json")));
+  for (std::size_t i = 1; i < 4; ++i) {
+    EXPECT_EQ(lines[i]["type"], "step");
+    EXPECT_EQ(lines[i]["epoch"], std::vector<int>({0, 7, 9})[i - 1]);
+    for (const auto* part : {"metrics", "status", "per_class", "block_cos_h", "block_cos_w"})
+      EXPECT_EQ(lines[i][part], report[part]) << part;
+  }
+  EXPECT_EQ(lines[2]["loss"], 0.25);
+  EXPECT_FALSE(lines[3].contains("loss"));
+
+  const Path no_gnuplot(folder_.path("empty"));
+  run_command({"plot", log_, "--out", folder_.path("pictures")});
+  EXPECT_NE(read_file(folder_.path("pictures/curves.dat")).find("\n7 0.25 "), std::string::npos);
+}
+
+TEST_F(Log, OfAStateAsWell) {
+  const std::string state = folder_.path("s.nc");
+  ASSERT_EQ(run_command({"accumulate", "--features", x_, "--labels", y_, "--classes", "3", "--state", state, "--quiet"})
+                .exit_code,
+            0);
+  const Outcome run = run_command({"finalize", state, "--weights", w_, "--log", log_, "--epoch", "3", "--lambda-w",
+                                   "1e-3", "--lambda-h", "1e-3", "--quiet"});
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  const auto lines = log();
+  ASSERT_EQ(lines.size(), 2U);
+  EXPECT_EQ(lines[0]["model"]["with_bias"], false);
+  EXPECT_EQ(lines[0]["model"]["lambda_w"], Json({1e-3}));
+  EXPECT_EQ(lines[0]["model"]["lambda_h"], 1e-3);
+  EXPECT_TRUE(lines[1].contains("spectrum"));
+}
+
+TEST_F(Log, WhatDoesNotFollowIsRefused) {
+  ASSERT_EQ(run_command(step(5, {"--weights", w_})).exit_code, 0);
+  for (const int epoch : {5, 4})
+    expect_refused(step(epoch, {"--weights", w_}), kData, {"run.jsonl", "holds epoch 5", std::to_string(epoch)});
+  expect_refused(step(6, {"--weights", w_, "--bias", b_}), kData,
+                 {"another run", "with_bias is false there, true here"});
+  expect_refused(step(6), kData, {"another run", "layers is 1 there, not given here"});
+  expect_refused(step(6, {"--weights", w_, "--convention", "anova"}), kData, {"convention is \"zhu\" there"});
+  expect_refused(step(6, {"--weights", w_, "--rows", "0:9"}), kData, {"counts is [4,4,4] there, [3,3,3] here"});
+  expect_refused(analyze({"--log", log_}), kUsage, {"--epoch"});
+  expect_refused(analyze({"--epoch", "6"}), kUsage, {"--log"});
+  expect_refused(step(6, {"--weights", w_, "--loss", "nan"}), kUsage, {"--loss is nan"});
+  expect_refused(analyze({"--log", "-", "--epoch", "6"}), kUsage, {"standard output"});
+  expect_refused(analyze({"--log", log_, "--epoch", "6", "--json", log_}), kUsage, {"--log", "--json", "one file"});
+  expect_refused(analyze({"--log", x_, "--epoch", "6"}), kUsage, {"x.npy is read"});
+  const std::string other = folder_.write("other", "{\"schema\": \"ncollapse.metrics/1\"}\n");
+  expect_refused(analyze({"--log", other, "--epoch", "6"}), kData, {"other", "no log of a run"});
+  EXPECT_EQ(read_file(other), "{\"schema\": \"ncollapse.metrics/1\"}\n");
+  // What a kill has cut off is no step.
+  std::ofstream(log_, std::ios::app) << "{\"type\": \"step\", \"epo";
+  ASSERT_EQ(run_command(step(6, {"--weights", w_})).exit_code, 0);
+  ASSERT_EQ(log().size(), 3U);
+  EXPECT_EQ(log()[2]["epoch"], 6);
+}
 
 TEST_F(Command, PrintsATable) {
   const Outcome run = run_command(analyze({"--weights", w_, "--bias", b_}));
@@ -333,13 +449,15 @@ TEST_F(Command, WrongCalls) {
             "ncollapse: error: unknown option '--quiet'\n"
             "  hint: it stands on the other side of the command; see: ncollapse analyze --help\n");
   EXPECT_EQ(said({"metrics", "all", "of", "them"}),
-            "ncollapse: error: unexpected argument 'all'\n  hint: see: ncollapse metrics --help\n");
+            "ncollapse: error: no metric begins with 'all'\n  hint: ncollapse metrics lists all\n");
   EXPECT_EQ(said({"--verison", "devices"}),
             "ncollapse: error: unknown option '--verison'\n  hint: did you mean --version? see: ncollapse devices "
             "--help\n");
-  const Outcome mistyped = run_command({"analyse"});
-  EXPECT_EQ(mistyped.exit_code, kUsage);
-  EXPECT_NE(mistyped.err.find("ncollapse --help"), std::string::npos) << mistyped.err;
+  EXPECT_EQ(said({"devices", "all"}),
+            "ncollapse: error: unexpected argument 'all'\n  hint: see: ncollapse devices --help\n");
+  EXPECT_EQ(said({"analyse", "--features", x_}),
+            "ncollapse: error: unknown command 'analyse'\n  hint: did you mean analyze? see: ncollapse --help\n");
+  EXPECT_EQ(said({"everything"}), "ncollapse: error: unknown command 'everything'\n  hint: see: ncollapse --help\n");
   const Outcome nothing = run_command({});
   EXPECT_EQ(nothing.exit_code, kUsage);
   EXPECT_NE(nothing.out.find("analyze"), std::string::npos) << nothing.out;

@@ -145,7 +145,7 @@ TEST(Plan, TakesABatchThatFits) {
   const Outcome refused = run_command(large);
   EXPECT_EQ(refused.exit_code, kDevice);
   EXPECT_EQ(refused.out, "");
-  for (const auto* word : {"statistics full", "above the limit of 67108864", "these statistics fit: means, traces"})
+  for (const auto* word : {"statistics full", "above the limit of 64.0 MiB", "these statistics fit: means, traces"})
     EXPECT_NE(refused.err.find(word), std::string::npos) << word << " in " << refused.err;
   auto traces = large;
   traces.insert(traces.end(), {"--statistics", "traces"});

@@ -409,9 +409,36 @@ TEST_F(Plot, FilesThatCannotBeDrawn) {
                kUsage, {"i.jsonl", "e.jsonl", "share an axis"});
 }
 
+TEST_F(Plot, StepsThatGoBackAreRefused) {
+  for (const int second : {20, 10})
+    expect_error({folder_.write("back.jsonl", lines({header("ncollapse.run/1"), step("epoch", 20, {{"nc1_pinv", 2.0}}),
+                                                     step("epoch", second, {{"nc1_pinv", 1.0}})}))},
+                 kData, {"back.jsonl", "line 3", "epoch " + std::to_string(second), "epoch 20"});
+}
+
+TEST_F(Plot, GlobsAreExpanded) {
+  for (const auto* name : {"run-2.jsonl", "run-10.jsonl"}) folder_.write(name, a_run("ncollapse.run/1", "epoch"));
+  write_only({folder_.path("run-*.jsonl")});
+  EXPECT_NE(read_file(out("curves-1.dat")).find("run-2.jsonl"), std::string::npos);
+  EXPECT_NE(read_file(out("curves-2.dat")).find("run-10.jsonl"), std::string::npos);
+  std::filesystem::remove_all(out_);
+  expect_error({folder_.path("none-*.jsonl")}, kData, {"none-*.jsonl"});
+}
+
+// Without weight decays nothing is predicted: the simplex of balanced classes stands in.
+TEST_F(Plot, TheCollapseOfARunWithoutWeightDecays) {
+  const Json metrics{{"nc1_pinv", 0.1}, {"nc2_etf_h", 0.2}, {"nc2_etf_w", 0.3}, {"nc3_dual", 0.4}};
+  const std::string plain = folder_.write("plain.jsonl", lines({header("ncollapse.run/1"), step("epoch", 1, metrics)}));
+  write_only({plain});
+  const std::string script = read_file(out("collapse.gp"));
+  for (const auto* key : {"nc1_pinv", "nc2_etf_h", "nc2_etf_w", "nc3_dual"})
+    EXPECT_EQ(occurrences(script, "using 'epoch':'" + std::string(key) + "'"), 1) << key;
+  EXPECT_EQ(script.find("predicted"), std::string::npos);
+}
+
 TEST_F(Plot, WrongUsage) {
   const std::string run = folder_.write("run.jsonl", a_run("ncollapse.run/1", "epoch"));
-  expect_error({run, "--format", "pdf"}, kUsage, {"pdf", "svg or png"});
+  expect_error({run, "--format", "tex"}, kUsage, {"tex", "svg, png and pdf"});
   expect_error({}, kUsage, {"files"});
   EXPECT_EQ(run_command({"plot", run}).exit_code, kUsage);
   const Outcome over_a_file = run_command({"plot", run, "--out", run});
@@ -459,7 +486,7 @@ TEST_F(Plot, WhatGnuplotSaysIsShownWhenItFails) {
 }
 
 TEST_F(Plot, GnuplotThatKeepsQuietAboutAFullDiskIsFoundOut) {
-  for (const std::string image : {"svg", "png"})
+  for (const std::string image : {"svg", "png", "pdf"})
     for (const std::string& wrote : {std::string("true"), ": > collapse." + image, "echo '<svg' > collapse." + image}) {
       const std::string fake = folder_.write("gnuplot", "#!/bin/sh\n" + wrote + "\n");
       std::filesystem::permissions(fake, std::filesystem::perms::owner_all);
@@ -517,6 +544,28 @@ TEST_F(Plot, DrawsRunsSideBySide) {
   EXPECT_EQ(labels_with(out("compare.svg"), "nc1_pinv"), 1);  // one legend for all
   for (const auto* layers : {"1", "3", "6"})
     EXPECT_EQ(labels_with(out("compare.svg"), "L = " + std::string(layers) + ", with bias, d = 8"), 1);
+}
+
+// A page as large as the picture, in points where that has pixels.
+TEST_F(Plot, DrawsAReportAsPdf) {
+  NEEDS_GNUPLOT();
+  const std::string report = folder_.write("report.json", a_report().dump(2));
+  ASSERT_EQ(plot({report}).exit_code, 0);
+  const std::string svg = read_file(out("cosines.svg"));
+  const Outcome run = plot({report, "--format", "pdf"});
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  for (const std::string name : {"cosines", "spectrum"}) {
+    const std::string pdf = read_file(out(name + ".pdf"));
+    EXPECT_EQ(pdf.substr(0, 5), "%PDF-") << name;
+    EXPECT_NE(pdf.rfind("%%EOF"), std::string::npos) << name;
+  }
+  const auto number_behind = [](const std::string& text, const std::string& word) {
+    const auto at = text.find(word);
+    return at == std::string::npos ? 0.0 : std::stod(text.substr(at + word.size()));
+  };
+  const double width = number_behind(svg, "width=\"");
+  EXPECT_GT(width, 100);
+  EXPECT_NEAR(72 * number_behind(read_file(out("cosines.gp")), "noenhanced size "), width, 0.01);
 }
 
 TEST_F(Plot, DrawsAReportAsPng) {

@@ -55,10 +55,9 @@ cuda::Limits few_limits() {
 class CudaBackendTest : public testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
-    std::string reason;
-    const auto devices = cuda_devices(&reason);
-    if (devices.empty()) GTEST_SKIP() << "cuda: " << reason;
-    const int device = devices.front().device.index;
+    const auto all = cuda_devices();
+    if (all.usable.empty()) GTEST_SKIP() << "cuda: " << all.unavailable_reason();
+    const int device = all.usable.front().device.index;
     if (std::string(GetParam()) == "defaults")
       backend_ = open_cuda_backend(device, {});
     else
@@ -247,7 +246,7 @@ TEST_P(CudaMomentsTest, AddBatchIsExact) {
 
 // Batches of few classes, at the borders of chunks, octets and groups of warps; and as the general way adds them.
 TEST(CudaFewClassesTest, ChunksOfEverySizeAreAddedUp) {
-  const auto devices = cuda_devices(nullptr);
+  const auto devices = cuda_devices().usable;
   if (devices.empty()) GTEST_SKIP() << "cuda: no device";
   struct Case {
     Index least_rows, rows, dim, classes;
@@ -306,7 +305,7 @@ TEST(CudaFewClassesTest, ChunksOfEverySizeAreAddedUp) {
 
 // Both kinds of faults in one batch of few classes, in full, wherever they are; and where no class was ever seen.
 TEST(CudaFewClassesTest, FaultsOfBothKindsAreCounted) {
-  const auto devices = cuda_devices(nullptr);
+  const auto devices = cuda_devices().usable;
   if (devices.empty()) GTEST_SKIP() << "cuda: no device";
   const Index rows = 70, d = 300, classes = 4;
   const auto labels = make_labels(Classes::uniform, rows, classes, 40);
@@ -347,7 +346,7 @@ TEST(CudaFewClassesTest, FaultsOfBothKindsAreCounted) {
 // Batches of one chunk, of several and of the general way in turn. Before each comes a bad batch that has every class,
 // and behind that a good one that must not count; classes are new in every batch.
 TEST(CudaFewClassesTest, BothWaysTakeTurns) {
-  const auto devices = cuda_devices(nullptr);
+  const auto devices = cuda_devices().usable;
   if (devices.empty()) GTEST_SKIP() << "cuda: no device";
   const Index d = 9, classes = 7, most = 200, sizes[] = {12, 40, most, 40, 12, most};
   cuda::Limits limits = few_limits();
@@ -393,7 +392,7 @@ TEST(CudaFewClassesTest, BothWaysTakeTurns) {
 
 // Classes of up to 32 runs, whose carries are folded two or three at a time; and Z in chunks, which change no sum.
 TEST(CudaClassSumsTest, ClassesOfManyRunsAreAddedUpInOrder) {
-  const auto devices = cuda_devices(nullptr);
+  const auto devices = cuda_devices().usable;
   if (devices.empty()) GTEST_SKIP() << "cuda: no device";
   const Index rows = 1000, d = kSmall ? 3 : 20;
   for (const Index group_runs : {1, 2, 8})
@@ -616,7 +615,7 @@ TEST_P(CudaBackendTest, AFaultLeavesNothingOfItsBatch) {
 // Batches that are watched, checked before, and of few rows, in one block or several, in turn, with bad ones between:
 // the state is as if every batch had been checked before.
 TEST(CudaClassSumsTest, SumsOfTwoArraysAreThoseOfOne) {
-  const auto devices = cuda_devices(nullptr);
+  const auto devices = cuda_devices().usable;
   if (devices.empty()) GTEST_SKIP() << "cuda: no device";
   const Index d = 6, classes = 100, most = kSmall ? 200 : 400, sizes[] = {most, 150, most, 20, most, most, 3};
   for (const auto statistics : {Statistics::full, Statistics::traces, Statistics::means})

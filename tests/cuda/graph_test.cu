@@ -25,10 +25,9 @@ class GraphTest : public testing::TestWithParam<GraphCase> {
   static constexpr Index kClasses = 10, kDim = 48;
 
   void SetUp() override {
-    std::string reason;
-    const auto devices = cuda_devices(&reason);
-    if (devices.empty()) GTEST_SKIP() << "cuda: " << reason;
-    device_ = devices.front().device;
+    const auto all = cuda_devices();
+    if (all.usable.empty()) GTEST_SKIP() << "cuda: " << all.unavailable_reason();
+    device_ = all.usable.front().device;
     check(cudaSetDevice(device_.index));
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
     context_ = std::make_unique<Context>(device_, ContextOptions{.cuda_stream = stream_});

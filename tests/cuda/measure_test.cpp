@@ -2,6 +2,11 @@
 // launches and waits. And what `plan` says of memory on the device.
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <functional>
+
+#include "ncollapse/decisions.hpp"
+#include "ncollapse/error.hpp"
 #include "ncollapse/plan.hpp"
 #include "ncollapse/state.hpp"
 #include "tests/api/support.hpp"
@@ -89,6 +94,48 @@ std::size_t bytes_in_use() {
   std::size_t free = 0, total = 0;
   cudaMemGetInfo(&free, &total);
   return total - free;
+}
+
+// An accumulator into which a part of a batch may have come says so from then on, whatever is asked of it; so does a
+// counter. What is refused before anything was changed breaks neither.
+TEST(MeasureOnCuda, WhatAFailureLeftInPartIsNotUsed) {
+  using ncollapse::UsageError;
+  const Samples samples = make_samples({std::vector<Index>(20, 60), 40, {0.3}, 1.0, 0.0, 5});
+  const auto x = ncollapse::view(samples.values.data(), samples.rows(), 40);
+  const auto y = ncollapse::view(samples.labels.data(), samples.rows());
+  const Context context({ncollapse::DeviceType::cuda, 0});
+  Accumulator broken(context, {.classes = 20, .dim = 40}), whole(context, {.classes = 20, .dim = 40});
+  whole.add(x, y);
+  const test::TemporaryDirectory folder;
+  EXPECT_THROW(broken.add(x, ncollapse::view(samples.labels.data(), 3)), UsageError);
+  cuda_shim::set_memory_limit(bytes_in_use());
+  EXPECT_THROW(broken.add(x, y), ncollapse::MemoryError);
+  cuda_shim::set_memory_limit(std::size_t{4} << 30);
+  cuda_shim::refuse_pinned_memory(true);
+  EXPECT_THROW(broken.add(x, y), ncollapse::MemoryError);
+  cuda_shim::refuse_pinned_memory(false);
+  EXPECT_EQ(broken.samples(), 0);
+  broken.add(x, y);
+  expect_same_bits(broken.finish(), whole.finish());
+  cuda_shim::set_product_status(CUBLAS_STATUS_EXECUTION_FAILED);
+  EXPECT_THROW(broken.add(x, y), ncollapse::Error);
+  cuda_shim::set_product_status(CUBLAS_STATUS_SUCCESS);
+  for (const auto& use : std::vector<std::function<void()>>{
+           [&] { broken.add(x, y); }, [&] { broken.check(); }, [&] { static_cast<void>(broken.samples()); },
+           [&] { broken.finish(); }, [&] { broken.merge(whole); }, [&] { whole.merge(broken); },
+           [&] { broken.save(folder.path("state.nc")); }})
+    EXPECT_THROW(use(), UsageError);
+  EXPECT_FALSE(std::filesystem::exists(folder.path("state.nc")));
+  EXPECT_EQ(whole.finish().samples(), samples.rows());
+
+  const std::vector<double> weights(20 * 40, 0.5);
+  const ncollapse::Classifier head{.layers = {ncollapse::view(weights.data(), 20, 40)}};
+  ncollapse::DecisionCounter counter(whole.finish(), &head);
+  cuda_shim::set_product_status(CUBLAS_STATUS_EXECUTION_FAILED);
+  EXPECT_THROW(counter.add(x, y), ncollapse::Error);
+  cuda_shim::set_product_status(CUBLAS_STATUS_SUCCESS);
+  EXPECT_THROW(counter.add(x, y), UsageError);
+  EXPECT_THROW(counter.finish(), UsageError);
 }
 
 // Batches of few classes, in one chunk and in several, and of the general way, from the host. The sort's own memory is

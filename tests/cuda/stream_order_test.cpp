@@ -607,8 +607,7 @@ TEST_F(StreamOrderTest, AFaultFoundLateLosesAndSpoilsNothing) {
 // One of two devices does not answer, as one that is another process's own.
 TEST(CudaDevices, WhyOneIsLeftOutIsTold) {
   cuda_shim::silence_device(0);
-  std::string why;
-  const auto devices = cuda_devices(&why);
+  const auto devices = cuda_devices();
   std::string refusal;
   try {
     cuda::CudaBackend backend(0, {});
@@ -616,10 +615,13 @@ TEST(CudaDevices, WhyOneIsLeftOutIsTold) {
     refusal = error.what();
   }
   cuda_shim::silence_device(-1);
-  ASSERT_EQ(devices.size(), 1U);
-  EXPECT_EQ(devices[0].device.index, 1);
+  ASSERT_EQ(devices.usable.size(), 1U);
+  EXPECT_EQ(devices.usable[0].device.index, 1);
+  EXPECT_EQ(devices.unavailable_reason(), "");
+  ASSERT_EQ(devices.left_out.size(), 1U);
+  const std::string why = devices.left_out[0].reason;
   EXPECT_NE(why.find("CUDA device 0 (host shim) does not answer"), std::string::npos) << why;
-  EXPECT_EQ(refusal, "CUDA device 0 cannot be used: " + why);
+  EXPECT_EQ(refusal, why);
   EXPECT_NO_THROW(cuda::CudaBackend(0, {}));
 }
 

@@ -221,6 +221,8 @@ std::size_t live_allocations();
 void check_guards();
 /// Device memory beyond this many bytes in use cannot be had.
 void set_memory_limit(std::size_t bytes);
+/// From now on the host has no pinned memory to give, or has again.
+void refuse_pinned_memory(bool refuse);
 
 /// What was asked of the runtime so far, as far as it costs a caller time: device and pinned allocations, waits of the
 /// host for the device, copies between the device and ordinary host memory (which wait on a GPU), other copies and

@@ -182,6 +182,7 @@ void require_stream(cudaStream_t stream) {
 
 int opened = 0;  // nested DeviceAccess
 
+bool pinned_refused = false;
 std::map<const unsigned char*, std::size_t> pinned;  // host memory that a GPU copies from and to without a wait
 cuda_shim::Calls counted;
 bool is_capturing = false, is_slow = false;
@@ -356,6 +357,7 @@ void check_guards() {
   for (const auto& [data, allocation] : memory().live) check_guard(allocation);
 }
 void set_memory_limit(std::size_t bytes) { memory().limit = bytes; }
+void refuse_pinned_memory(bool refuse) { pinned_refused = refuse; }
 const Calls& calls() { return counted; }
 void count_vendor_call() {
   const std::lock_guard api(mutex);
@@ -654,7 +656,7 @@ cudaError_t cudaHostAlloc(void** memory_at, std::size_t bytes, unsigned) {
   const std::lock_guard api(mutex);
   forbid_in_capture("an allocation in a capture");
   ++counted.allocations;
-  *memory_at = std::malloc(bytes);
+  *memory_at = pinned_refused ? nullptr : std::malloc(bytes);
   if (*memory_at == nullptr) return cudaErrorMemoryAllocation;
   std::memset(*memory_at, kPoison, std::min(bytes, kPoisonedBytes));
   pinned[static_cast<unsigned char*>(*memory_at)] = bytes;
