@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "host/numbers.hpp"
 
@@ -54,17 +55,25 @@ void throw_faults(const BatchFaults& faults, Index first_row, Index classes) {
     where += " (batch " + std::to_string(faults.batch) + ", counted from 0)";
     late = "; found while later batches were given: that batch and all after it were left out";
   }
-  if (faults.bad_labels > 0)
-    throw DataError(std::to_string(faults.bad_labels) + " label(s) in " + where + " are outside 0.." +
-                        std::to_string(classes - 1) + "; the first is " + std::to_string(faults.bad_label) +
-                        " at row " + std::to_string(first_row + faults.bad_label_row) + late,
-                    "labels are class numbers from 0 to K-1; give the right number of classes",
-                    first_row + faults.bad_label_row);
-  throw DataError(std::to_string(faults.nonfinite) + " feature value(s) in " + where +
-                      " are NaN or infinite; the first is at row " + std::to_string(first_row + faults.nonfinite_row) +
-                      ", column " + std::to_string(faults.nonfinite_col) + late,
-                  "features must be finite; look for overflow in the network or a broken dump",
-                  first_row + faults.nonfinite_row);
+  std::string what, hint;
+  Index first = std::numeric_limits<Index>::max();
+  if (faults.bad_labels > 0) {
+    first = first_row + faults.bad_label_row;
+    what = std::to_string(faults.bad_labels) + " label(s) in " + where + " are outside 0.." +
+           std::to_string(classes - 1) + "; the first is " + std::to_string(faults.bad_label) + " at row " +
+           std::to_string(first);
+    hint = "labels are class numbers from 0 to K-1; give the right number of classes, and leave out rows without one";
+  }
+  if (faults.nonfinite > 0) {
+    const Index row = first_row + faults.nonfinite_row;
+    first = std::min(first, row);
+    what += (what.empty() ? "" : "; and ") + std::to_string(faults.nonfinite) + " feature value(s) in " + where +
+            " are NaN or infinite; the first is at row " + std::to_string(row) + ", column " +
+            std::to_string(faults.nonfinite_col);
+    hint += (hint.empty() ? "" : "; ") +
+            std::string("features must be finite; look for overflow in the network or a broken dump");
+  }
+  throw DataError(what + late, hint, first);
 }
 
 void check_view(const Backend& backend, const MatrixView& view, const std::string& name) {

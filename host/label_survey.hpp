@@ -28,7 +28,7 @@ struct LabelSurvey {
         if (label < 0 || label >= kMaxClasses)
           throw DataError(
               file.name() + ": the label at row " + std::to_string(first + i) + " is " + std::to_string(label),
-              "labels are class numbers from 0 to K-1");
+              "labels are class numbers from 0 to K-1; leave out rows that have none (-100, padding)");
         if (label >= static_cast<Index>(counts.size())) counts.resize(static_cast<std::size_t>(label) + 1);
         ++counts[static_cast<std::size_t>(label)];
         if (label <= largest) continue;
@@ -44,7 +44,8 @@ struct LabelSurvey {
     if (largest < classes) return;
     throw DataError(largest_file + ": the label at row " + std::to_string(largest_row) + " is " +
                         std::to_string(largest) + ", but there are " + std::to_string(classes) + " classes",
-                    "labels are class numbers from 0 to K-1; give --classes or the classifier that fits");
+                    "labels are class numbers from 0 to K-1; are there " + std::to_string(largest + 1) +
+                        "? then --classes, or the classifier's rows, are to say so");
   }
 };
 

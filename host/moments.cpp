@@ -63,6 +63,9 @@ MomentData read_out(const Context& context, const AccumulatorOptions& options, c
   if (options.statistics >= Statistics::traces) {
     out.variances = backend.to_host(state.square_sums);
     const double trace = trace_of(out.variances, options.scatter_weights);  // of T
+    if (options.statistics >= Statistics::full && !std::isfinite(trace))
+      throw DataError("the features are so far apart that the sum of all squared distances leaves the range of double",
+                      "rescale the features: the metrics do not depend on their unit");
     const auto sums_squared = backend.row_dots(state.sums, state.sums);
     for (std::size_t k = 0; k < classes; ++k) {
       const double variance = (out.variances[k] - sums_squared[k] * inverse[k]) * inverse[k];

@@ -9,6 +9,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 
 #include "host/cli/commands.hpp"
 #include "host/cli/output.hpp"
@@ -27,6 +28,7 @@ using Json = nlohmann::ordered_json;
 constexpr Index kMaxLogitClasses = 1000;  // K x K numbers above that help nobody
 constexpr std::size_t kMaxTableRows = 40;
 constexpr std::size_t kMaxLayerColumns = 3;
+constexpr std::size_t kMaxCriticalSizes = 100;  // of classes; the cube of their number is the time that it takes
 constexpr double kDenseTolerance = 1e-9;
 
 struct PredictOptions {
@@ -77,6 +79,21 @@ DenseComparison compare_with_dense(const UfmOptions& model, const PredictOptions
   return result;
 }
 
+/// Logarithms of the products from which classes are lost, [K]; empty where that is left out.
+std::vector<double> class_critical(const UfmOptions& model) {
+  const std::set<Index> sizes(model.counts.begin(), model.counts.end());
+  if (model.width > 0 || sizes.size() > kMaxCriticalSizes) return {};
+  return class_critical_lambda_products_log10(model);
+}
+
+// A product of weight decays, which may be too small for a double.
+std::string product_text(double log10_product) {
+  if (std::isinf(log10_product)) return log10_product > 0 ? "never" : "0";
+  const double product = std::pow(10.0, log10_product);
+  return product < std::numeric_limits<double>::min() ? fmt::format("1e{:.2f}", log10_product)
+                                                      : fmt::format("{:.6g}", product);
+}
+
 std::string to_json(const UfmOptions& model, const UfmPrediction& prediction,
                     const std::optional<DenseComparison>& dense) {
   Json sigma = Json::array(), w = Json::array(), z = Json::array(), survives = Json::array(), critical = Json::array(),
@@ -110,6 +127,15 @@ std::string to_json(const UfmOptions& model, const UfmPrediction& prediction,
   json["critical_lambda_product_log10"] = std::move(critical_log10);
   json["bias"] = model.bias ? Json(prediction.bias) : Json(nullptr);
   json["lost_classes"] = prediction.lost_classes ? Json(*prediction.lost_classes) : Json(nullptr);
+  const std::vector<double> class_products = class_critical(model);
+  json["class_critical_lambda_product_log10"] = nullptr;
+  if (class_products.empty())
+    json["status"]["class_critical_lambda_product_log10"] =
+        fmt::format("known for networks without --dim and at most {} distinct class sizes", kMaxCriticalSizes);
+  else
+    json["class_critical_lambda_product_log10"] = Json::array();
+  for (const double product : class_products)  // null: never lost
+    json["class_critical_lambda_product_log10"].push_back(std::isfinite(product) ? Json(product) : Json(nullptr));
   json["class_mean_logits"] = nullptr;
   if (!prediction.lost_classes) {
     json["status"]["lost_classes"] = "the width cuts through an eigenspace, so the minimiser does not determine it";
@@ -144,8 +170,9 @@ std::string logits_table(const UfmOptions& model, const UfmPrediction& predictio
   const auto logits = predicted_logits(model);
   std::map<Index, std::vector<Index>, std::greater<>> classes_of;
   for (Index k = 0; k < prediction.classes; ++k) classes_of[model.counts[static_cast<std::size_t>(k)]].push_back(k);
-  std::string text = fmt::format("\n{:>14} {:>6} {:>13} {:>13} {:>13}  {}\n", "class size", "times", "bias",
-                                 "own logit", "largest other", "lost");
+  const std::vector<double> critical = class_critical(model);
+  std::string text = fmt::format("\n{:>14} {:>6} {:>13} {:>13} {:>13} {:>5} {:>13}\n", "class size", "times", "bias",
+                                 "own logit", "largest other", "lost", critical.empty() ? "" : "lost from");
   std::size_t rows = 0;
   for (const auto& [size, members] : classes_of) {
     if (rows++ == kMaxTableRows) {
@@ -158,11 +185,13 @@ std::string logits_table(const UfmOptions& model, const UfmPrediction& predictio
       if (j != k) other = std::max(other, logits[j * prediction.classes + k]);
     const bool lost = std::binary_search(prediction.lost_classes->begin(), prediction.lost_classes->end(), k);
     text +=
-        fmt::format("{:>14} {:>6} {:>13.6g} {:>13.6g} {:>13}  {}\n", size, members.size(),
+        fmt::format("{:>14} {:>6} {:>13.6g} {:>13.6g} {:>13} {:>5} {:>13}\n", size, members.size(),
                     model.bias ? prediction.bias[static_cast<std::size_t>(k)] : 0.0, logits[k * prediction.classes + k],
-                    prediction.classes > 1 ? fmt::format("{:.6g}", other) : "-", lost ? "yes" : "no");
+                    prediction.classes > 1 ? fmt::format("{:.6g}", other) : "-", lost ? "yes" : "no",
+                    critical.empty() ? "" : product_text(critical[static_cast<std::size_t>(k)]));
   }
-  return text + "logits at the class's own predicted mean; a class is lost when another one's reaches its own\n";
+  text += "logits at the class's own predicted mean; a class is lost when another one's reaches its own";
+  return text + (critical.empty() ? "\n" : ";\nlost from: the lambda_h times all lambda_w at which that begins\n");
 }
 
 std::string to_table(const UfmOptions& model, const UfmPrediction& prediction,
@@ -172,7 +201,7 @@ std::string to_table(const UfmOptions& model, const UfmPrediction& prediction,
                                  [&](double lambda) { return lambda == model.lambda_w.front(); });
   std::string text = fmt::format(
       "global minimiser of the unconstrained feature model, {} bias\n"
-      "K = {} classes, N = {} samples, L = {} layer(s), lambda_w = {}, lambda_h = {}{}\n\n"
+      "K = {} classes, N = {} samples, L = {}, lambda_w = {}, lambda_h = {}{}\n\n"
       "predicted minimum of the loss   {:.10g}\n",
       model.bias ? "with" : "without", prediction.classes, prediction.samples, layers,
       equal ? fmt::format("{}", model.lambda_w.front()) : fmt::format("{}", fmt::join(model.lambda_w, ", ")),
@@ -212,10 +241,7 @@ std::string to_table(const UfmOptions& model, const UfmPrediction& prediction,
     text += fmt::format("{:>14.9g} {:>6} {:>9} {:>13.6g} {:>13.6g}", direction.sigma, direction.multiplicity, survives,
                         direction.w, direction.z);
     for (std::size_t l = 0; l < columns; ++l) text += fmt::format(" {:>13.6g}", direction.layer_singular_values[l]);
-    const double critical = direction.critical_lambda_product;
-    text += fmt::format(" {:>16}\n", direction.sigma > 0 && critical < std::numeric_limits<double>::min()
-                                         ? fmt::format("1e{:.2f}", direction.log10_critical_lambda_product)
-                                         : fmt::format("{:.6g}", critical));
+    text += fmt::format(" {:>16}\n", product_text(direction.log10_critical_lambda_product));
   }
   text +=
       "sigma: of the label matrix; w, z: predicted singular values of W_L...W_1 and of class means times sqrt(n);\n"

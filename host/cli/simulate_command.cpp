@@ -136,7 +136,7 @@ std::string to_table(const SimulationOptions& options, const SimulationResult& r
   const SimulationStep& last = result.last;
   const Report& report = *last.report;
   std::string text = fmt::format(
-      "unconstrained feature model {} bias, K = {} classes, N = {} samples, L = {} layer(s), d = {}\n\n"
+      "unconstrained feature model {} bias, K = {} classes, N = {} samples, L = {}, d = {}\n\n"
       "ended               {}\n"
       "iterations          {} ({} evaluations)\n"
       "loss reached        {:.10g}\n"

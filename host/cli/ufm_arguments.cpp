@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <iterator>
 
 #include "host/cli/commands.hpp"
 #include "host/label_survey.hpp"
@@ -12,13 +13,28 @@ namespace ncollapse::cli {
 
 namespace {
 
-std::vector<Index> parse_counts(const std::string& text) {
+std::string without_blanks(const std::string& text) {
+  std::string kept;
+  std::copy_if(text.begin(), text.end(), std::back_inserter(kept), [](char c) { return c != ' '; });
+  return kept;
+}
+
+// "500,300,100 x 3": three classes of 100 samples behind the others.
+std::vector<Index> parse_counts(const std::string& list) {
+  const std::string text = without_blanks(list);
   std::vector<Index> counts;
   for (std::size_t begin = 0; begin <= text.size();) {
     const std::size_t end = std::min(text.find(',', begin), text.size());
     const std::string word = text.substr(begin, end - begin);
-    counts.push_back(
-        parse_number<Index>(word, "--counts: '" + word + "' is not a number of samples", "write --counts 500,300,100"));
+    const std::string wrong = "--counts: '" + word + "' is not a number of samples",
+                      right = "write --counts 500,300,100, or 100x3 for 100,100,100";
+    const std::size_t cross = std::min(word.find('x'), word.size());
+    const auto samples = parse_number<Index>(word.substr(0, cross), wrong, right);
+    const auto classes = cross < word.size() ? parse_number<Index>(word.substr(cross + 1), wrong, right) : 1;
+    if (classes < 1) throw UsageError(wrong, right);
+    if (classes > kMaxClasses - static_cast<Index>(counts.size()))
+      throw UsageError(fmt::format("--counts has more than {} classes", kMaxClasses));
+    counts.insert(counts.end(), static_cast<std::size_t>(classes), samples);
     begin = end + 1;
   }
   return counts;
@@ -39,7 +55,9 @@ std::vector<Index> count_labels(const std::string& spec) {
 }  // namespace
 
 void add_ufm_arguments(CLI::App& command, UfmArguments& arguments) {
-  command.add_option("--counts", arguments.counts, "Samples of every class, separated by commas")
+  command
+      .add_option("--counts", arguments.counts,
+                  "Samples of every class, separated by commas; NxM stands for M classes of N")
       ->type_name("N1,N2,...");
   command.add_option("--counts-from", arguments.counts_from, "Count them in a file of labels")->type_name("FILE[:KEY]");
   command.add_option("--layers", arguments.layers, "L, linear layers above the features")

@@ -147,6 +147,9 @@ void check_content(const StateImage& image, const std::string& name) {
       !std::isfinite(image.error_carried))
     throw DataError(name + ": its sums are not finite",
                     "were its features so large that their squares leave the range of double? rescale them");
+  const auto& weights = image.options.scatter_weights;
+  if (std::any_of(weights.begin(), weights.end(), [](double a) { return !(a > 0) || !std::isfinite(a); }))
+    throw DataError(name + ": holds a scatter weight that is not positive and finite");
   if (std::any_of(image.square_sums.begin(), image.square_sums.end(), [](double sum) { return sum < 0; }))
     throw DataError(name + ": holds a sum of squares below 0");
 }

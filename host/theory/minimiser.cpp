@@ -192,6 +192,76 @@ class GroupLogits {
   std::vector<double> same_, next_;   // sum_r c_r/(s_i - x_r)^2 and D_i
 };
 
+/// Of every group of equal sizes, whether its classes are lost.
+std::vector<bool> lost_groups(const LabelSpectrum::Structure& s, const std::vector<DirectionPrediction>& directions,
+                              bool bias) {
+  const GroupLogits logits(s, directions, bias);
+  const Index m = s.groups();
+  std::vector<bool> lost(static_cast<std::size_t>(m));
+  for (Index j = 0; j < m; ++j) {
+    const std::vector<double> others = logits.between(j);
+    const double own = others[j] + logits.own(j);
+    double rival = -std::numeric_limits<double>::infinity();
+    for (Index i = 0; i < m; ++i)
+      if (i != j || s.members(i) > 1) rival = std::max(rival, others[i]);
+    if (std::isinf(rival)) continue;  // the only class
+    const double rounding = 64 * kEps * (std::abs(own) + std::abs(rival));
+    lost[j] = !(own > rival + rounding);
+  }
+  return lost;
+}
+
+// Halves an interval of the products' logarithm as long as a group is lost at its upper end and not at its lower one.
+// All groups share their evaluations.
+class LossOfGroups {
+ public:
+  LossOfGroups(const LabelSpectrum& spectrum, const UfmOptions& options)
+      : spectrum_(spectrum), options_(options), from_(spectrum.structure().groups(), kNever) {
+    // w z depends on the product alone; with decays of 1 nothing overflows on the way to it.
+    std::fill(options_.lambda_w.begin(), options_.lambda_w.end(), 1.0);
+    options_.lambda_h = 1;
+    double low = std::numeric_limits<double>::infinity(), high = -low;  // beyond all critical products nothing changes
+    for (const auto& direction : directions_of(spectrum_, options_, Model(spectrum_.samples(), options_)))
+      if (direction.sigma > 0) {
+        low = std::min(low, direction.log10_critical_lambda_product * std::log(10.0));
+        high = std::max(high, direction.log10_critical_lambda_product * std::log(10.0));
+      }
+    if (std::isinf(low)) return;                                      // one class
+    low -= 30 * (static_cast<double>(options_.lambda_w.size()) + 1);  // there w z is sigma to 1e-13
+    high += 1;
+    const std::vector<bool> first = lost_at(low), last = lost_at(high);
+    for (std::size_t j = 0; j < first.size(); ++j)
+      if (first[j]) from_[j] = -kNever;
+    halve(low, first, high, last);
+  }
+  const std::vector<double>& from() const { return from_; }
+
+ private:
+  static constexpr double kNever = std::numeric_limits<double>::infinity();
+
+  std::vector<bool> lost_at(double log_product) const {
+    Model model(spectrum_.samples(), options_);
+    model.log_product = log_product;
+    return lost_groups(spectrum_.structure(), directions_of(spectrum_, options_, model), options_.bias);
+  }
+  void halve(double low, const std::vector<bool>& lost_low, double high, const std::vector<bool>& lost_high) {
+    if (lost_low == lost_high) return;
+    const double middle = low + (high - low) / 2;
+    if (high - low < 1e-13 || !(middle > low) || !(middle < high)) {
+      for (std::size_t j = 0; j < from_.size(); ++j)
+        if (lost_high[j] && !lost_low[j]) from_[j] = high;
+      return;
+    }
+    const std::vector<bool> lost = lost_at(middle);
+    halve(low, lost_low, middle, lost);
+    halve(middle, lost, high, lost_high);
+  }
+
+  const LabelSpectrum& spectrum_;
+  UfmOptions options_;
+  std::vector<double> from_;
+};
+
 }  // namespace
 
 Index UfmPrediction::rank() const {
@@ -227,23 +297,27 @@ UfmPrediction predict(const UfmOptions& options) {
     for (const Index count : spectrum.counts()) prediction.bias.push_back(static_cast<double>(count) / model.samples);
 
   if (cuts_through(prediction.directions)) return prediction;
-  const GroupLogits logits(s, prediction.directions, options.bias);
   prediction.lost_classes.emplace();
-  const Index m = s.groups();
-  for (Index j = 0; j < m; ++j) {
-    const std::vector<double> others = logits.between(j);
-    const double own = others[j] + logits.own(j);
-    double rival = -std::numeric_limits<double>::infinity();
-    for (Index i = 0; i < m; ++i)
-      if (i != j || s.members(i) > 1) rival = std::max(rival, others[i]);
-    if (std::isinf(rival)) continue;  // the only class
-    const double rounding = 64 * kEps * (std::abs(own) + std::abs(rival));
-    if (own > rival + rounding) continue;
-    prediction.lost_classes->insert(prediction.lost_classes->end(), s.order.begin() + s.begin[j],
-                                    s.order.begin() + s.begin[j + 1]);
-  }
+  const std::vector<bool> lost = lost_groups(s, prediction.directions, options.bias);
+  for (Index j = 0; j < s.groups(); ++j)
+    if (lost[j])
+      prediction.lost_classes->insert(prediction.lost_classes->end(), s.order.begin() + s.begin[j],
+                                      s.order.begin() + s.begin[j + 1]);
   std::sort(prediction.lost_classes->begin(), prediction.lost_classes->end());
   return prediction;
+}
+
+std::vector<double> class_critical_lambda_products_log10(const UfmOptions& options) {
+  check(options);
+  if (options.width > 0)
+    throw UsageError("critical products of classes are known without a limit of the width only", "leave the width 0");
+  const LabelSpectrum spectrum(options.counts, options.label_model());
+  const LossOfGroups loss(spectrum, options);
+  const auto& s = spectrum.structure();
+  std::vector<double> products(static_cast<std::size_t>(spectrum.classes()));
+  for (Index j = 0; j < s.groups(); ++j)
+    for (Index p = s.begin[j]; p < s.begin[j + 1]; ++p) products[s.order[p]] = loss.from()[j] / std::log(10.0);
+  return products;
 }
 
 std::vector<double> predicted_logits(const UfmOptions& options) {

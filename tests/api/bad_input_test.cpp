@@ -120,6 +120,40 @@ TEST_P(BadInput, AStateThatHadARefusedBatchGoesOnAsIfItNeverCame) {
     }
 }
 
+// Both are told, and row() is the first that is bad in any way.
+TEST_P(BadInput, LabelsAndFeaturesOfOneBatch) {
+  for (const Index row : {31, 211}) {
+    Samples bad = some_samples(58);
+    bad.labels[120] = 9;
+    bad.values[at(row * 6 + 2)] = kNan;
+    Accumulator accumulator(context(), options_for(bad));
+    try {
+      add_samples(accumulator, bad);
+      accumulator.check();
+      ADD_FAILURE() << "nothing was thrown";
+    } catch (const DataError& error) {
+      EXPECT_EQ(error.row(), std::min<Index>(row, 120));
+      for (const Index value : {Index{120}, Index{9}, row, Index{2}})
+        EXPECT_TRUE(mentions(error.what(), value)) << value << " in: " << error.what();
+    }
+  }
+}
+
+// Each class has a variance, the scatter of all has none.
+TEST_P(BadInput, APooledScatterBeyondDoubleIsRefused) {
+  const Samples vast{2, 1, {0, 1.2e154, 0, 1.2e154}, {0, 0, 1, 1}};
+  for (Statistics statistics : {Statistics::traces, Statistics::full}) {
+    AccumulatorOptions options = options_for(vast);
+    options.statistics = statistics;
+    Accumulator accumulator(context(), options);
+    add_samples(accumulator, vast);
+    if (statistics == Statistics::full)
+      EXPECT_THROW(accumulator.finish(), DataError);
+    else
+      EXPECT_NEAR(accumulator.finish().within_variances()[1] / 3.6e307, 1, 1e-12);
+  }
+}
+
 TEST_P(BadInput, ValuesOfOneBadRowAreCounted) {
   Samples bad = some_samples(56);
   for (Index j = 0; j < 6; ++j) bad.values[at(101 * 6 + j)] = j % 2 == 0 ? kNan : kInfinity;

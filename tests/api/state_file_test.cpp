@@ -219,6 +219,22 @@ TEST_P(StateFile, WhatNoDataCanHaveAddedUpToIsRefusedThoughItsChecksumIsRight) {
     }
   with(squares, -1.0);
   EXPECT_THROW(Accumulator::load(context(), file()), DataError);
+
+  AccumulatorOptions weighted = options_for(all);
+  weighted.scatter_weights.assign(classes, 0.5);
+  Accumulator(context(), weighted).save(file());
+  const std::string with_weights = read();
+  for (const double weight : {0.0, -1.0, std::nan(""), 1e-310}) {
+    std::string changed = with_weights.substr(0, with_weights.size() - 4);
+    changed.replace(counts + 8 * classes, sizeof weight, reinterpret_cast<const char*>(&weight), sizeof weight);
+    const auto checksum = static_cast<std::uint32_t>(
+        crc32(0, reinterpret_cast<const Bytef*>(changed.data()), static_cast<uInt>(changed.size())));
+    write(changed.append(reinterpret_cast<const char*>(&checksum), sizeof checksum));
+    if (weight > 0)
+      EXPECT_NO_THROW(Accumulator::load(context(), file())) << weight;
+    else
+      EXPECT_THROW(Accumulator::load(context(), file()), DataError) << weight;
+  }
 }
 
 TEST_P(StateFile, WhatNobodyCouldLoadIsNotWritten) {

@@ -580,6 +580,14 @@ TEST_F(Command, PredictsTheMinimiser) {
   EXPECT_EQ(json["layer_singular_values"].size(), 2U);
   EXPECT_EQ(json["class_mean_logits"].size(), 5U);
   EXPECT_EQ(json["lost_classes"], Json::array());
+  EXPECT_EQ(json["class_critical_lambda_product_log10"].size(), 5U);
+  EXPECT_TRUE(json["class_critical_lambda_product_log10"][0].is_null());  // the largest class is never lost
+  EXPECT_EQ(words_in(table.out, {"lost from", "never"}), "");
+  auto narrow = with_json;
+  narrow.insert(narrow.end(), {"--dim", "3"});
+  const Json of_narrow = Json::parse(run_command(narrow).out, nullptr, false);
+  EXPECT_TRUE(of_narrow["class_critical_lambda_product_log10"].is_null());
+  EXPECT_TRUE(of_narrow["status"].contains("class_critical_lambda_product_log10"));
 
   auto from_labels = with_json;
   from_labels[1] = "--counts-from";
@@ -647,6 +655,11 @@ TEST_F(Command, OnlyAWidthLeavesNoRoom) {
   const std::string threshold = table({"--counts", "2,2", "--lambda-w", "0.5", "--lambda-h", "0.25"});
   EXPECT_EQ(threshold.find("no room"), std::string::npos) << threshold;
   EXPECT_NE(threshold.find("surviving directions            0 of 2"), std::string::npos) << threshold;
+  const auto of_counts = [&](const std::string& counts) {
+    return table({"--counts", counts, "--lambda-w", "1e-3", "--lambda-h", "1e-3"});
+  };
+  EXPECT_EQ(of_counts("20x2,5 x 3"), of_counts("20,20,5,5,5"));
+  EXPECT_EQ(of_counts("20, 20,5x1"), of_counts("20,20,5"));
   const std::string narrow = table({"--counts", "20,12,5", "--lambda-w", "2e-3", "--lambda-h", "1e-3", "--dim", "1"});
   EXPECT_NE(narrow.find("no room"), std::string::npos) << narrow;
 }
@@ -663,6 +676,8 @@ TEST_F(Command, PredictsNothingFromWrongInput) {
   fails("5,-3", "1e-3", "-3");
   fails("5,many", "1e-3", "many");
   fails("5,,3", "1e-3", "not a number");
+  for (const auto* counts : {"5x0", "5x", "x3", "5x-1", "5x2x2"}) fails(counts, "1e-3", counts);
+  fails("5,3x999999999999", "1e-3", "more than");
   fails("5,3", "0", "no minimiser");
   fails("5,3", "-1", "positive");
 }

@@ -244,6 +244,47 @@ TEST(Predict, LayersShareTheirPenalty) {
   }
 }
 
+// A class is lost from its critical product on: predict says so just above it and not just below.
+TEST(Predict, WhereClassesAreLost) {
+  for (const auto& counts : {kImbalanced, {9, 1}, {100, 100, 3, 3, 2}, {50, 20, 20, 1}, {1000, 1000, 10, 10}})
+    for (const bool bias : {true, false})
+      for (const Index layers : {1, 2, 5}) {
+        SCOPED_TRACE(testing::Message() << counts.size() << " classes, " << layers << " layers, bias " << bias);
+        const auto with_product = [&](double log10_product) {
+          const double each = std::pow(10, log10_product / static_cast<double>(layers + 1));
+          return ufm(counts, layers, each, each, bias);
+        };
+        const Vector found = class_critical_lambda_products_log10(with_product(-3));
+        ASSERT_EQ(found.size(), counts.size());
+        EXPECT_EQ(found, class_critical_lambda_products_log10(with_product(-9)));
+        const auto is_lost = [&](Index k, double log10_product) {
+          const auto lost = *predict(with_product(log10_product)).lost_classes;
+          return std::count(lost.begin(), lost.end(), k) > 0;
+        };
+        for (std::size_t k = 0; k < counts.size(); ++k) {
+          const auto label = static_cast<Index>(k);
+          if (std::isinf(found[k])) {
+            EXPECT_TRUE(bias && std::count(counts.begin(), counts.end(), counts[0]) == 1 && k == 0) << k;
+            EXPECT_FALSE(is_lost(label, 3));
+            continue;
+          }
+          EXPECT_FALSE(is_lost(label, found[k] - 1e-9)) << k;
+          EXPECT_TRUE(is_lost(label, found[k] + 1e-9)) << k;
+          EXPECT_TRUE(is_lost(label, found[k] + 4)) << k;
+        }
+        if (bias) continue;  // without, a class is its own direction
+        for (const auto& direction : predict(with_product(-3)).directions)
+          EXPECT_TRUE(std::any_of(found.begin(), found.end(), [&](double product) {
+            return std::abs(product - direction.log10_critical_lambda_product) <= 1e-12;
+          }));
+      }
+  UfmOptions narrow = ufm(kImbalanced, 1, 1e-3, 1e-3, true);
+  narrow.width = 3;
+  EXPECT_THROW(class_critical_lambda_products_log10(narrow), UsageError);
+  EXPECT_EQ(class_critical_lambda_products_log10(ufm({5}, 1, 1e-3, 1e-3, true)),
+            Vector({std::numeric_limits<double>::infinity()}));
+}
+
 TEST(Predict, LogitsAndLostClasses) {
   for (const auto& counts : {kImbalanced, {9, 1}, {100, 100, 3, 3, 2}, {50, 20, 20, 1}})
     for (const bool bias : {true, false})
