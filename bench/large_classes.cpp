@@ -8,7 +8,6 @@
 //            for nothing else
 //   pairs_fast   the same in Precision::fast
 #include <algorithm>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
@@ -16,7 +15,6 @@
 #include <optional>
 #include <random>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "bench/program.hpp"

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <memory>
-#include <vector>
 
 #include "ncollapse/context.hpp"
 #include "ncollapse/types.hpp"

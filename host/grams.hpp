@@ -1,7 +1,6 @@
 // Gram matrices of a measurement, each computed once.
 #pragma once
 
-#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <memory>

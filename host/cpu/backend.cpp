@@ -12,8 +12,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
-#include <limits>
-#include <new>
 #include <string>
 
 #include "host/cpu/cpu_backend.hpp"

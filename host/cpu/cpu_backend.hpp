@@ -2,7 +2,6 @@
 // Work is cut by sizes, never by the number of threads, and partial results are added in a fixed order.
 #pragma once
 
-#include <cstdint>
 #include <memory>
 #include <mutex>
 #include <vector>

@@ -5,7 +5,6 @@
 #include <sstream>
 
 #include "host/io/report_json.hpp"
-#include "ncollapse/error.hpp"
 #include "ncollapse/metrics.hpp"
 #include "ncollapse/version.hpp"
 

@@ -20,7 +20,6 @@
 #include <bit>
 #include <cerrno>
 #include <cmath>
-#include <cstring>
 #include <system_error>
 
 #include "ncollapse/error.hpp"

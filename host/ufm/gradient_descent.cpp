@@ -1,7 +1,6 @@
 // Gradient descent. A step t is accepted when f(x - t g) <= f(x) - c t |g|^2 (Armijo 1966), else halved; after it, t
 // grows by a fifth, so that it follows the curvature along the way. Where c t |g|^2 has come below the rounding of f
 // without being accepted, or the step no longer changes x, the loss cannot be lowered any further.
-#include <cmath>
 #include <limits>
 #include <numeric>
 
