@@ -8,18 +8,8 @@ namespace ncollapse {
 
 ClassifierFiles::ClassifierFiles(const std::vector<std::string>& weights, const std::string& bias) {
   if (!bias.empty() && weights.empty()) throw UsageError("a bias needs the weights that it belongs to");
-  for (const auto& spec : weights) {
-    ArrayFile file = ArrayFile::open(spec, ArrayRole::weights);
-    if (file.rank() != 2) throw DataError(file.name() + ": a layer's weights must have two dimensions, out x in");
-    files_.push_back(std::move(file));
-  }
-  if (!bias.empty()) {
-    files_.push_back(ArrayFile::open(bias, ArrayRole::bias));
-    ArrayFile& file = files_.back();
-    if (file.rank() == 2 && file.rows() != 1 && file.cols() != 1)
-      throw DataError(file.name() + ": a bias is a vector, this is " + std::to_string(file.rows()) + " x " +
-                      std::to_string(file.cols()));
-  }
+  for (const auto& spec : weights) files_.push_back(ArrayFile::open(spec, ArrayRole::weights));
+  if (!bias.empty()) files_.push_back(ArrayFile::open(bias, ArrayRole::bias));
   for (std::size_t i = 0; i < files_.size(); ++i) {
     const MatrixView view = files_[i].read_matrix(0, files_[i].rows());
     if (i < weights.size())
@@ -49,9 +39,9 @@ void ClassifierFiles::check(Backend& backend, Index dim, const std::string& feat
                     "the last layer has one row for every class; check --classes and the order of --weights");
   if (layers < files_.size()) {
     const ArrayFile& bias = files_.back();
-    if (bias.rows() * bias.cols() != classes)
-      throw DataError(bias.name() + " has " + std::to_string(bias.rows() * bias.cols()) + " values for " +
-                          std::to_string(classes) + " classes",
+    if (bias.rows() != classes)
+      throw DataError(bias.name() + " has " + std::to_string(bias.rows()) + " values for " + std::to_string(classes) +
+                          " classes",
                       "one value for every class");
   }
   for (std::size_t l = 0; l < layers; ++l) checked_matrix(backend, classifier_.layers[l], files_[l].name());
