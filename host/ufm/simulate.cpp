@@ -66,12 +66,10 @@ Report measure_point(const UfmProblem& problem, std::span<const double> x) {
   DecisionCounter counter(moments, &classifier);
   counter.add(features, labels);
   const DecisionCounts decisions = counter.finish();
-  Report report = measure(moments, {.classifier = &classifier,
-                                    .train = &decisions,
-                                    .lambda_w = problem.model().lambda_w,
-                                    .lambda_h = problem.model().lambda_h});
-  report.dtype = to_string(features.dtype);
-  return report;
+  return measure(moments, {.classifier = &classifier,
+                           .train = &decisions,
+                           .lambda_w = problem.model().lambda_w,
+                           .lambda_h = problem.model().lambda_h});
 }
 
 /// How many singular values of A [rows x d], given on the host, exceed `threshold`.
