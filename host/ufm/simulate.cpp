@@ -77,7 +77,7 @@ Index singular_values_above(Backend& backend, std::span<const double> values, In
   Matrix A = backend.matrix(static_cast<Index>(values.size()) / dim, dim);
   backend.upload(A.data(), values.data(), A.bytes());
   Matrix gram = backend.gram(A);
-  const std::vector<double> squares = backend.eigh(gram);
+  const std::vector<double> squares = backend.eigenvalues(gram);
   return std::count_if(squares.begin(), squares.end(), [&](double square) { return square > threshold * threshold; });
 }
 
