@@ -40,9 +40,9 @@ void ClassifierFiles::check(Backend& backend, Index dim, const std::string& feat
   if (layers < files_.size()) {
     const ArrayFile& bias = files_.back();
     if (bias.rows() != classes)
-      throw DataError(bias.name() + " has " + std::to_string(bias.rows()) + " values for " + std::to_string(classes) +
-                          " classes",
-                      "one value for every class");
+      throw DataError(
+          bias.name() + " has " + std::to_string(bias.rows()) + " values for " + std::to_string(classes) + " classes",
+          "one value for every class");
   }
   for (std::size_t l = 0; l < layers; ++l) checked_matrix(backend, classifier_.layers[l], files_[l].name());
   try {

@@ -45,12 +45,7 @@ class Imbalance {
   }
 
  private:
-  void set(const std::string& key, double value) {
-    if (std::isfinite(value))
-      out_.values[key] = value;
-    else
-      out_.undefined[key] = "the value overflows or divides by zero";
-  }
+  void set(const std::string& key, double value) { out_.values[key] = value; }
 
   std::vector<double> norms(const Matrix& A) {
     auto squares = backend_.row_dots(A, A);

@@ -29,7 +29,7 @@ struct ImbalanceInput {
 };
 
 struct ImbalanceMeasures {
-  std::map<std::string, double> values;
+  std::map<std::string, double> values;                      ///< may overflow
   std::map<std::string, std::string> undefined;              ///< key -> why
   std::vector<SpectrumRow> spectrum;                         ///< only with weight decays
   std::vector<double> singular_values_w, singular_values_z;  ///< of W and of Z = M D; only with weight decays
