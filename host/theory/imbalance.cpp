@@ -20,6 +20,17 @@ namespace ncollapse {
 
 namespace {
 
+/// | a / size - b / |b| |; the shorter one goes on with zeros.
+double distance(const std::vector<double>& a, double size, const std::vector<double>& b) {
+  const double own = norm(b);
+  double squares = 0;
+  for (std::size_t i = 0; i < std::max(a.size(), b.size()); ++i) {
+    const double gap = (i < a.size() ? a[i] / size : 0.0) - (i < b.size() ? b[i] / own : 0.0);
+    squares += gap * gap;
+  }
+  return std::sqrt(squares);
+}
+
 class Imbalance {
  public:
   Imbalance(Backend& backend, Grams& grams, const ImbalanceInput& input)
@@ -319,16 +330,6 @@ void Imbalance::singular_values(const UfmPrediction& prediction, const std::stri
     for (const auto* name : {"rank_obs", "sv_w", "sv_h", "sv"}) out_.undefined[family + name] = why;
   };
   if (w.empty()) return undefined("every direction is predicted to vanish");
-  const auto distance = [](const std::vector<double>& measured, double measured_norm,
-                           const std::vector<double>& predicted, double predicted_norm) {
-    double squares = 0;
-    for (std::size_t i = 0; i < std::max(measured.size(), predicted.size()); ++i) {
-      const double gap = (i < measured.size() ? measured[i] / measured_norm : 0.0) -
-                         (i < predicted.size() ? predicted[i] / predicted_norm : 0.0);
-      squares += gap * gap;
-    }
-    return std::sqrt(squares);
-  };
   try {
     Matrix features = backend_.clone(in_.means);
     if (!in_.bias.empty()) backend_.centre_rows(features, in_.sample_mean);
@@ -339,12 +340,12 @@ void Imbalance::singular_values(const UfmPrediction& prediction, const std::stri
     auto left = checked_singular_values(backend_, weights), right = checked_singular_values(backend_, features);
     const auto product =
         checked_singular_values(backend_, backend_.product(weights, Transpose::no, features, Transpose::yes));
-    set(family + "sv_w", distance(left, norm(w), w, norm(w)));
-    set(family + "sv_h", distance(right, norm(z), z, norm(z)));
+    set(family + "sv_w", distance(left, norm(w), w));
+    set(family + "sv_h", distance(right, norm(z), z));
     const double rounding =
         static_cast<double>(in_.means.cols) * std::numeric_limits<double>::epsilon() * norm(left) * norm(right);
     if (norm(product) > rounding)
-      set(family + "sv", distance(product, norm(product), wz, norm(wz)));
+      set(family + "sv", distance(product, norm(product), wz));
     else
       out_.undefined[family + "sv"] = kOrthogonal;
     set(family + "rank_obs", static_cast<double>(std::count_if(left.begin(), left.end(),
@@ -391,18 +392,9 @@ void Imbalance::duality_without_bias(const UfmPrediction& prediction, const Labe
   } else if (a_mean_is_zero || weights_size == 0) {
     out_.undefined["gof_len_ratio"] = "a class mean or the classifier is 0";
   } else {
-    double ratio_squares = 0, count_squares = 0, squares = 0;
-    for (std::size_t k = 0; k < m_squares.size(); ++k) {
-      const double ratio = w_squares[k] / m_squares[k], count = static_cast<double>(in_.counts[k]);
-      ratio_squares += ratio * ratio;
-      count_squares += count * count;
-    }
-    for (std::size_t k = 0; k < m_squares.size(); ++k) {
-      const double gap = w_squares[k] / m_squares[k] / std::sqrt(ratio_squares) -
-                         static_cast<double>(in_.counts[k]) / std::sqrt(count_squares);
-      squares += gap * gap;
-    }
-    set("gof_len_ratio", std::sqrt(squares));
+    std::vector<double> ratios;
+    for (std::size_t k = 0; k < m_squares.size(); ++k) ratios.push_back(w_squares[k] / m_squares[k]);
+    set("gof_len_ratio", distance(ratios, norm(ratios), {in_.counts.begin(), in_.counts.end()}));
   }
 }
 
