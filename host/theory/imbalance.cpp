@@ -40,6 +40,10 @@ class Imbalance {
       roots_.push_back(std::sqrt(static_cast<double>(count)));
     }
     classes_ = static_cast<double>(in_.counts.size());
+    mean_lengths_ = centred_norms();
+    if (!in_.weights) return;
+    weight_lengths_ = backend_.row_dots(in_.weights, in_.weights);
+    for (double& value : weight_lengths_) value = std::sqrt(value);
   }
 
   ImbalanceMeasures run() {
@@ -58,12 +62,6 @@ class Imbalance {
  private:
   void set(const std::string& key, double value) { out_.values[key] = value; }
 
-  std::vector<double> norms(const Matrix& A) {
-    auto squares = backend_.row_dots(A, A);
-    for (auto& value : squares) value = std::sqrt(value);
-    return squares;
-  }
-
   std::vector<double> centred_norms();
 
   void norms_against_counts();
@@ -79,7 +77,8 @@ class Imbalance {
   Grams& grams_;
   const ImbalanceInput& in_;
   double samples_ = 0, classes_ = 0;
-  std::vector<double> roots_;  // sqrt n_k
+  std::vector<double> roots_;                          // sqrt n_k
+  std::vector<double> mean_lengths_, weight_lengths_;  // |m_k - mu_s|, |w_k|
   ImbalanceMeasures out_;
 };
 
@@ -105,11 +104,10 @@ void Imbalance::norms_against_counts() {
   for (const auto& suffix : sides) {
     const std::string key = "norm_count_slope" + suffix, fit = "norm_count_r2" + suffix;
     std::string why;
-    std::vector<double> lengths;
+    const std::vector<double>& lengths = suffix == "_h" ? mean_lengths_ : weight_lengths_;
     if (*least == *most)
       why = "all classes have the same size";
-    else if (lengths = suffix == "_h" ? centred_norms() : norms(in_.weights);
-             *std::min_element(lengths.begin(), lengths.end()) == 0)
+    else if (*std::min_element(lengths.begin(), lengths.end()) == 0)
       why = "a norm is 0";
     if (!why.empty()) {
       out_.undefined[key] = out_.undefined[fit] = why;
@@ -157,7 +155,7 @@ void Imbalance::minorities() {
     const bool of_means = side == "h";
     Matrix rows = backend_.select_rows(of_means ? in_.means : in_.weights, minority);
     if (of_means) backend_.centre_rows(rows, in_.sample_mean);
-    const std::vector<double> all_lengths = of_means ? centred_norms() : norms(in_.weights);
+    const std::vector<double>& all_lengths = of_means ? mean_lengths_ : weight_lengths_;
     std::vector<double> lengths, inverse;
     for (const Index k : minority) {
       lengths.push_back(all_lengths[k]);
@@ -203,7 +201,9 @@ void Imbalance::minorities() {
   if (!in_.weights) return;
   cosines("w");
   const auto mean_norm = [&](const std::vector<Index>& rows) {
-    return sum(norms(backend_.select_rows(in_.weights, rows))) / static_cast<double>(rows.size());
+    double total = 0;
+    for (const Index k : rows) total += weight_lengths_[k];
+    return total / static_cast<double>(rows.size());
   };
   if (minority.empty())
     out_.undefined["mc_norm_ratio_w"] = why;
