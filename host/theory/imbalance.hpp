@@ -40,7 +40,7 @@ struct ImbalanceMeasures {
 void check_decays(const std::vector<double>& lambda_w, double lambda_h, std::size_t layers);
 
 /// Without weights there are no weight decays, and only what class means and sizes tell is measured. grams: of the
-/// input's matrices, among others. Throws UsageError for weight decays that are not positive or do not fit the layers.
+/// input's matrices, among others. Weight decays are as check_decays takes them.
 ImbalanceMeasures measure_imbalance(Backend& backend, Grams& grams, const ImbalanceInput& input);
 
 }  // namespace ncollapse
