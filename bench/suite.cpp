@@ -504,7 +504,7 @@ void Suite::pairs(Measurement& m, const Instance& data, bool fast) {
     PairQuery query;
     for (const double squared : backend_.row_dots(A, A)) query.norms.push_back(std::sqrt(squared));
     const Matrix gram = backend_.gram(A);
-    query.gram_norm = query.frame_norm = std::sqrt(backend_.inner(gram, gram));
+    query.gram_norm = query.frame_norm = backend_.norm(gram);
     query.variances.assign(static_cast<std::size_t>(rows), shape.sigma * shape.sigma);
     query.fast = fast;
     return std::tuple{std::move(A), std::move(query), std::move(values)};

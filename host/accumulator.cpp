@@ -237,7 +237,7 @@ void Accumulator::merge(const Accumulator& other) {
   if (mine.statistics >= Statistics::full) {
     const std::vector<double> ones(static_cast<std::size_t>(mine.dim), 1.0);
     backend.combine_rows(ones, out.scatter, ones, scatter, out.scatter);
-    backend.combine_rows(gap_weighted, difference, {}, {}, difference);
+    backend.scale_rows(gap_weighted, difference);
     backend.add_gram(1.0, difference, out.scatter);
     backend.combine_rows(spread_weighted, merged_sums, {}, {}, difference);
     backend.add_gram(1.0, difference, out.scatter);
@@ -325,7 +325,7 @@ void Accumulator::reduce(const Communicator& ranks) {
       packed = pack_lower(backend, own->scatter);
       total.scatter = own->scatter;
     }
-    backend.combine_rows({own->counts.begin(), own->counts.end()}, difference, {}, {}, difference);
+    backend.scale_rows({own->counts.begin(), own->counts.end()}, difference);
     total.sums = difference;
     total.shifts = means;
   });

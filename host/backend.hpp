@@ -180,8 +180,7 @@ class Backend {
   virtual std::vector<double> group_gram_squares(const Matrix& A, const std::vector<Index>& begin) {
     std::vector<double> squares;
     for (std::size_t g = 0; g + 1 < begin.size(); ++g) {
-      const Matrix rows{{A.memory, A.data() + begin[g] * A.cols}, begin[g + 1] - begin[g], A.cols};
-      const Matrix products = gram(rows);
+      const Matrix products = gram(rows_of(A, begin[g], begin[g + 1] - begin[g]));
       const double norm = std::sqrt(inner(products, products));
       squares.push_back(norm * norm);
     }
@@ -249,6 +248,19 @@ class Backend {
   std::vector<double> times(const Matrix& A, const std::vector<double>& v) {
     return to_host(product(A, Transpose::no, from_host(v, 1, A.cols), Transpose::yes));
   }
+  /// |A|_F
+  double norm(const Matrix& A) { return std::sqrt(inner(A, A)); }
+  /// Rows first .. first + count - 1, in the same memory.
+  static Matrix rows_of(const Matrix& A, Index first, Index count) {
+    return {{A.memory, A.data() + first * A.cols}, count, A.cols};
+  }
+  /// out = a A + b B; out may be A or B.
+  void combine(double a, const Matrix& A, double b, const Matrix& B, Matrix& out) {
+    const auto rows = static_cast<std::size_t>(A.rows);
+    combine_rows(std::vector<double>(rows, a), A, std::vector<double>(rows, b), B, out);
+  }
+  /// A = diag(a) A; a [rows].
+  void scale_rows(const std::vector<double>& a, Matrix& A) { combine_rows(a, A, {}, {}, A); }
   /// diag(a) A; a [rows].
   Matrix scaled(const std::vector<double>& a, const Matrix& A) {
     Matrix result = matrix(A.rows, A.cols);

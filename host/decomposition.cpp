@@ -19,24 +19,16 @@ namespace {
 
 constexpr double kEps = std::numeric_limits<double>::epsilon();
 
-double norm(Backend& backend, const Matrix& A) { return std::sqrt(backend.inner(A, A)); }
-
 double finite_norm(Backend& backend, const Matrix& A) {
-  const double size = norm(backend, A);
+  const double size = backend.norm(A);
   if (!std::isfinite(size)) throw DataError("the matrix holds NaN or infinite values, or its squares overflow");
   return size;
 }
 
-// a A + b B in place of A.
-void combine(Backend& backend, double a, Matrix& A, double b, const Matrix& B) {
-  const auto rows = static_cast<std::size_t>(A.rows);
-  backend.combine_rows(std::vector<double>(rows, a), A, std::vector<double>(rows, b), B, A);
-}
-
 // |G - I|_F
 double distance_to_identity(Backend& backend, Matrix gram) {
-  combine(backend, 1, gram, -1, backend.identity(gram.rows));
-  return norm(backend, gram);
+  backend.combine(1, gram, -1, backend.identity(gram.rows), gram);
+  return backend.norm(gram);
 }
 
 SingularValueDecomposition to_host(Backend& backend, const Matrix& A) {
@@ -72,8 +64,8 @@ CheckedSvd checked_svd(Backend& backend, const Matrix& A) {
   const Svd& svd = result.svd;
   {
     Matrix error = backend.product(svd.left, Transpose::no, backend.scaled(svd.values, svd.right), Transpose::no);
-    combine(backend, -1, error, 1, A);
-    result.residual = norm(backend, error) / (size > 0 ? size : 1);
+    backend.combine(-1, error, 1, A, error);
+    result.residual = backend.norm(error) / (size > 0 ? size : 1);
   }
   const double left = distance_to_identity(backend, backend.product(svd.left, Transpose::yes, svd.left, Transpose::no));
   const double right =

@@ -25,7 +25,7 @@ class Grams {
   /// |A A^T|_F
   double norm(const Matrix& A) {
     Known& kept = known(A);
-    if (kept.norm < 0) kept.norm = std::sqrt(backend_.inner(kept.gram, kept.gram));
+    if (kept.norm < 0) kept.norm = backend_.norm(kept.gram);
     return kept.norm;
   }
   /// |A B^T|_F^2 for A, B [R x d], on the smaller side: nothing larger than min(R, d)^2 is stored.

@@ -227,7 +227,7 @@ Measurement::Spectrum Measurement::spectrum(const Matrix& A, const std::vector<d
   }
   result.kept = static_cast<Index>(order.size());
   result.whitening = backend_.select_rows(found.right, order);
-  backend_.combine_rows(scale, result.whitening, {}, {}, result.whitening);
+  backend_.scale_rows(scale, result.whitening);
   return result;
 }
 
@@ -374,7 +374,7 @@ void Measurement::nearest_simplex(const Spectrum& own) {
     const std::vector<double> equal(seen_.size(), 1 / k_);
     simplex = backend_.clone(means_);
     backend_.centre_rows(simplex, backend_.weighted_row_sum(means_, equal));
-    size = std::sqrt(backend_.inner(simplex, simplex));
+    size = backend_.norm(simplex);
     squares = &other.emplace(spectrum(simplex, {}, false));
   }
   std::vector<double> values = roots_of(squares->values);
@@ -440,8 +440,7 @@ double Measurement::index_without_cancelling(Matrix& within, Matrix X) {
   Matrix total = backend_.identity(size);
   double dependent = 0;  // what the dependency adds to the trace
   if (rows_side) {
-    const std::vector<double> ones(static_cast<std::size_t>(size), 1.0);
-    backend_.combine_rows(ones, total, ones, backend_.product(X, Transpose::no, X, Transpose::yes), total);
+    backend_.combine(1, total, 1, backend_.product(X, Transpose::no, X, Transpose::yes), total);
     const double mean = backend_.inner(X, X) / (k_ - 1);
     backend_.add_gram(mean, backend_.from_host(roots_of(share_), 1, size), total);
     dependent = 1 / (1 + mean);
@@ -471,7 +470,7 @@ void Measurement::collapse_index() {
   const auto weighted_means = [&] {
     Matrix result = backend_.clone(means_);
     backend_.centre_rows(result, sample_mean_);
-    backend_.combine_rows(roots_of(share_), result, {}, {}, result);
+    backend_.scale_rows(roots_of(share_), result);
     return result;
   };
   const auto& scatter = moments_.data().scatter;

@@ -18,10 +18,6 @@ Index rows_in(Index bytes, Index cols) {
   return std::max<Index>(1, bytes / (static_cast<Index>(sizeof(double)) * std::max<Index>(1, cols)));
 }
 
-Matrix rows_of(const Matrix& A, Index first, Index count) {
-  return {std::shared_ptr<double>(A.memory, A.data() + first * A.cols), count, A.cols};
-}
-
 /// The end of the chunk of whole groups that begins with group `first`.
 Index next_chunk(const LabelSpectrum::Structure& s, Index first, Index cols) {
   const Index rows = rows_in(kSortBytes, cols);
@@ -55,12 +51,11 @@ Matrix deviations(Backend& backend, const LabelSpectrum::Structure& s, const Mat
     group_of.insert(group_of.end(), static_cast<std::size_t>(s.members(i)), i - first);
   }
   const Matrix totals = backend.sum_groups(rows, local_begins(s, first, last));
-  Matrix slice = rows_of(sums, first, last - first);
+  Matrix slice = Backend::rows_of(sums, first, last - first);
   backend.combine_rows(to_basis, totals, {}, {}, slice);
   if (!deviate) return rows;
   const Matrix means = backend.scaled(to_mean, totals);
-  const std::vector<double> plus(group_of.size(), 1.0), minus(group_of.size(), -1.0);
-  backend.combine_rows(plus, rows, minus, backend.select_rows(means, group_of), rows);
+  backend.combine(1, rows, -1, backend.select_rows(means, group_of), rows);
   return rows;
 }
 
@@ -106,11 +101,11 @@ GroupedPair scaled_right(Backend& backend, const LabelSpectrum::Structure& s, co
       up.push_back(std::sqrt(static_cast<double>(s.members(i))));
       down.push_back(1 / up.back());
     }
-    backend.combine_rows(down, result.right_sums, {}, {}, result.right_sums);
+    backend.scale_rows(down, result.right_sums);
     backend.centre_rows(result.right_sums, centre);
-    backend.combine_rows(up, result.right_sums, {}, {}, result.right_sums);
+    backend.scale_rows(up, result.right_sums);
   }
-  backend.combine_rows(scale, result.right_sums, {}, {}, result.right_sums);
+  backend.scale_rows(scale, result.right_sums);
   for (std::size_t i = 0; i < scale.size(); ++i) {
     result.right[i] *= scale[i] * scale[i];
     result.cross[i] *= scale[i];
@@ -162,7 +157,7 @@ Matrix group_sums(Backend& backend, const LabelSpectrum::Structure& s, const Mat
     Matrix rows = sorted_rows(backend, s, A, first, last);
     std::vector<double> factors;
     for (Index i = s.begin[first]; i < s.begin[last]; ++i) factors.push_back(scale[s.order[i]]);
-    backend.combine_rows(factors, rows, {}, {}, rows);
+    backend.scale_rows(factors, rows);
     const Matrix totals = backend.sum_groups(rows, local_begins(s, first, last));
     backend.copy(sums.data() + first * A.cols, totals.data(), totals.bytes());
   }
@@ -182,9 +177,9 @@ double distance_to_diagonal(const std::vector<double>& energies, double norm, co
 GramNorms gram_norms(Backend& backend, Grams& grams, const Matrix& A, const Matrix& B, const std::vector<double>& scale,
                      const std::vector<double>& centre) {
   const auto scaled_rows = [&](Index first, Index count) {
-    Matrix rows = backend.clone(rows_of(B, first, count));
+    Matrix rows = backend.clone(Backend::rows_of(B, first, count));
     if (!centre.empty()) backend.centre_rows(rows, centre);
-    backend.combine_rows({scale.begin() + first, scale.begin() + first + count}, rows, {}, {}, rows);
+    backend.scale_rows({scale.begin() + first, scale.begin() + first + count}, rows);
     return rows;
   };
   if (A.rows <= A.cols) {
@@ -196,8 +191,7 @@ GramNorms gram_norms(Backend& backend, Grams& grams, const Matrix& A, const Matr
   for (Index first = 0; first < B.rows; first += chunk)
     backend.add_gram(1.0, scaled_rows(first, std::min(chunk, B.rows - first)), right);
   backend.mirror_lower(right);
-  const double left = grams.norm(A), own = std::sqrt(backend.inner(right, right)),
-               squares = backend.inner(grams.of(A), right);
+  const double left = grams.norm(A), own = backend.norm(right), squares = backend.inner(grams.of(A), right);
   const bool cancels = Grams::cancels(squares, A.cols, left * own);
   return {left, own, cancels ? grams.product_norm(A, scaled_rows(0, B.rows)) : std::sqrt(squares)};
 }

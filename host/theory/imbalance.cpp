@@ -255,7 +255,7 @@ double Imbalance::loss() {
   Matrix centred = backend_.clone(in_.means);
   backend_.centre_rows(centred, in_.sample_mean);
   const auto diagonal = backend_.row_dots(in_.weights, centred);
-  backend_.combine_rows(roots_, centred, {}, {}, centred);  // rows sqrt(n_k) c_k
+  backend_.scale_rows(roots_, centred);  // rows sqrt(n_k) c_k
   const auto mean_logits = backend_.times(in_.weights, in_.sample_mean);
   fit += grams_.product_squares(in_.weights, centred) + samples_;
   for (std::size_t k = 0; k < in_.counts.size(); ++k) {
@@ -333,7 +333,7 @@ void Imbalance::singular_values(const UfmPrediction& prediction, const std::stri
   try {
     Matrix features = backend_.clone(in_.means);
     if (!in_.bias.empty()) backend_.centre_rows(features, in_.sample_mean);
-    backend_.combine_rows(roots_, features, {}, {}, features);
+    backend_.scale_rows(roots_, features);
     const bool tall = features.rows > features.cols;
     if (tall) features = backend_.triangular_factor(features);
     const Matrix weights = tall ? backend_.triangular_factor(in_.weights) : in_.weights;
@@ -368,8 +368,7 @@ void Imbalance::duality_without_bias(const UfmPrediction& prediction, const Labe
     for (Index p = s.begin[i]; p < s.begin[i + 1]; ++p) scale[s.order[p]] = w * w + samples_ * in_.lambda_h;
   }
   const Matrix dual = backend_.scaled(scale, in_.means);
-  const double weights_size = std::sqrt(backend_.inner(in_.weights, in_.weights)),
-               dual_size = std::sqrt(backend_.inner(dual, dual));
+  const double weights_size = backend_.norm(in_.weights), dual_size = backend_.norm(dual);
   if (const std::string why = undetermined(prediction); !why.empty()) {
     out_.undefined["gof_w_vs_h"] = why;
   } else if (weights_size > 0 && dual_size > 0) {

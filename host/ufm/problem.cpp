@@ -64,9 +64,8 @@ struct UfmProblem::Impl {
   Index features_begin = 0, bias_begin = 0;
   std::vector<std::int64_t> labels;  // [N]
 
-  std::vector<Matrix> layers, above;             // [L]
-  Matrix features, targets;                      // H [N x d], Y [N x K]
-  std::vector<double> plus, minus, mean, decay;  // [N]: 1, -1, 1/N, lambda_H
+  std::vector<Matrix> layers, above;  // [L]
+  Matrix features, targets;           // H [N x d], Y [N x K]
 };
 
 UfmProblem::Impl::Impl(const Context& on, UfmOptions options, Index dimensions)
@@ -94,10 +93,6 @@ UfmProblem::Impl::Impl(const Context& on, UfmOptions options, Index dimensions)
   std::vector<double> one_hot = repeated(targets.size(), 0);
   for (Index i = 0; i < samples; ++i) one_hot[i * classes + labels[i]] = 1;
   backend.from_host(targets, one_hot);
-  plus = repeated(samples, 1);
-  minus = repeated(samples, -1);
-  mean = repeated(samples, 1 / static_cast<double>(samples));
-  decay = repeated(samples, model.lambda_h);
 }
 
 Matrix UfmProblem::Impl::residual(std::span<const double> x) {
@@ -108,7 +103,7 @@ Matrix UfmProblem::Impl::residual(std::span<const double> x) {
   for (std::size_t l = layers.size() - 1; l-- > 0;)
     above[l] = backend.product(above[l + 1], Transpose::no, layers[l], Transpose::no);
   Matrix R = backend.product(features, Transpose::no, above.front(), Transpose::yes);
-  backend.combine_rows(plus, R, minus, targets, R);
+  backend.combine(1, R, -1, targets, R);
   if (has_bias()) {
     std::vector<double> centre(x.begin() + bias_begin, x.end());
     for (double& value : centre) value = -value;
@@ -127,20 +122,19 @@ double UfmProblem::Impl::loss(const Matrix& R) const {
 void UfmProblem::Impl::gradient(const Matrix& R, std::span<double> result) {
   const double per_sample = 1 / static_cast<double>(samples);
   Matrix by_features = backend.product(R, Transpose::no, above.front(), Transpose::no);
-  backend.combine_rows(mean, by_features, decay, features, by_features);
+  backend.combine(per_sample, by_features, model.lambda_h, features, by_features);
   backend.download(result.data() + features_begin, by_features.data(), by_features.bytes());
   if (has_bias()) {
-    const std::vector<double> by_bias = backend.weighted_row_sum(R, mean);
+    const std::vector<double> by_bias = backend.weighted_row_sum(R, repeated(samples, per_sample));
     std::copy(by_bias.begin(), by_bias.end(), result.begin() + bias_begin);
   }
   Matrix G = backend.product(R, Transpose::yes, features, Transpose::no);
-  backend.combine_rows(repeated(classes, per_sample), G, {}, {}, G);
+  backend.scale_rows(repeated(classes, per_sample), G);
   for (std::size_t l = 0; l < layers.size(); ++l) {
     const bool last = l + 1 == layers.size();
     Matrix by_layer = last ? G : backend.product(above[l + 1], Transpose::yes, G, Transpose::no);
     if (!last) G = backend.product(G, Transpose::no, layers[l], Transpose::yes);
-    const Index rows = layer_rows(l);
-    backend.combine_rows(repeated(rows, 1), by_layer, repeated(rows, model.lambda_w[l]), layers[l], by_layer);
+    backend.combine(1, by_layer, model.lambda_w[l], layers[l], by_layer);
     backend.download(result.data() + layer_begin[l], by_layer.data(), by_layer.bytes());
   }
 }
