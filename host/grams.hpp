@@ -75,4 +75,11 @@ class Grams {
   std::vector<Known> known_;
 };
 
+/// | A/size - B/other | for two matrices of one shape and these norms, neither 0.
+inline double direction_gap(Backend& backend, const Matrix& A, double size, const Matrix& B, double other) {
+  Matrix gap = backend.matrix(A.rows, A.cols);
+  backend.combine(1 / size, A, -1 / other, B, gap);
+  return backend.norm(gap);
+}
+
 }  // namespace ncollapse

@@ -627,10 +627,7 @@ void Measurement::duality(const Matrix& weights, const std::vector<double>& bias
   if (weights_norm == 0 || centred_norm == 0) {
     for (const auto* key : {"nc3_dual", "nc3_wh_etf", "nc3_cos_mean", "nc3_cos_min"}) undefined(key, why);
   } else {
-    Matrix gap = backend_.matrix(weights.rows, weights.cols);
-    backend_.combine_rows(std::vector<double>(seen_.size(), 1 / weights_norm), weights,
-                          std::vector<double>(seen_.size(), -1 / centred_norm), centred_, gap);
-    set("nc3_dual", std::sqrt(backend_.inner(gap, gap)));
+    set("nc3_dual", direction_gap(backend_, weights, weights_norm, centred_, centred_norm));
     std::vector<double> cosines;
     for (std::size_t i = 0; i < dots.size(); ++i) {
       if (!(norms[i] > 0) || !(centred_norms_[i] > 0)) break;

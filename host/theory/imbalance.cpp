@@ -372,10 +372,7 @@ void Imbalance::duality_without_bias(const UfmPrediction& prediction, const Labe
   if (const std::string why = undetermined(prediction); !why.empty()) {
     out_.undefined["gof_w_vs_h"] = why;
   } else if (weights_size > 0 && dual_size > 0) {
-    Matrix gap = backend_.matrix(dual.rows, dual.cols);
-    backend_.combine_rows(std::vector<double>(in_.counts.size(), 1 / weights_size), in_.weights,
-                          std::vector<double>(in_.counts.size(), -1 / dual_size), dual, gap);
-    set("gof_w_vs_h", std::sqrt(backend_.inner(gap, gap)));
+    set("gof_w_vs_h", direction_gap(backend_, in_.weights, weights_size, dual, dual_size));
   } else {
     out_.undefined["gof_w_vs_h"] = "the classifier or the means are 0";
   }
