@@ -181,8 +181,7 @@ class Backend {
     std::vector<double> squares;
     for (std::size_t g = 0; g + 1 < begin.size(); ++g) {
       const Matrix products = gram(rows_of(A, begin[g], begin[g + 1] - begin[g]));
-      const double norm = std::sqrt(inner(products, products));
-      squares.push_back(norm * norm);
+      squares.push_back(inner(products, products));
     }
     return squares;
   }
