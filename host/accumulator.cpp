@@ -199,7 +199,7 @@ void Accumulator::merge(const Accumulator& other) {
   for (std::size_t k = 0; k < classes; ++k) {
     counts[k] = out.counts[k] + theirs_out.counts[k];
     const auto n1 = static_cast<double>(out.counts[k]), n2 = static_cast<double>(theirs_out.counts[k]), n = n1 + n2;
-    const double weight = mine.scatter_weights.empty() ? 1.0 : std::sqrt(mine.scatter_weights[k]);
+    const double weight = std::sqrt(weight_of(mine.scatter_weights, k));
     here[k] = n1 > 0 ? 1.0 : 0.0;
     only_there[k] = 1 - here[k];
     taken[k] = n2;
@@ -308,7 +308,7 @@ void Accumulator::reduce(const Communicator& ranks) {
       here[k] = count > 0 ? 1.0 : 0.0;  // an absent class adds nothing
       minus[k] = -here[k];
       inverse[k] = count > 0 ? 1.0 / count : 0.0;
-      root[k] = std::sqrt(count * (weights.empty() ? 1.0 : weights[k]));
+      root[k] = std::sqrt(count * weight_of(weights, k));
     }
     Matrix& difference = own->means;  // whose values are no longer needed
     backend.combine_rows(here, impl_->state.shifts, minus, means, difference);

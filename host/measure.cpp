@@ -313,7 +313,7 @@ double Measurement::scatter_scale() const {
   const auto& weights = moments_.data().options.scatter_weights;
   if (!rules_.scatter_over_classes) return weights.empty() ? 1 / static_cast<double>(moments_.samples()) : kNaN;
   for (const Index k : seen_) {
-    const double weight = weights.empty() ? 1.0 : weights[k];
+    const double weight = weight_of(weights, static_cast<std::size_t>(k));
     if (!(std::abs(weight * static_cast<double>(moments_.counts()[k]) - 1) < 1e-12)) return kNaN;
   }
   return 1 / k_;

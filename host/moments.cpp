@@ -10,7 +10,7 @@ namespace ncollapse {
 
 double trace_of(const std::vector<double>& squares, const std::vector<double>& weights) {
   double trace = 0;
-  for (std::size_t k = 0; k < squares.size(); ++k) trace += squares[k] * (weights.empty() ? 1.0 : weights[k]);
+  for (std::size_t k = 0; k < squares.size(); ++k) trace += squares[k] * weight_of(weights, k);
   return trace;
 }
 
@@ -46,9 +46,8 @@ MomentData read_out(const Context& context, const AccumulatorOptions& options, c
     const auto count = static_cast<double>(out.counts[k]);
     out.samples += out.counts[k];
     out.seen += out.counts[k] > 0 ? 1 : 0;
-    const double weight = options.scatter_weights.empty() ? 1.0 : options.scatter_weights[k];
     inverse[k] = count > 0 ? 1.0 / count : 0.0;
-    correction[k] = count > 0 ? std::sqrt(weight / count) : 0.0;
+    correction[k] = count > 0 ? std::sqrt(weight_of(options.scatter_weights, k) / count) : 0.0;
   }
   out.means = backend.matrix(options.classes, options.dim);
   backend.combine_rows(one, state.shifts, inverse, state.sums, out.means);

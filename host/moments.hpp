@@ -39,6 +39,11 @@ struct MomentData {
   std::optional<Dtype> dtype = {};
 };
 
+/// a_k; weights [K], or empty: all 1.
+inline double weight_of(const std::vector<double>& weights, std::size_t k) {
+  return weights.empty() ? 1.0 : weights[k];
+}
+
 /// sum_k a_k squares_k: the trace of a pooled scatter, of the traces of the classes; weights [K], or empty: all 1.
 double trace_of(const std::vector<double>& squares, const std::vector<double>& weights);
 
