@@ -8,6 +8,7 @@
 
 #include "host/backend.hpp"
 #include "host/cpu/parallel_blas.hpp"
+#include "host/scratch.hpp"
 
 namespace ncollapse::cpu {
 
@@ -50,25 +51,6 @@ class CpuBackend final : public Backend {
 
  private:
   std::vector<double> symmetric_eigen(char job, Matrix& A);
-
-  /// Uninitialised memory that is kept from call to call, so that a batch allocates nothing once sizes have settled.
-  template <class T>
-  class Scratch {
-   public:
-    T* reserve(Index size) {
-      if (size > size_) {
-        memory_.reset();  // before the new one, or both would be held
-        size_ = 0;
-        memory_ = std::make_unique_for_overwrite<T[]>(static_cast<std::size_t>(size));
-        size_ = size;
-      }
-      return memory_.get();
-    }
-
-   private:
-    std::unique_ptr<T[]> memory_;
-    Index size_ = 0;
-  };
 
   /// order [rows]: row numbers in stable label order; sorted [rows]: their labels.
   void sort_by_label(const Index* labels, Index rows, Index classes, Index* order, Index* sorted);

@@ -23,6 +23,7 @@
 #include "host/io/npy.hpp"
 #include "host/io/npz.hpp"
 #include "host/io/safetensors.hpp"
+#include "host/scratch.hpp"
 
 namespace ncollapse {
 
@@ -257,24 +258,6 @@ std::pair<Index, Index> rows_and_cols(const std::string& name, const std::vector
 
 // --- element by element
 
-/// Memory that grows to the largest request and is not cleared.
-class Buffer {
- public:
-  std::byte* at_least(Index bytes) {
-    if (bytes > bytes_) {
-      memory_.reset();
-      bytes_ = 0;
-      memory_ = std::make_unique_for_overwrite<std::byte[]>(static_cast<std::size_t>(bytes));
-      bytes_ = bytes;
-    }
-    return memory_.get();
-  }
-
- private:
-  std::unique_ptr<std::byte[]> memory_;
-  Index bytes_ = 0;
-};
-
 /// to[r * cols + c] = from[c * stride + r] for a tile of `count` rows and `tile` columns; strides in elements.
 template <class T>
 void transpose_tile(const std::byte* from, Index stride, std::byte* to, Index cols, Index count, Index tile) {
@@ -310,7 +293,8 @@ struct ArrayFile::Impl {
   io::ArrayInfo info;
   Index rows = 0, cols = 0;
   bool by_columns = false;  ///< Fortran order, and it matters
-  io::Buffer batch, tile, labels;
+  Scratch<std::byte> batch, tile;
+  Scratch<std::int64_t> labels;
 
   Index element_bytes() const { return io::size_of(info.type); }
   Index row_bytes() const { return cols * element_bytes(); }
@@ -330,7 +314,7 @@ struct ArrayFile::Impl {
     if (by_columns) return gather_rows(first, count);
     const Index offset = info.offset + first * row_bytes();
     if (const std::byte* const window = source->map(offset, bytes, element_bytes())) return window;
-    std::byte* const to = batch.at_least(bytes);
+    std::byte* const to = batch.reserve(bytes);
     source->read(offset, bytes, to);
     return to;
   }
@@ -339,8 +323,8 @@ struct ArrayFile::Impl {
     constexpr Index kCacheLine = 64;
     const Index size = element_bytes(), tile_cols = kCacheLine / size;
     const Index stride = count + tile_cols;  // in elements; the gap keeps columns off one cache set when count is 2^k
-    std::byte* const to = batch.at_least(count * row_bytes());
-    std::byte* const scratch = tile.at_least(tile_cols * stride * size);
+    std::byte* const to = batch.reserve(count * row_bytes());
+    std::byte* const scratch = tile.reserve(tile_cols * stride * size);
     for (Index col = 0; col < cols; col += tile_cols) {
       const Index width = std::min(tile_cols, cols - col);
       for (Index c = 0; c < width; ++c) {
@@ -439,9 +423,7 @@ LabelView ArrayFile::read_labels(Index first, Index count) {
   if (type == ElementType::u8) return {from, LabelType::u8, count, MemorySpace::host};
   if (from == nullptr) return {nullptr, LabelType::i64, 0, MemorySpace::host};
 
-  Index bytes = 0;
-  if (__builtin_mul_overflow(count, Index{sizeof(std::int64_t)}, &bytes)) throw std::bad_alloc();
-  auto* const to = reinterpret_cast<std::int64_t*>(impl_->labels.at_least(bytes));
+  std::int64_t* const to = impl_->labels.reserve(count);
   switch (type) {
     case ElementType::u64: io::widen<std::uint64_t>(impl_->name, from, first, count, to); break;
     case ElementType::u32: io::widen<std::uint32_t>(impl_->name, from, first, count, to); break;
