@@ -24,6 +24,23 @@ DecisionCounts& DecisionCounts::operator+=(const DecisionCounts& other) {
   return *this;
 }
 
+void check_decisions(const DecisionCounts& counts, Index classes, const std::string& split) {
+  const auto check = [&](const std::vector<Index>& values, const char* what) {
+    if (static_cast<Index>(values.size()) != classes)
+      throw UsageError("the " + split + " decisions have " + what + " of " + std::to_string(values.size()) +
+                       " classes, the moments have " + std::to_string(classes));
+    for (std::size_t k = 0; k < values.size(); ++k)
+      if (values[k] < 0 || values[k] > counts.samples[k])
+        throw UsageError("the " + split + " decisions have " + std::to_string(values[k]) + " hits among " +
+                         std::to_string(counts.samples[k]) + " samples of class " + std::to_string(k));
+  };
+  check(counts.samples, "samples");
+  check(counts.correct_centre, "centre decisions");
+  if (!counts.has_classifier) return;
+  check(counts.correct_classifier, "classifier decisions");
+  check(counts.agree, "agreements");
+}
+
 struct DecisionCounter::Impl {
   Context context;
   DecisionState state;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "host/backend.hpp"
+#include "ncollapse/decisions.hpp"
 #include "ncollapse/error.hpp"
 #include "ncollapse/types.hpp"
 
@@ -78,6 +79,9 @@ void check_view(const Backend& backend, const MatrixView& view, const std::strin
 Matrix checked_matrix(Backend& backend, const MatrixView& view, const std::string& name);
 /// Throws DataError where a value is not finite or the squares of a row overflow.
 void check_finite(Backend& backend, const Matrix& matrix, const std::string& name, const std::string& remedy = "");
+
+/// Throws UsageError unless the counts are those of K classes, and no class has more hits than samples; split: "train".
+void check_decisions(const DecisionCounts& counts, Index classes, const std::string& split);
 
 /// Throws DataError unless the longest row is 0, or 1e-70 to 1e70 long: then products of four such lengths neither
 /// overflow nor vanish in double. squares: of the rows' lengths; what: "class means".

@@ -698,24 +698,8 @@ void Measurement::imbalance(const Matrix& weights, const std::vector<double>& bi
 
 void Measurement::decisions(const DecisionCounts* counts, const std::string& split) {
   if (counts == nullptr) return;
+  check_decisions(*counts, moments_.classes(), split);
   const auto classes = static_cast<std::size_t>(moments_.classes());
-  const auto fits = [&](const std::vector<Index>& values, const char* what) {
-    if (values.size() != classes)
-      throw UsageError("the " + split + " decisions have " + what + " of " + std::to_string(values.size()) +
-                       " classes, the moments have " + std::to_string(classes));
-  };
-  fits(counts->samples, "samples");
-  fits(counts->correct_centre, "centre decisions");
-  if (counts->has_classifier) {
-    fits(counts->correct_classifier, "classifier decisions");
-    fits(counts->agree, "agreements");
-  }
-  for (std::size_t k = 0; k < classes; ++k)
-    for (const auto* hits : {&counts->correct_centre, counts->has_classifier ? &counts->correct_classifier : nullptr,
-                             counts->has_classifier ? &counts->agree : nullptr})
-      if (hits != nullptr && !(0 <= (*hits)[k] && (*hits)[k] <= counts->samples[k]))
-        throw UsageError("the " + split + " decisions have " + std::to_string((*hits)[k]) + " hits among " +
-                         std::to_string(counts->samples[k]) + " samples of class " + std::to_string(k));
   const auto total = [](const std::vector<Index>& values) {
     Index sum = 0;
     for (const Index value : values) sum += value;
