@@ -62,16 +62,14 @@ class CpuVendor final : public Vendor {
   }
 
   void gemm(Gemm type, bool gram, Index m, Index n, Index k, const void* A, const void* B, void* C) override {
+    if (type != Gemm::f64)
+      return accumulate(gram, m, n, k, static_cast<const float*>(A), static_cast<const float*>(B), 0,
+                        static_cast<float*>(C));
     const BlasThreads guard(threads_);
-    const auto ta = gram ? CblasTrans : CblasNoTrans, tb = gram ? CblasNoTrans : CblasTrans;
     const int rows = static_cast<int>(m), cols = static_cast<int>(n), depth = static_cast<int>(k);
-    const int lda = gram ? rows : depth, ldb = gram ? cols : depth;
-    if (type == Gemm::f64)
-      cblas_dgemm(CblasRowMajor, ta, tb, rows, cols, depth, 1.0, static_cast<const double*>(A), lda,
-                  static_cast<const double*>(B), ldb, 0.0, static_cast<double*>(C), cols);
-    else
-      cblas_sgemm(CblasRowMajor, ta, tb, rows, cols, depth, 1.0F, static_cast<const float*>(A), lda,
-                  static_cast<const float*>(B), ldb, 0.0F, static_cast<float*>(C), cols);
+    cblas_dgemm(CblasRowMajor, gram ? CblasTrans : CblasNoTrans, gram ? CblasNoTrans : CblasTrans, rows, cols, depth,
+                1.0, static_cast<const double*>(A), gram ? rows : depth, static_cast<const double*>(B),
+                gram ? cols : depth, 0.0, static_cast<double*>(C), cols);
   }
 
   void eigh(Index n, double* A) override {
