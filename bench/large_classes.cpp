@@ -18,14 +18,8 @@
 #include <vector>
 
 #include "bench/program.hpp"
+#include "bench/vendor.hpp"
 #include "ncollapse/ncollapse.hpp"
-
-extern "C" {
-void openblas_set_num_threads(int threads);
-void sgemm_(const char* transpose_a, const char* transpose_b, const int* m, const int* n, const int* k,
-            const float* alpha, const float* a, const int* lda, const float* b, const int* ldb, const float* beta,
-            float* c, const int* ldc);
-}
 
 namespace {
 
@@ -130,12 +124,11 @@ double sgemm_rate(int threads) {
   std::vector<float> a(n * k), b(n * k), c(n * n);
   fill(a, 1);
   fill(b, 2);
-  const float one = 1, zero = 0;
-  openblas_set_num_threads(threads);
+  const auto vendor = bench::open_cpu_vendor(threads);
   double best = 1e300;
   for (int i = 0; i < 5; ++i)
-    best = std::min(
-        best, seconds([&] { sgemm_("T", "N", &n, &n, &k, &one, a.data(), &k, b.data(), &k, &zero, c.data(), &n); }));
+    best =
+        std::min(best, seconds([&] { vendor->gemm(bench::Gemm::f32, false, n, n, k, a.data(), b.data(), c.data()); }));
   return 2.0 * n * n * k / best;
 }
 
