@@ -1,6 +1,5 @@
 // Accumulator::save and load.
 #include <sys/stat.h>
-#include <unistd.h>
 #include <zlib.h>
 
 #include <array>
@@ -12,6 +11,7 @@
 #include <limits>
 
 #include "tests/api/support.hpp"
+#include "tests/io/array_writers.hpp"
 
 namespace ncollapse_test {
 namespace {
@@ -22,18 +22,7 @@ using ncollapse::Statistics;
 /// A directory of its own for every test, removed afterwards.
 class StateFile : public OnDevice {
  protected:
-  void SetUp() override {
-    OnDevice::SetUp();
-    std::string name = testing::UnitTest::GetInstance()->current_test_info()->name();
-    for (char& c : name)
-      if (c == '/') c = '_';
-    directory_ = std::filesystem::temp_directory_path() / ("ncollapse_state_" + std::to_string(getpid()) + name);
-    std::filesystem::remove_all(directory_);
-    std::filesystem::create_directories(directory_);
-  }
-  void TearDown() override { std::filesystem::remove_all(directory_); }
-
-  std::filesystem::path file(const std::string& name = "state") const { return directory_ / name; }
+  std::filesystem::path file(const std::string& name = "state") const { return directory_.path(name); }
   void write(const std::string& content) const { std::ofstream(file(), std::ios::binary) << content; }
   std::string read() const {
     std::ifstream in(file(), std::ios::binary);
@@ -43,7 +32,7 @@ class StateFile : public OnDevice {
   Samples samples() const { return make_samples({{50, 0, 1, 60}, 5, {0.5, 0.1}, 1.0, 0.0, 41}); }
 
  private:
-  std::filesystem::path directory_;
+  ncollapse::test::TemporaryDirectory directory_;
 };
 NCOLLAPSE_ON_EVERY_DEVICE(StateFile);
 

@@ -1,12 +1,10 @@
 // Accumulator::reduce and DecisionCounter::reduce over ranks that are threads, against the whole in one accumulator.
-#include <unistd.h>
-
 #include <cmath>
-#include <filesystem>
 #include <limits>
 
 #include "host/exchange.hpp"
 #include "tests/api/support.hpp"
+#include "tests/io/array_writers.hpp"
 #include "tests/ranks/thread_ranks.hpp"
 
 namespace ncollapse_test {
@@ -363,7 +361,7 @@ TEST_P(Reduce, ABadRowThatAGpuFindsLateFailsAll) {
 }
 
 TEST_P(Reduce, AReducedStateIsStillReducedAfterLoading) {
-  const auto file = std::filesystem::temp_directory_path() / ("ncollapse_reduced_" + std::to_string(getpid()));
+  const ncollapse::test::TemporaryDirectory directory;
   const Samples part{2, 1, {1, 2}, {0, 1}};
   ThreadRanks ranks(2);
   const auto errors = ranks.run([&](const Communicator& rank) {
@@ -371,10 +369,9 @@ TEST_P(Reduce, AReducedStateIsStillReducedAfterLoading) {
     add_samples(accumulator, part);
     accumulator.reduce(rank);
     EXPECT_EQ(accumulator.samples(), 4);
-    const auto own = file.string() + std::to_string(rank.rank());
+    const auto own = directory.path(std::to_string(rank.rank()));
     accumulator.save(own);
     Accumulator loaded = Accumulator::load(context(), own);
-    std::filesystem::remove(own);
     expect_same_bits(loaded.finish(), accumulator.finish());
     loaded.reduce(rank);
   });
