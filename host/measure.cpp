@@ -585,7 +585,7 @@ void Measurement::geometry(const Matrix& rows, const std::vector<double>& norms,
     for (const auto* key : {"nc2_gnc_log_mean", "nc2_gnc_log_var"}) undefined(key, why);
   }
   // Two means lie on opposite sides of their centre; an arc sine would leave half of the digits there.
-  constexpr double kDegrees = 57.295779513082320877;
+  constexpr double kDegrees = 180 / std::numbers::pi;
   set("nc2_min_angle_deg",
       seen_.size() == 2 ? 180 : 2 * std::asin(std::min(1.0, sums.min_unit_distance / 2)) * kDegrees);
 }
