@@ -11,7 +11,6 @@
 #include <cctype>
 #include <cstdint>
 #include <cstring>
-#include <new>
 #include <optional>
 #include <span>
 #include <tuple>

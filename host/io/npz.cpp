@@ -31,9 +31,8 @@ class ZipMember final : public ByteSource {
   void read(Index offset, Index count, std::byte* to) override {
     go_to(offset);
     read_on(count, to);
-    std::byte beyond;
     if (at_ < size_) return;
-    if (read_some(1, &beyond) != 0) damaged("it goes on beyond its size");
+    expect_end();
     checked_ = checked_ || !sought_;
   }
 
@@ -48,8 +47,7 @@ class ZipMember final : public ByteSource {
       if (!checked_) {
         open();
         skip_to(size_);
-        std::byte beyond;
-        if (read_some(1, &beyond) != 0) damaged("it goes on beyond its size");
+        expect_end();
         checked_ = true;
       }
       if (zip_fseek(stream_.get(), offset, SEEK_SET) == 0) {
@@ -67,6 +65,12 @@ class ZipMember final : public ByteSource {
     at_ = 0;
     sought_ = false;
     if (stream_ == nullptr) damaged(zip_strerror(archive_.get()));
+  }
+
+  /// This read meets the member's end, and so compares its checksum.
+  void expect_end() {
+    std::byte beyond;
+    if (read_some(1, &beyond) != 0) damaged("it goes on beyond its size");
   }
 
   void skip_to(Index offset) {
