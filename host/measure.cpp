@@ -381,7 +381,7 @@ void Measurement::nearest_simplex(const Spectrum& own) {
   if (!squares->resolved())
     values = backend_.singular_values(simplex.rows <= simplex.cols ? simplex : backend_.triangular_factor(simplex));
   const double nuclear = sum(values);
-  set("nc2_nearest_etf", 2 - 2 * nuclear / (std::sqrt(k_ - 1) * size));
+  set("nc2_nearest_etf", at_least_zero(2 - 2 * nuclear / (std::sqrt(k_ - 1) * size)));
 }
 
 void Measurement::pseudo_inverse() {

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <tuple>
 
 #include "host/decomposition.hpp"
 #include "host/moments.hpp"
@@ -43,7 +44,11 @@ class Imbalance {
     mean_lengths_ = centred_norms();
     if (!in_.weights) return;
     weight_lengths_ = backend_.row_dots(in_.weights, in_.weights);
-    for (double& value : weight_lengths_) value = std::sqrt(value);
+    for (double& value : weight_lengths_) {
+      const double rounding = rounding_of_mean(value, 0, 0);
+      weight_roundings_.push_back(value > 0 ? rounding / value : 0.0);
+      value = std::sqrt(value);
+    }
   }
 
   ImbalanceMeasures run() {
@@ -77,8 +82,9 @@ class Imbalance {
   Grams& grams_;
   const ImbalanceInput& in_;
   double samples_ = 0, classes_ = 0;
-  std::vector<double> roots_;                          // sqrt n_k
-  std::vector<double> mean_lengths_, weight_lengths_;  // |m_k - mu_s|, |w_k|
+  std::vector<double> roots_;                              // sqrt n_k
+  std::vector<double> mean_lengths_, weight_lengths_;      // |m_k - mu_s|, |w_k|
+  std::vector<double> mean_roundings_, weight_roundings_;  // squares of what rounding changes them by, relative
   ImbalanceMeasures out_;
 };
 
@@ -91,7 +97,9 @@ std::vector<double> Imbalance::centred_norms() {
   for (std::size_t k = 0; k < in_.counts.size(); ++k) {
     const double variance = in_.variances.empty() ? 0.0 : in_.variances[k],
                  rounding = rounding_of_mean(squares.right[k], in_.counts[k], variance);
-    lengths.push_back(squares.left[k] <= rounding ? 0.0 : std::sqrt(squares.left[k]));
+    const bool is_zero = squares.left[k] <= rounding;
+    lengths.push_back(is_zero ? 0.0 : std::sqrt(squares.left[k]));
+    mean_roundings_.push_back(is_zero ? 0.0 : rounding / squares.left[k]);
   }
   return lengths;
 }
@@ -104,7 +112,8 @@ void Imbalance::norms_against_counts() {
   for (const auto& suffix : sides) {
     const std::string key = "norm_count_slope" + suffix, fit = "norm_count_r2" + suffix;
     std::string why;
-    const std::vector<double>& lengths = suffix == "_h" ? mean_lengths_ : weight_lengths_;
+    const auto& [lengths, roundings] =
+        suffix == "_h" ? std::tie(mean_lengths_, mean_roundings_) : std::tie(weight_lengths_, weight_roundings_);
     if (*least == *most)
       why = "all classes have the same size";
     else if (*std::min_element(lengths.begin(), lengths.end()) == 0)
@@ -126,10 +135,10 @@ void Imbalance::norms_against_counts() {
       yy += (y[k] - mean_y) * (y[k] - mean_y);
     }
     set(key, xy / xx);
-    if (yy > 0)
-      set(fit, xy * xy / (xx * yy));
+    if (yy > sum(roundings))  // an error of a norm, relative, is one of its logarithm
+      set(fit, std::min(1.0, xy * xy / (xx * yy)));
     else
-      out_.undefined[fit] = "all norms are equal";
+      out_.undefined[fit] = "all norms are equal, to rounding";
   }
 }
 

@@ -422,6 +422,29 @@ TEST_P(Imbalance, NoMeasureDependsOnTheBasisOfAnEigenspace) {
     }
 }
 
+// Norms that only rounding tells apart have no line to fit; a difference of 1e-12 has one, through two sizes exactly.
+TEST_P(Imbalance, NormsThatAreEqualToRounding) {
+  std::mt19937 random(11);
+  std::normal_distribution<double> normal;
+  for (int trial = 0; trial < 6; ++trial) {
+    std::vector<double> row(5);
+    for (double& value : row) value = normal(random);
+    Dense weights(4, 5), near(4, 5);
+    for (Index k = 0; k < 4; ++k)
+      for (Index j = 0; j < 5; ++j) {
+        weights(k, j) = row[static_cast<std::size_t>((j + k) % 5)];
+        near(k, j) = weights(k, j) * (k < 2 ? 1 + 1e-12 : 1);
+      }
+    const Report equal = measured({80, 40, 20, 10}, transposed(weights), {weights}, {}, 1e-4, 1e-4);
+    EXPECT_FALSE(equal.find("norm_count_r2_w").has_value());
+    EXPECT_EQ(equal.status.at("norm_count_r2_w").code, "undefined");
+    EXPECT_NEAR(equal.find("norm_count_slope_w").value(), 0, 1e-14);
+    const Report apart = measured({80, 80, 10, 10}, transposed(near), {near}, {}, 1e-4, 1e-4);
+    EXPECT_NEAR(apart.find("norm_count_r2_w").value(), 1, 1e-3);
+    EXPECT_LE(apart.find("norm_count_r2_w").value(), 1);
+  }
+}
+
 TEST_P(Imbalance, MinoritiesAndNorms) {
   // Two large classes apart, two small ones in one direction: collapsed minorities. Norms grow as n^0.5.
   Dense weights(4, 2);
