@@ -353,7 +353,7 @@ struct CudaDevices {
   std::string none_because;  ///< of a machine without any; empty where one is, usable or not
 
   std::string unavailable_reason() const;  ///< why none can be used; empty when one can
-  const DeviceInfo& at(int index) const;   ///< throws DeviceError, saying why, for one that cannot be used
+  DeviceInfo at(int index) const;          ///< throws DeviceError, saying why, for one that cannot be used
 };
 CudaDevices cuda_devices();
 

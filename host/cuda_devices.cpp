@@ -14,7 +14,7 @@ std::string CudaDevices::unavailable_reason() const {
   return reason;
 }
 
-const DeviceInfo& CudaDevices::at(int index) const {
+DeviceInfo CudaDevices::at(int index) const {
   std::string others;
   for (const auto& gpu : usable) {
     if (gpu.device.index == index) return gpu;

@@ -7,6 +7,7 @@
 What to copy are dump() and log_step(): they take any model whose last layer is a torch.nn.Linear.
 """
 import argparse
+import math
 import pathlib
 import subprocess
 import tempfile
@@ -30,7 +31,8 @@ def dump(model, head, loader, folder, device="cpu"):
     np.save(folder / "features.npy", torch.cat(features).numpy())
     np.save(folder / "labels.npy", torch.cat(labels).numpy())
     np.save(folder / "weights.npy", head.weight.detach().float().cpu().numpy())
-    np.save(folder / "bias.npy", head.bias.detach().float().cpu().numpy())
+    if head.bias is not None:
+        np.save(folder / "bias.npy", head.bias.detach().float().cpu().numpy())
 
 
 def log_step(command, log, epoch, loss, model, head, loader, device="cpu"):
@@ -38,9 +40,11 @@ def log_step(command, log, epoch, loss, model, head, loader, device="cpu"):
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         dump(model, head, loader, folder, device)
-        files = [f"--{what}={folder / what}.npy" for what in ("features", "labels", "weights", "bias")]
-        subprocess.run([command, "analyze", *files, "--log", log, "--epoch", str(epoch), "--loss", repr(loss), "--quiet"],
-                       check=True)
+        call = [command, "analyze", "--log", log, "--epoch", str(epoch), "--quiet"]
+        call += [f"--{file.stem}={file}" for file in folder.glob("*.npy")]
+        if math.isfinite(loss):
+            call.append(f"--loss={loss!r}")
+        subprocess.run(call, check=True)
 
 
 def main():
@@ -49,6 +53,8 @@ def main():
     parser.add_argument("--log", default="run.jsonl")
     parser.add_argument("--epochs", type=int, default=200)
     options = parser.parse_args()
+    if pathlib.Path(options.log).exists():
+        parser.error(f"{options.log} is there: name another --log for another run")
 
     torch.manual_seed(1)
     counts, dim = [200, 200, 50, 50, 10, 10], 32

@@ -4,6 +4,7 @@
 #include "host/cli/commands.hpp"
 #include "host/cli/measuring_options.hpp"
 #include "host/cli/output.hpp"
+#include "host/cli/ranks.hpp"
 
 namespace ncollapse::cli {
 
@@ -13,11 +14,13 @@ void run(DumpOptions& options, const Common& common) {
   spare_inputs(options.inputs(), "--json", common.json);
   spare_inputs(options.inputs(), "--csv", options.report.csv);
   spare_inputs(options.inputs(), "--log", options.report.log.file);
-  const RunLog log(options.report.log);
+  options.report.check(options.request, common);
+  std::optional<RunLog> log;
+  if (common.ranks->rank() == 0) log.emplace(options.report.open_log(options.request));  // others may see other files
   const std::optional<Report> report = options.measure(common);
   if (!report) return;
   write_report(*report, common.json, options.report.csv, common.quiet);
-  log.append(*report);
+  if (log) log->append(*report);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // `devices` and `metrics`: what there is to choose from.
 #include <fmt/core.h>
 
+#include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -131,7 +132,14 @@ void add_devices(CLI::App& app, Common& common) {
 void add_metrics(CLI::App& app, Common& common) {
   const auto prefixes = std::make_shared<std::vector<std::string>>();
   add_listing(app, common, "metrics", "List every metric: formula, inputs, source, direction",
-              [prefixes](bool as_json) { return list_metrics(as_json, *prefixes); })
+              [prefixes, &common](bool as_json) {
+                const auto is_key = [&](const MetricInfo& info) { return info.key.starts_with(common.json); };
+                if (as_json && prefixes->empty() && common.json != "-" &&
+                    std::any_of(metric_catalogue().begin(), metric_catalogue().end(), is_key))
+                  throw UsageError("--json " + common.json + " would write a file of that name",
+                                   "put keys before --json; write ./" + common.json + " for such a file");
+                return list_metrics(as_json, *prefixes);
+              })
       ->add_option("keys", *prefixes, "Only these, or those that begin so: nc1_pinv, nc2_")
       ->type_name("KEY...");
 }

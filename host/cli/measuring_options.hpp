@@ -84,6 +84,12 @@ struct ReportOptions {
     request.lambda_h = checked_lambda_h(request.lambda_w);
     request.convention = parse_convention(convention);
   }
+  /// To be called behind check(); looks at the log, if there is one. Throws as RunLog.
+  template <class Request>
+  RunLog open_log(const Request& request) const {
+    return {log,
+            {request.convention, request.weights.size(), !request.bias.empty(), request.lambda_w, request.lambda_h}};
+  }
 
  private:
   void check_outputs(const Common& common) const;

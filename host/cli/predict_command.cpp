@@ -131,7 +131,7 @@ std::string to_json(const UfmOptions& model, const UfmPrediction& prediction,
   json["class_critical_lambda_product_log10"] = nullptr;
   if (class_products.empty())
     json["status"]["class_critical_lambda_product_log10"] =
-        fmt::format("known for networks without --dim and at most {} distinct class sizes", kMaxCriticalSizes);
+        fmt::format("computed without --dim, for at most {} distinct class sizes", kMaxCriticalSizes);
   else
     json["class_critical_lambda_product_log10"] = Json::array();
   for (const double product : class_products)  // null: never lost

@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "ncollapse/metrics.hpp"
 
@@ -15,20 +16,30 @@ struct LogOptions {
   std::optional<double> loss;
 };
 
+/// What options say of a run before anything is measured.
+struct RunOptions {
+  Convention convention = Convention::zhu;
+  std::size_t layers = 0;
+  bool with_bias = false;
+  std::vector<double> lambda_w;  ///< empty: not given
+  double lambda_h = 0;
+};
+
 class RunLog {
  public:
-  /// Reads what is there; call it before anything is measured. A last line that a kill has cut off is forgotten.
-  /// Throws UsageError unless file and epoch come together, or the loss is not finite; DataError when the file cannot
-  /// be read, is no such log, or has this epoch or a later one.
-  explicit RunLog(LogOptions options);
-  /// Puts the report behind the steps of the file, which is replaced as a whole, and made where it is missing.
-  /// Throws DataError when the file is of another run (model, class sizes, weight decays, convention), or cannot be
-  /// written. Does nothing without a file.
+  /// Looks at the file, so that what cannot be appended is known before anything is measured. Throws UsageError unless
+  /// file and epoch come together and the loss is finite; DataError when the file is there and no regular file, or no
+  /// log that append began, or has ended, or holds this epoch or a later one, or is of a run with other options.
+  RunLog(LogOptions options, const RunOptions& run);
+  /// Puts the report behind the last whole line of the file, which is made where it is missing. Nobody else can do so
+  /// meanwhile, where the file system has locks; what was added since the log was opened is looked at again. A line
+  /// that a kill has cut off is dropped, with a note on stderr. Throws DataError as the constructor, and where class
+  /// sizes, dimensions or precision differ from the log's, or the step cannot be written; the file is as before then.
+  /// Does nothing without a file.
   void append(const Report& report) const;
 
  private:
   LogOptions options_;
-  std::string header_, steps_;  ///< whole lines
 };
 
 }  // namespace ncollapse::cli

@@ -106,7 +106,7 @@ void run(FinalizeOptions& options, const Common& common) {
   spare_inputs(inputs, "--json", common.json);
   spare_inputs(inputs, "--csv", options.report.csv);
   spare_inputs(inputs, "--log", options.report.log.file);
-  const RunLog log(options.report.log);
+  const RunLog log = options.report.open_log(options.request);
   const Report report = measure_state(options.device.open(), options.request);
   write_report(report, common.json, options.report.csv, common.quiet);
   log.append(report);

@@ -3,7 +3,6 @@
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <iterator>
 
 #include "host/cli/commands.hpp"
 #include "host/label_survey.hpp"
@@ -13,24 +12,22 @@ namespace ncollapse::cli {
 
 namespace {
 
-std::string without_blanks(const std::string& text) {
-  std::string kept;
-  std::copy_if(text.begin(), text.end(), std::back_inserter(kept), [](char c) { return c != ' '; });
-  return kept;
+std::string trimmed(const std::string& text) {
+  const auto first = text.find_first_not_of(' ');
+  return first == text.npos ? "" : text.substr(first, text.find_last_not_of(' ') + 1 - first);
 }
 
 // "500,300,100 x 3": three classes of 100 samples behind the others.
-std::vector<Index> parse_counts(const std::string& list) {
-  const std::string text = without_blanks(list);
+std::vector<Index> parse_counts(const std::string& text) {
   std::vector<Index> counts;
   for (std::size_t begin = 0; begin <= text.size();) {
     const std::size_t end = std::min(text.find(',', begin), text.size());
-    const std::string word = text.substr(begin, end - begin);
+    const std::string word = trimmed(text.substr(begin, end - begin));
     const std::string wrong = "--counts: '" + word + "' is not a number of samples",
                       right = "write --counts 500,300,100, or 100x3 for 100,100,100";
     const std::size_t cross = std::min(word.find('x'), word.size());
-    const auto samples = parse_number<Index>(word.substr(0, cross), wrong, right);
-    const auto classes = cross < word.size() ? parse_number<Index>(word.substr(cross + 1), wrong, right) : 1;
+    const auto samples = parse_number<Index>(trimmed(word.substr(0, cross)), wrong, right);
+    const auto classes = cross < word.size() ? parse_number<Index>(trimmed(word.substr(cross + 1)), wrong, right) : 1;
     if (classes < 1) throw UsageError(wrong, right);
     if (classes > kMaxClasses - static_cast<Index>(counts.size()))
       throw UsageError(fmt::format("--counts has more than {} classes", kMaxClasses));

@@ -110,11 +110,12 @@ struct UfmPrediction {
 NCOLLAPSE_EXPORT UfmPrediction predict(const UfmOptions& options);
 
 /// For every class the decimal logarithm of the smallest lambda_H prod_l lambda_l at which it is lost (UfmPrediction),
-/// [K]; infinity for one that never is. It depends on class sizes, the number of layers and the bias alone: of lambda_w
-/// only the length is taken. Without bias it is the critical product of the class's direction, with one it may be less.
-/// Found by halving, to 1e-13 of the product, where loss beyond it is taken for granted: so it is in each of thousands
-/// of random cases, a proof is not known. O(m^3) time for m distinct sizes.
-/// Throws UsageError as predict, and for a width other than 0.
+/// [K]; infinity for one that never is. It depends on class sizes, the number of layers and the bias alone: the values
+/// of weight decays do not matter. Without bias it is the critical product of the class's direction, with one it may be
+/// less. Found by halving, until an interval is 1e-13 of the product, or one unit of its logarithm's last digit, where
+/// loss beyond it is taken for granted: so it is in each of thousands of random cases, a proof is not known. O(m^2)
+/// time for each of some 50 halvings of each of m distinct sizes. Throws UsageError as predict, and for a width other
+/// than 0.
 NCOLLAPSE_EXPORT std::vector<double> class_critical_lambda_products_log10(const UfmOptions& options);
 
 /// Predicted logits of the class means, W M + b 1^T = U diag(w z) V^T D^-1 + (n/N) 1^T [K x K] row-major (column k: the

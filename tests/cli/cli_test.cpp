@@ -2,13 +2,16 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <csignal>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <random>
+#include <set>
 #include <sstream>
+#include <thread>
 
 #include "ncollapse/metrics.hpp"
 #include "ncollapse/version.hpp"
@@ -95,6 +98,10 @@ TEST_F(Command, ListsChosenMetrics) {
   ASSERT_EQ(chosen.size(), 3U);
   for (std::size_t i = 0; i < 3; ++i)
     EXPECT_EQ(chosen[i]["key"], std::vector<std::string>({"nc3_dual", "nc4_agree_train", "nc4_agree_test"})[i]);
+  const Outcome swapped = run_command({"metrics", "--json", "nc3_dual"});
+  EXPECT_EQ(swapped.exit_code, kUsage);
+  EXPECT_EQ(words_in(swapped.err, {"nc3_dual", "keys before --json"}), "");
+  EXPECT_FALSE(std::filesystem::exists("nc3_dual"));
   const std::string table = run_command({"metrics", "nc3_dual"}).out;
   EXPECT_EQ(words_in(table, {"nc3_dual", "Frobenius"}), "");
   EXPECT_EQ(table.find("nc3_wh"), std::string::npos);
@@ -177,25 +184,105 @@ TEST_F(Log, WhatDoesNotFollowIsRefused) {
   ASSERT_EQ(run_command(step(5, {"--weights", w_})).exit_code, 0);
   for (const int epoch : {5, 4})
     expect_refused(step(epoch, {"--weights", w_}), kData, {"run.jsonl", "holds epoch 5", std::to_string(epoch)});
-  expect_refused(step(6, {"--weights", w_, "--bias", b_}), kData,
+  // What options say is known before anything is measured.
+  const std::string csv = folder_.path("report.csv");
+  expect_refused(step(6, {"--weights", w_, "--bias", b_, "--csv", csv}), kData,
                  {"another run", "with_bias is false there, true here"});
-  expect_refused(step(6), kData, {"another run", "layers is 1 there, not given here"});
-  expect_refused(step(6, {"--weights", w_, "--convention", "anova"}), kData, {"convention is \"zhu\" there"});
-  expect_refused(step(6, {"--weights", w_, "--rows", "0:9"}), kData, {"counts is [4,4,4] there, [3,3,3] here"});
+  expect_refused(step(6, {"--csv", csv}), kData, {"another run", "layers is 1 there, not given here"});
+  expect_refused(step(6, {"--weights", w_, "--convention", "anova", "--csv", csv}), kData,
+                 {"convention is \"zhu\" there, \"anova\" here"});
+  expect_refused(step(6, {"--weights", w_, "--lambda-w", "1e-3", "--lambda-h", "1e-3", "--csv", csv}), kData,
+                 {"lambda_w is not given there, [0.001] here"});
+  EXPECT_FALSE(std::filesystem::exists(csv));
+  expect_refused(step(6, {"--weights", w_, "--rows", "0:11"}), kData, {"counts[2] is 4 there, 3 here"});
+  expect_refused(step(6, {"--weights", w_, "--precision", "fast"}), kData, {"precision is \"exact\" there"});
   expect_refused(analyze({"--log", log_}), kUsage, {"--epoch"});
   expect_refused(analyze({"--epoch", "6"}), kUsage, {"--log"});
   expect_refused(step(6, {"--weights", w_, "--loss", "nan"}), kUsage, {"--loss is nan"});
+  expect_refused(analyze({"--log", log_, "--epoch", "9007199254740993"}), kUsage, {"at most"});
   expect_refused(analyze({"--log", "-", "--epoch", "6"}), kUsage, {"standard output"});
   expect_refused(analyze({"--log", log_, "--epoch", "6", "--json", log_}), kUsage, {"--log", "--json", "one file"});
   expect_refused(analyze({"--log", x_, "--epoch", "6"}), kUsage, {"x.npy is read"});
-  const std::string other = folder_.write("other", "{\"schema\": \"ncollapse.metrics/1\"}\n");
-  expect_refused(analyze({"--log", other, "--epoch", "6"}), kData, {"other", "no log of a run"});
-  EXPECT_EQ(read_file(other), "{\"schema\": \"ncollapse.metrics/1\"}\n");
-  // What a kill has cut off is no step.
-  std::ofstream(log_, std::ios::app) << "{\"type\": \"step\", \"epo";
+  expect_refused(analyze({"--log", "/dev/zero", "--epoch", "6"}), kData, {"no regular file"});
+}
+
+TEST_F(Log, WhatIsNoLogOfThisProgramIsLeftAlone) {
+  const std::string run = header("ncollapse.run/1").dump() + "\n";
+  for (const auto& [text, words] :
+       std::vector<std::pair<std::string, std::string>>{{"{\"schema\": \"ncollapse.metrics/1\"}\n", "no log of a run"},
+                                                        {"{\"schema\": 1}\n", "no log of a run"},
+                                                        {"words\n", "no log of a run"},
+                                                        {run, "of another program"}}) {
+    const std::string other = folder_.write("other", text);
+    expect_refused(analyze({"--log", other, "--epoch", "6"}), kData, {"other", words});
+    EXPECT_EQ(read_file(other), text);
+  }
+  ASSERT_EQ(run_command(step(5, {"--weights", w_})).exit_code, 0);
+  const std::string good = read_file(log_);
+  for (const auto& [text, words] : std::vector<std::pair<std::string, std::string>>{
+           {R"({"type": "end", "epoch": 5})", "has ended"},
+           {R"({"type": "step", "iteration": 5})", "no step of an epoch"}}) {
+    folder_.write("run.jsonl", good + text + "\n");
+    expect_refused(step(6, {"--weights", w_}), kData, {"run.jsonl", words});
+  }
+}
+
+// Whole lines are kept, with their end or without; a line that a kill has cut off is dropped, and that is said.
+TEST_F(Log, EndsOfAllKinds) {
+  ASSERT_EQ(run_command(step(5, {"--weights", w_})).exit_code, 0);
   ASSERT_EQ(run_command(step(6, {"--weights", w_})).exit_code, 0);
-  ASSERT_EQ(log().size(), 3U);
-  EXPECT_EQ(log()[2]["epoch"], 6);
+  const std::string good = read_file(log_), header = good.substr(0, good.find('\n'));
+  const auto after = [&](const std::string& text) {
+    folder_.write("run.jsonl", text);
+    const Outcome run = run_command(step(7, {"--weights", w_}));
+    EXPECT_EQ(run.exit_code, 0) << run.err;
+    EXPECT_EQ(log().back()["epoch"], 7);
+    return std::pair{log().size(), run.err};
+  };
+  EXPECT_EQ(after(good), std::pair(std::size_t{4}, std::string()));
+  EXPECT_EQ(after(good.substr(0, good.size() - 1)), std::pair(std::size_t{4}, std::string()));
+  EXPECT_EQ(after(header), std::pair(std::size_t{2}, std::string()));
+  EXPECT_EQ(after(""), std::pair(std::size_t{2}, std::string()));
+  EXPECT_EQ(after(header + "\n"), std::pair(std::size_t{2}, std::string()));
+  const auto [lines, note] = after(good + "{\"type\": \"step\", \"epo");
+  EXPECT_EQ(lines, 4U);
+  EXPECT_EQ(words_in(note, {"run.jsonl", "21 bytes", "dropped"}), "");
+  const auto [few, of_few] = after(header + "\n{");
+  EXPECT_EQ(few, 2U);
+  EXPECT_EQ(words_in(of_few, {"1 bytes", "dropped"}), "");
+  // A last line that is longer than what is read at first.
+  const std::string wide = R"({"type": "step", "epoch": 6, "long": ")" + std::string(300000, 'a') + "\"}";
+  EXPECT_EQ(after(good + wide + "\n").first, 5U);
+  folder_.write("run.jsonl", good + wide);
+  expect_refused(step(6, {"--weights", w_}), kData, {"holds epoch 6"});
+}
+
+// Of two that measure at once, one may be told that the other was first; no step is lost.
+TEST_F(Log, OfProcessesAtOnceLosesNothing) {
+  ASSERT_EQ(run_command(step(1, {"--weights", w_})).exit_code, 0);
+  std::vector<std::thread> processes;
+  std::array<int, 6> codes{};
+  for (int i = 0; i < 6; ++i)
+    processes.emplace_back([&, i] {
+      codes[static_cast<std::size_t>(i)] = run_command(step(2 + i, {"--weights", w_})).exit_code;
+    });
+  for (auto& process : processes) process.join();
+  std::set<int> written{1};
+  for (const Json& line : log())
+    if (line.contains("epoch")) written.insert(line["epoch"].get<int>());
+  for (int i = 0; i < 6; ++i) {
+    EXPECT_TRUE(codes[static_cast<std::size_t>(i)] == 0 || codes[static_cast<std::size_t>(i)] == kData);
+    EXPECT_EQ(written.count(2 + i), codes[static_cast<std::size_t>(i)] == 0 ? 1U : 0U) << i;
+  }
+}
+
+TEST_F(Log, StaysBehindItsLink) {
+  const std::string link = folder_.path("link.jsonl");
+  std::filesystem::create_symlink(log_, link);
+  for (const char* epoch : {"1", "2"})
+    ASSERT_EQ(run_command(analyze({"--log", link, "--epoch", epoch, "--quiet"})).exit_code, 0);
+  EXPECT_TRUE(std::filesystem::is_symlink(link));
+  EXPECT_EQ(log().size(), 3U);
 }
 
 TEST_F(Command, PrintsATable) {
@@ -676,7 +763,7 @@ TEST_F(Command, PredictsNothingFromWrongInput) {
   fails("5,-3", "1e-3", "-3");
   fails("5,many", "1e-3", "many");
   fails("5,,3", "1e-3", "not a number");
-  for (const auto* counts : {"5x0", "5x", "x3", "5x-1", "5x2x2"}) fails(counts, "1e-3", counts);
+  for (const auto* counts : {"5x0", "5x", "x3", "5x-1", "5x2x2", "500 300", "5 0x2"}) fails(counts, "1e-3", counts);
   fails("5,3x999999999999", "1e-3", "more than");
   fails("5,3", "0", "no minimiser");
   fails("5,3", "-1", "positive");

@@ -546,7 +546,7 @@ TEST_F(Plot, DrawsRunsSideBySide) {
     EXPECT_EQ(labels_with(out("compare.svg"), "L = " + std::string(layers) + ", with bias, d = 8"), 1);
 }
 
-// A page as large as the picture, in points where that has pixels.
+// gnuplot is asked for a page as large as the picture, in points where that has pixels.
 TEST_F(Plot, DrawsAReportAsPdf) {
   NEEDS_GNUPLOT();
   const std::string report = folder_.write("report.json", a_report().dump(2));

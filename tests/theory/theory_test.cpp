@@ -244,6 +244,20 @@ TEST(Predict, LayersShareTheirPenalty) {
   }
 }
 
+// Two classes of n1 > n2 samples, one layer, with bias: the small one's logits are n2/N + q and n1/N - q with q = wz
+// sqrt(n1/(2 N n2)) and wz = sigma - N sqrt(A), sigma^2 = 2 n1 n2/N, so it is lost from A = ((sigma - t)/N)^2 on, where
+// t = (n1 - n2)/(2N) sqrt(2 N n2/n1). predict takes logits within 64 eps of their sizes, below 2 here, for equal.
+TEST(Predict, WhereTheSmallerOfTwoClassesIsLost) {
+  for (const auto& [n1, n2] : {std::pair<Index, Index>{9, 1}, {100, 99}, {1000, 3}, {1000000, 7}}) {
+    const double a = static_cast<double>(n1), b = static_cast<double>(n2), N = a + b, sigma = std::sqrt(2 * a * b / N),
+                 stretch = std::sqrt(2 * N * b / a), t = (a - b) / (2 * N) * stretch;
+    const Vector found = class_critical_lambda_products_log10(ufm({n1, n2}, 1, 1e-3, 1e-3, true));
+    const double relative = 2 * (128 * 2.3e-16 * stretch) / (sigma - t) + 2e-13;
+    EXPECT_NEAR(found[1], 2 * std::log10((sigma - t) / N), relative / std::log(10.0) + 1e-14) << n1;
+    EXPECT_TRUE(std::isinf(found[0]));
+  }
+}
+
 // A class is lost from its critical product on: predict says so just above it and not just below.
 TEST(Predict, WhereClassesAreLost) {
   for (const auto& counts : {kImbalanced, {9, 1}, {100, 100, 3, 3, 2}, {50, 20, 20, 1}, {1000, 1000, 10, 10}})
