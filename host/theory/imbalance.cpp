@@ -41,6 +41,8 @@ class Imbalance {
       roots_.push_back(std::sqrt(static_cast<double>(count)));
     }
     classes_ = static_cast<double>(in_.counts.size());
+    const auto [least, most] = std::minmax_element(in_.counts.begin(), in_.counts.end());
+    if (*least == *most) return;  // nobody asks for lengths
     mean_lengths_ = centred_norms();
     if (!in_.weights) return;
     weight_lengths_ = backend_.row_dots(in_.weights, in_.weights);
@@ -83,7 +85,7 @@ class Imbalance {
   const ImbalanceInput& in_;
   double samples_ = 0, classes_ = 0;
   std::vector<double> roots_;                              // sqrt n_k
-  std::vector<double> mean_lengths_, weight_lengths_;      // |m_k - mu_s|, |w_k|
+  std::vector<double> mean_lengths_, weight_lengths_;      // |m_k - mu_s|, |w_k|, where class sizes differ
   std::vector<double> mean_roundings_, weight_roundings_;  // squares of what rounding changes them by, relative
   ImbalanceMeasures out_;
 };
