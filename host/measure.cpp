@@ -682,6 +682,7 @@ void Measurement::imbalance(const Matrix& weights, const std::vector<double>& bi
     }
     input.lambda_w = evidence_.lambda_w;
     input.lambda_h = evidence_.lambda_h;
+    input.centre = rules_.sample_mean ? MeanCentre::samples : MeanCentre::classes;
   }
   ImbalanceMeasures measures = measure_imbalance(backend_, grams_, input);
   for (const auto& [key, value] : measures.values) set(key, value);
@@ -689,6 +690,8 @@ void Measurement::imbalance(const Matrix& weights, const std::vector<double>& bi
   report_.spectrum = std::move(measures.spectrum);
   report_.singular_values_w = std::move(measures.singular_values_w);
   report_.singular_values_z = std::move(measures.singular_values_z);
+  if (!report_.block_cos_h.cosines.empty()) report_.block_cos_h.predicted = std::move(measures.cosines.h);
+  if (!report_.block_cos_w.cosines.empty()) report_.block_cos_w.predicted = std::move(measures.cosines.w);
   if (decays && !moments_.data().options.scatter_weights.empty() && moments_.statistics() >= Statistics::full)
     skip("ufm_loss", "the scatter was accumulated with class weights, the loss needs weights 1");
   if (!decays || report_.classes_seen == report_.classes) return;

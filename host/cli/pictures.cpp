@@ -16,6 +16,7 @@
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <tuple>
 
 #include "host/cli/gnuplot.hpp"
 #include "host/cli/output.hpp"
@@ -195,16 +196,21 @@ struct PanelKind {
 const std::vector<PanelKind>& panel_kinds() {
   static const std::vector<PanelKind> kinds{
       {"NC1 variability, NC3 duality (0: collapse of balanced classes)",
-       "dimensionless",
+       "NC1, NC3",
        true,
        "down",
        {"nc1_pinv", "nc3_"}},
-      {"NC2 geometry of means (_h) and classifiers (_w) (0: collapse of balanced classes)",
-       "dimensionless",
+      {"NC2 norms and angles of means (_h) and classifiers (_w) (0: collapse of balanced classes)",
+       "NC2",
        true,
        "down",
-       {"nc2_"}},
-      {"Distance to the predicted global minimiser (0: reached)", "dimensionless", true, "down", {"ufmb_", "gof_"}},
+       {"nc2_equi", "nc2_cos_"}},
+      {"NC2 distances from the simplex and the frame (0: collapse of balanced classes)",
+       "NC2",
+       true,
+       "down",
+       {"nc2_etf", "nc2_of", "nc2_nearest", "nc2_gnc_"}},
+      {"Distance to the predicted global minimiser (0: reached)", "distance", true, "down", {"ufmb_", "gof_"}},
       {"Accuracy, agreement, alignment (1: collapsed)",
        "share or cosine",
        false,
@@ -553,15 +559,24 @@ std::string spectrum_script(const Recording& recording, const std::string& data,
 // ------------------------------------------------------------------------------------------------ cosines
 
 struct Heatmap {
-  std::string_view name, title;
-  const BlockCosines* blocks;
+  std::string name, title;
+  std::size_t column, row;  ///< in the picture: means and classifiers side by side, predicted below measured
+  const std::vector<Index>* sizes;
+  const std::vector<double>* cosines;
 };
 
 std::vector<Heatmap> heatmaps(const Recording& recording) {
   std::vector<Heatmap> maps;
-  for (const Heatmap& map : {Heatmap{"block_cos_h", "class means, block_cos_h", &recording.report.block_cos_h},
-                             Heatmap{"block_cos_w", "classifiers, block_cos_w", &recording.report.block_cos_w}})
-    if (!map.blocks->cosines.empty()) maps.push_back(map);
+  std::size_t column = 0;
+  for (const auto& [name, title, blocks] : {std::tuple{"block_cos_h", "class means", &recording.report.block_cos_h},
+                                            {"block_cos_w", "classifiers", &recording.report.block_cos_w}}) {
+    if (blocks->cosines.empty()) continue;
+    maps.push_back({name, fmt::format("{}, {}", title, name), column, 0, &blocks->sizes, &blocks->cosines});
+    if (!blocks->predicted.empty())
+      maps.push_back({fmt::format("{}_predicted", name), fmt::format("{}, predicted", title), column, 1, &blocks->sizes,
+                      &blocks->predicted});
+    ++column;
+  }
   return maps;
 }
 
@@ -569,11 +584,11 @@ std::string cosines_data(const Recording& recording) {
   std::string text = data_head(recording, "Mean cosines between groups of classes of equal size, by descending size") +
                      "of row column size_row size_column cosine\n";
   for (const Heatmap& map : heatmaps(recording)) {
-    const auto& sizes = map.blocks->sizes;
+    const auto& sizes = *map.sizes;
     for (std::size_t row = 0; row < sizes.size(); ++row)
       for (std::size_t column = 0; column < sizes.size(); ++column)
         text += fmt::format("{} {} {} {} {} {}\n", map.name, row, column, sizes[row], sizes[column],
-                            data_value(map.blocks->cosines[row * sizes.size() + column]));
+                            data_value((*map.cosines)[row * sizes.size() + column]));
   }
   return text;
 }
@@ -593,13 +608,16 @@ std::string cosines_script(const Recording& recording, const std::string& data, 
                            PictureFormat format) {
   constexpr std::size_t kMaxNumbered = 12;  // more groups leave no room for numbers in the cells
   const auto maps = heatmaps(recording);
-  const double left = 95, top = kHeading + 36, side = 400, between = 110, bottom = 65, right = 110;
-  const auto count = static_cast<double>(maps.size());
-  const Canvas canvas{left + count * side + (count - 1) * between + right, top + side + bottom};
-  double largest = 0.05;
-  for (const Heatmap& map : maps)
-    for (const double cosine : map.blocks->cosines)
+  const double left = 95, top = kHeading + 36, side = 400, between = 110, below = 100, bottom = 65, right = 110;
+  double columns = 1, rows = 1, largest = 0.05;
+  for (const Heatmap& map : maps) {
+    columns = std::max(columns, static_cast<double>(map.column + 1));
+    rows = std::max(rows, static_cast<double>(map.row + 1));
+    for (const double cosine : *map.cosines)
       if (std::isfinite(cosine)) largest = std::max(largest, std::abs(cosine));
+  }
+  const Canvas canvas{left + columns * side + (columns - 1) * between + right,
+                      top + rows * side + (rows - 1) * below + bottom};
   largest = std::min(1.0, std::ceil(largest * 20) / 20);
   std::string script = script_head(stem, format, canvas, "Mean cosines between groups of classes of equal size");
   script += heading(canvas, left, canvas.width - left, recording, recording.last_step());
@@ -611,20 +629,20 @@ std::string cosines_script(const Recording& recording, const std::string& data, 
       "cell(name, value) = strcol('of') eq name && column('cosine') == column('cosine') ? value : NaN\n"
       "rounded(c) = c == c ? sprintf('%.2f', floor(100 * c + 0.5) / 100.0) : ''  # without -0.00\n";
   script += fmt::format("set cbrange [{}:{}]\n", -largest, largest);
-  for (std::size_t m = 0; m < maps.size(); ++m) {
-    const Heatmap& map = maps[m];
-    const auto& sizes = map.blocks->sizes;
-    const double map_left = left + static_cast<double>(m) * (side + between);
-    script += fmt::format("\n# {}\n", map.title) + place(canvas, {map_left, top, side, side});
-    script += text_at(canvas, map_left, top - 12, fmt::format("Mean cosines of {}", map.title), 12);
+  for (const Heatmap& map : maps) {
+    const auto& sizes = *map.sizes;
+    const double map_left = left + static_cast<double>(map.column) * (side + between),
+                 map_top = top + static_cast<double>(map.row) * (side + below);
+    script += fmt::format("\n# {}\n", map.title) + place(canvas, {map_left, map_top, side, side});
+    script += text_at(canvas, map_left, map_top - 12, fmt::format("Mean cosines of {}", map.title), 12);
     script += fmt::format("set xrange [-0.5:{0}]\nset yrange [{0}:-0.5]\n", static_cast<double>(sizes.size()) - 0.5);
     script += fmt::format("set xtics {0}\nset ytics {0}\n", size_tics(sizes, side));
     script += "set xlabel 'samples of a class'\nset ylabel 'samples of a class'\n";
-    if (m + 1 == maps.size())
+    if (&map == &maps.back())
       script += fmt::format(
           "set colorbox user origin screen {:.5f},{:.5f} size screen {:.5f},{:.5f}\nset cblabel "
           "'cosine; grey: undefined'\n",
-          canvas.x(map_left + side + 18), canvas.y(top + side), 14 / canvas.width, side / canvas.height);
+          canvas.x(map_left + side + 18), canvas.y(map_top + side), 14 / canvas.width, side / canvas.height);
     else
       script += "unset colorbox\n";
     script +=
@@ -657,7 +675,9 @@ constexpr std::string_view kSpectrumCaption =
     "minimiser; dots: measured. Where it is reached each dot lies in its circle and the cosines are 1.";
 constexpr std::string_view kCosinesCaption =
     "Mean cosines between classes, grouped by their number of samples, largest first; on the diagonal between "
-    "different classes of one group. Blue: negative, white: orthogonal, orange: positive.";
+    "different classes of one group. Below, with weight decays, those of the predicted global minimiser. Blue: "
+    "negative, "
+    "white: orthogonal, orange: positive.";
 
 // Models, data and weight decays; what runs have in common once.
 std::string described(const std::vector<const Recording*>& recordings) {
@@ -718,10 +738,10 @@ std::string cosines_alternative(const Recording& recording) {
   std::string text;
   for (const Heatmap& map : heatmaps(recording)) {
     Range range;
-    for (const double cosine : map.blocks->cosines)
+    for (const double cosine : *map.cosines)
       if (std::isfinite(cosine)) range.include(cosine);
     text += fmt::format("{}Heatmap of the mean cosines of {}, {} class sizes", text.empty() ? "" : " ", map.title,
-                        map.blocks->sizes.size());
+                        map.sizes->size());
     text += range.empty() ? "." : fmt::format(", from {:.3g} to {:.3g}.", range.low, range.high);
   }
   return text;

@@ -10,10 +10,12 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
+#include <utility>
 
 #include "host/cli/commands.hpp"
 #include "host/cli/output.hpp"
 #include "host/cli/ufm_arguments.hpp"
+#include "host/io/report_json.hpp"
 #include "ncollapse/decomposition.hpp"
 #include "ncollapse/error.hpp"
 #include "ncollapse/theory.hpp"
@@ -23,12 +25,11 @@ namespace ncollapse::cli {
 
 namespace {
 
-using Json = nlohmann::ordered_json;
-
 constexpr Index kMaxLogitClasses = 1000;  // K x K numbers above that help nobody
 constexpr std::size_t kMaxTableRows = 40;
 constexpr std::size_t kMaxLayerColumns = 3;
 constexpr std::size_t kMaxCriticalSizes = 100;  // of classes; the cube of their number is the time that it takes
+constexpr std::size_t kMaxCosineSizes = 64, kMaxTableCosines = 8;
 constexpr double kDenseTolerance = 1e-9;
 
 struct PredictOptions {
@@ -79,10 +80,13 @@ DenseComparison compare_with_dense(const UfmOptions& model, const PredictOptions
   return result;
 }
 
+std::size_t distinct_sizes(const UfmOptions& model) {
+  return std::set<Index>(model.counts.begin(), model.counts.end()).size();
+}
+
 /// Logarithms of the products from which classes are lost, [K]; empty where that is left out.
 std::vector<double> class_critical(const UfmOptions& model) {
-  const std::set<Index> sizes(model.counts.begin(), model.counts.end());
-  if (model.width > 0 || sizes.size() > kMaxCriticalSizes) return {};
+  if (model.width > 0 || distinct_sizes(model) > kMaxCriticalSizes) return {};
   return class_critical_lambda_products_log10(model);
 }
 
@@ -94,8 +98,7 @@ std::string product_text(double log10_product) {
                                                       : fmt::format("{:.6g}", product);
 }
 
-std::string to_json(const UfmOptions& model, const UfmPrediction& prediction,
-                    const std::optional<DenseComparison>& dense) {
+Json to_json(const UfmOptions& model, const UfmPrediction& prediction, const std::optional<DenseComparison>& dense) {
   Json sigma = Json::array(), w = Json::array(), z = Json::array(), survives = Json::array(), critical = Json::array(),
        critical_log10 = Json::array(), threshold = Json::array();
   std::vector<Json> layers(model.lambda_w.size(), Json::array());
@@ -136,25 +139,30 @@ std::string to_json(const UfmOptions& model, const UfmPrediction& prediction,
     json["class_critical_lambda_product_log10"] = Json::array();
   for (const double product : class_products)  // null: never lost
     json["class_critical_lambda_product_log10"].push_back(std::isfinite(product) ? Json(product) : Json(nullptr));
-  json["class_mean_logits"] = nullptr;
-  if (!prediction.lost_classes) {
-    json["status"]["lost_classes"] = "the width cuts through an eigenspace, so the minimiser does not determine it";
-    json["status"]["class_mean_logits"] = json["status"]["lost_classes"];
-  } else if (prediction.classes > kMaxLogitClasses) {
-    json["status"]["class_mean_logits"] = fmt::format("left out above {} classes", kMaxLogitClasses);
-  } else {
-    const auto logits = predicted_logits(model);
-    Json rows = Json::array();
-    for (Index k = 0; k < prediction.classes; ++k)
-      rows.push_back(
-          std::vector<double>(logits.begin() + k * prediction.classes, logits.begin() + (k + 1) * prediction.classes));
-    json["class_mean_logits"] = std::move(rows);
-  }
   if (dense)
     json["dense"] = {{"device", dense->device},     {"max_relative_difference", dense->max_relative_difference},
                      {"residual", dense->residual}, {"orthogonality", dense->orthogonality},
                      {"seconds", dense->seconds},   {"structured_seconds", dense->structured_seconds}};
-  return json.dump(2) + "\n";
+  json["cosines"] = nullptr;
+  json["class_mean_logits"] = nullptr;
+  if (!prediction.lost_classes) {
+    for (const auto* key : {"lost_classes", "cosines", "class_mean_logits"})
+      json["status"][key] = "the width cuts through an eigenspace, so the minimiser does not determine it";
+    return json;
+  }
+  if (distinct_sizes(model) <= kMaxCosineSizes) {
+    const PredictedCosines cosines = predicted_cosines(model);
+    json["cosines"] = {{"sizes", cosines.sizes},
+                       {"h", square_json(cosines.h, cosines.sizes.size())},
+                       {"w", square_json(cosines.w, cosines.sizes.size())}};
+  } else {
+    json["status"]["cosines"] = fmt::format("left out above {} distinct class sizes", kMaxCosineSizes);
+  }
+  if (prediction.classes <= kMaxLogitClasses)
+    json["class_mean_logits"] = square_json(predicted_logits(model), static_cast<std::size_t>(prediction.classes));
+  else
+    json["status"]["class_mean_logits"] = fmt::format("left out above {} classes", kMaxLogitClasses);
+  return json;
 }
 
 std::string list(const std::vector<Index>& values, std::size_t most) {
@@ -192,6 +200,21 @@ std::string logits_table(const UfmOptions& model, const UfmPrediction& predictio
   }
   text += "logits at the class's own predicted mean; a class is lost when another one's reaches its own";
   return text + (critical.empty() ? "\n" : ";\nlost from: the lambda_h times all lambda_w at which that begins\n");
+}
+
+std::string cosines_table(const UfmOptions& model) {
+  const PredictedCosines cosines = predicted_cosines(model);
+  std::string text;
+  for (const auto& [title, values] : {std::pair{"of class means", &cosines.h}, {"of classifiers", &cosines.w}}) {
+    text += fmt::format("\n{:>14}", title);
+    for (const Index size : cosines.sizes) text += fmt::format(" {:>9}", size);
+    for (std::size_t i = 0; i < values->size(); ++i) {
+      if (i % cosines.sizes.size() == 0) text += fmt::format("\n{:>14}", cosines.sizes[i / cosines.sizes.size()]);
+      text += std::isnan((*values)[i]) ? fmt::format(" {:>9}", "-") : fmt::format(" {:>9.4f}", (*values)[i]);
+    }
+    text += "\n";
+  }
+  return text + "cosines of two classes of these sizes; class means are centred\n";
 }
 
 std::string to_table(const UfmOptions& model, const UfmPrediction& prediction,
@@ -251,6 +274,7 @@ std::string to_table(const UfmOptions& model, const UfmPrediction& prediction,
   else if (columns < layers && !equal)
     text += fmt::format("layers {} to {} are in the JSON output\n", columns + 1, layers);
   if (prediction.lost_classes && prediction.classes <= kMaxLogitClasses) text += logits_table(model, prediction);
+  if (prediction.lost_classes && distinct_sizes(model) <= kMaxTableCosines) text += cosines_table(model);
   return text;
 }
 
@@ -262,7 +286,7 @@ void run(const PredictOptions& options, const Common& common) {
   const UfmPrediction prediction = predict(model);
   std::optional<DenseComparison> dense;
   if (options.dense) dense = compare_with_dense(model, options);
-  if (!common.json.empty()) write_output(common.json, to_json(model, prediction, dense));
+  if (!common.json.empty()) write_output(common.json, to_json(model, prediction, dense).dump(2) + "\n");
   if (common.json == "-") return;
   write_output("-", to_table(model, prediction, dense));
   if (!common.json.empty()) write_output("-", fmt::format("\nJSON written to {}\n", common.json));

@@ -112,17 +112,20 @@ BlockCosines read_blocks(const Json& report, const std::string& key, const Place
   const Json blocks = part(report, key, Json::value_t::object, place);
   BlockCosines result;
   result.sizes = sample_counts(blocks, "sizes", place);
-  for (const Json& row : part(blocks, "cosines", Json::value_t::array, place)) {
-    if (!row.is_array()) fail(place, fmt::format("a row of \"{}\" is not an array", key));
-    if (row.size() != result.sizes.size())
-      fail(place,
-           fmt::format("\"{}\" has a row of {} cosines for {} class sizes", key, row.size(), result.sizes.size()));
-    const std::vector<double> cosines = numbers(row, key, place);
-    result.cosines.insert(result.cosines.end(), cosines.begin(), cosines.end());
-  }
-  if (!result.cosines.empty() && result.cosines.size() != result.sizes.size() * result.sizes.size())
-    fail(place,
-         fmt::format("\"{}\" has {} cosines for {} class sizes", key, result.cosines.size(), result.sizes.size()));
+  const auto read_square = [&](const std::string& name, std::vector<double>& square) {
+    for (const Json& row : part(blocks, name, Json::value_t::array, place)) {
+      if (!row.is_array()) fail(place, fmt::format("a row of \"{}\" is not an array", key));
+      if (row.size() != result.sizes.size())
+        fail(place,
+             fmt::format("\"{}\" has a row of {} cosines for {} class sizes", key, row.size(), result.sizes.size()));
+      const std::vector<double> cosines = numbers(row, key, place);
+      square.insert(square.end(), cosines.begin(), cosines.end());
+    }
+    if (!square.empty() && square.size() != result.sizes.size() * result.sizes.size())
+      fail(place, fmt::format("\"{}\" has {} cosines for {} class sizes", key, square.size(), result.sizes.size()));
+  };
+  read_square("cosines", result.cosines);
+  read_square("predicted", result.predicted);
   return result;
 }
 

@@ -66,13 +66,18 @@ inline Json spectrum_json(const Report& report) {
   return rows;
 }
 
-inline Json block_json(const BlockCosines& blocks) {
-  const auto groups = blocks.sizes.size();
+/// The rows of a matrix [groups x groups], none of an empty one.
+inline Json square_json(const std::vector<double>& matrix, std::size_t groups) {
   Json rows = Json::array();
-  for (std::size_t g = 0; g < groups && !blocks.cosines.empty(); ++g)
-    rows.push_back(json_numbers({blocks.cosines.begin() + static_cast<std::ptrdiff_t>(g * groups),
-                                 blocks.cosines.begin() + static_cast<std::ptrdiff_t>((g + 1) * groups)}));
-  return {{"sizes", blocks.sizes}, {"cosines", rows}};
+  for (auto row = matrix.begin(); row != matrix.end(); row += static_cast<std::ptrdiff_t>(groups))
+    rows.push_back(json_numbers({row, row + static_cast<std::ptrdiff_t>(groups)}));
+  return rows;
+}
+
+inline Json block_json(const BlockCosines& blocks) {
+  Json json{{"sizes", blocks.sizes}, {"cosines", square_json(blocks.cosines, blocks.sizes.size())}};
+  if (!blocks.predicted.empty()) json["predicted"] = square_json(blocks.predicted, blocks.sizes.size());
+  return json;
 }
 
 /// "block_cos_h" and "block_cos_w", where they are known.

@@ -14,7 +14,6 @@ namespace ncollapse {
 
 namespace {
 
-constexpr Index kMaxListedGroups = 64;
 constexpr Index kTileRows = 256;
 
 }  // namespace

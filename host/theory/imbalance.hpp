@@ -26,6 +26,7 @@ struct ImbalanceInput {
   std::vector<double> bias;                                   ///< b [K]; empty without bias
   std::vector<double> lambda_w;                               ///< one for all layers or one each; empty: not given
   double lambda_h = 0;                                        ///< 0: not given
+  MeanCentre centre = MeanCentre::samples;                    ///< of means where they have cosines
 };
 
 struct ImbalanceMeasures {
@@ -33,6 +34,7 @@ struct ImbalanceMeasures {
   std::map<std::string, std::string> undefined;              ///< key -> why
   std::vector<SpectrumRow> spectrum;                         ///< only with weight decays
   std::vector<double> singular_values_w, singular_values_z;  ///< of W and of Z = M D; only with weight decays
+  PredictedCosines cosines;  ///< only with weight decays, of at most kMaxListedGroups groups, if determined
 };
 
 /// Throws UsageError for the weight decays of the layers without those of the features or the other way round, for

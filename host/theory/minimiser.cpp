@@ -211,6 +211,77 @@ std::vector<bool> lost_groups(const LabelSpectrum::Structure& s, const std::vect
   return lost;
 }
 
+// The columns of diag(v) U^T (left), or of diag(v) V^T, v the singular values `value` of the directions, up to a
+// common factor. A class's column is what its group shares, and its own part: the group's contrasts, a part in which
+// two of its l classes have the product -own^2/l.
+struct GroupColumns {
+  std::vector<double> shared;  ///< of a class of group i along the directions between groups, [m x m]
+  std::vector<double> own;     ///< v of the group's contrasts, [m]
+
+  GroupColumns(const LabelSpectrum::Structure& s, const std::vector<DirectionPrediction>& directions, bool left,
+               double DirectionPrediction::*value) {
+    const Index m = s.groups();
+    const bool bias = s.model == LabelModel::with_bias;
+    double largest = std::numeric_limits<double>::min();
+    for (const auto& direction : directions) largest = std::max(largest, direction.*value);
+    shared.resize(static_cast<std::size_t>(m * m));
+    own.resize(static_cast<std::size_t>(m));
+    const std::vector<double> vectors = bias ? s.group_vectors(left, 0, m) : std::vector<double>{};
+    Index space = 0;
+    for (Index r = 0; r < m; ++r) {  // group r and root r
+      const auto next = [&] { return directions[static_cast<std::size_t>(space++)].*value / largest; };
+      if (!bias || s.members(r) > 1) own[r] = next();
+      if (!bias) {
+        shared[r * m + r] = own[r] / std::sqrt(static_cast<double>(s.members(r)));
+        continue;
+      }
+      const double between = next();
+      for (Index i = 0; i < m; ++i)
+        shared[i * m + r] = between * vectors[r * m + i] / std::sqrt(static_cast<double>(s.members(i)));
+    }
+  }
+
+  /// Every class of group i times factors[i].
+  void scale(const std::vector<double>& factors) {
+    const auto m = static_cast<Index>(own.size());
+    for (Index i = 0; i < m; ++i) {
+      own[i] *= factors[i];
+      for (Index r = 0; r < m; ++r) shared[i * m + r] *= factors[i];
+    }
+  }
+  /// Less their mean, in which group i has the weight weights[i]: contrasts have no part in it.
+  void centre(const std::vector<double>& weights) {
+    const auto m = static_cast<Index>(own.size());
+    for (Index r = 0; r < m; ++r) {
+      double mean = 0;
+      for (Index i = 0; i < m; ++i) mean += weights[i] * shared[i * m + r];
+      for (Index i = 0; i < m; ++i) shared[i * m + r] -= mean;
+    }
+  }
+  /// Of two classes, by group. Norms that rounding alone may be are 0.
+  std::vector<double> cosines(const LabelSpectrum::Structure& s) const {
+    const auto m = static_cast<Index>(own.size());
+    const auto dot = [&](Index i, Index j) {
+      return std::inner_product(&shared[i * m], &shared[i * m] + m, &shared[j * m], 0.0);
+    };
+    std::vector<double> norms;
+    for (Index i = 0; i < m; ++i) {
+      const auto classes = static_cast<double>(s.members(i));
+      norms.push_back(std::sqrt(dot(i, i) + own[i] * own[i] * (1 - 1 / classes)));
+    }
+    const double zero = 64 * kEps * *std::max_element(norms.begin(), norms.end());
+    std::vector<double> all;
+    for (Index i = 0; i < m; ++i)
+      for (Index j = 0; j < m; ++j) {
+        const double inside = i == j ? own[i] * own[i] / static_cast<double>(s.members(i)) : 0.0;
+        const bool defined = (i != j || s.members(i) > 1) && norms[i] > zero && norms[j] > zero;
+        all.push_back(defined ? std::clamp((dot(i, j) - inside) / (norms[i] * norms[j]), -1.0, 1.0)
+                              : std::numeric_limits<double>::quiet_NaN());
+      }
+    return all;
+  }
+};
+
 // Halves an interval of the products' logarithm as long as a group is lost at its upper end and not at its lower one.
 // All groups share their evaluations.
 class LossOfGroups {
@@ -339,6 +410,27 @@ std::vector<double> predicted_logits(const UfmOptions& options) {
           full[s.order[p] * classes + s.order[q]] = others[i] + (p == q ? logits.own(j) : 0.0);
   }
   return full;
+}
+
+PredictedCosines predicted_cosines(const UfmOptions& options, MeanCentre centre) {
+  check(options);
+  const LabelSpectrum spectrum(options.counts, options.label_model());
+  const auto directions = directions_of(spectrum, options, Model(spectrum.samples(), options));
+  if (cuts_through(directions))
+    throw UsageError("the width " + std::to_string(options.width) +
+                     " cuts through an eigenspace, so the minimiser does not determine the cosines");
+  const auto& s = spectrum.structure();
+  GroupColumns means(s, directions, false, &DirectionPrediction::z);
+  std::vector<double> inverse_roots, weights;
+  for (Index i = 0; i < s.groups(); ++i) {
+    const auto size = static_cast<double>(s.sizes[i]), classes = static_cast<double>(s.members(i));
+    inverse_roots.push_back(1 / std::sqrt(size));
+    weights.push_back(centre == MeanCentre::samples ? classes * size / static_cast<double>(spectrum.samples())
+                                                    : classes / static_cast<double>(spectrum.classes()));
+  }
+  means.scale(inverse_roots);
+  if (!options.bias || centre == MeanCentre::classes) means.centre(weights);  // else their mean is 0
+  return {s.sizes, means.cosines(s), GroupColumns(s, directions, true, &DirectionPrediction::w).cosines(s)};
 }
 
 }  // namespace ncollapse

@@ -66,6 +66,9 @@ struct PerClassMetric {
 struct BlockCosines {
   std::vector<Index> sizes;     ///< n of each group, descending, [m]
   std::vector<double> cosines;  ///< [m x m]; inside a group over its pairs: NaN for a group of one. Empty when m > 64
+  /// The same at the global minimiser (PredictedCosines). Empty without weight decays, where not all classes have
+  /// samples, where the width cuts through an eigenspace, and where `cosines` is.
+  std::vector<double> predicted;
 };
 
 /// How numbers were made, beyond the metric's own formula.

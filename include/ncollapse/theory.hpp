@@ -123,6 +123,22 @@ NCOLLAPSE_EXPORT std::vector<double> class_critical_lambda_products_log10(const 
 /// eigenspace.
 NCOLLAPSE_EXPORT std::vector<double> predicted_logits(const UfmOptions& options);
 
+/// What class means are centred by: the mean of all samples, or the mean of the class means.
+enum class MeanCentre { samples, classes };
+
+/// Cosines of two classes at the global minimiser, by their sizes: classes of equal size have the same.
+struct PredictedCosines {
+  std::vector<Index> sizes;  ///< the distinct n_k, descending, [m]
+  /// [m x m], of centred class means and of rows of W. NaN for a group of one class with itself and where one of the
+  /// two vectors is 0.
+  std::vector<double> h, w;
+};
+
+/// W W^T = U diag(w^2) U^T and M M^T = D^-1 V diag(z^2) V^T D^-1, of which the rows are normalised (Liu 2024, Dang et
+/// al. 2023). With a bias the mean of all samples is 0 at the minimiser. O(m^3) time, O(m^2) memory. Deterministic.
+/// Throws UsageError as predict and when the width cuts through an eigenspace.
+NCOLLAPSE_EXPORT PredictedCosines predicted_cosines(const UfmOptions& options, MeanCentre centre = MeanCentre::samples);
+
 /// One eigenspace of the label matrix, predicted beside measured. Measured values are
 /// root mean squares over the eigenspace, so no choice of basis enters.
 struct SpectrumRow {

@@ -666,6 +666,11 @@ TEST_F(Command, PredictsTheMinimiser) {
     EXPECT_EQ(json[key].size(), 5U) << key;
   EXPECT_EQ(json["layer_singular_values"].size(), 2U);
   EXPECT_EQ(json["class_mean_logits"].size(), 5U);
+  EXPECT_EQ(json["cosines"]["sizes"], Json({20, 12, 5, 3}));
+  EXPECT_TRUE(json["cosines"]["w"][0][0].is_null());  // there is no other class of 20
+  EXPECT_LT(json["cosines"]["h"][1][1].get<double>(), -0.2);
+  EXPECT_EQ(json["cosines"]["w"][0][3], json["cosines"]["w"][3][0]);
+  EXPECT_EQ(words_in(table.out, {"of class means", "of classifiers", "centred"}), "");
   EXPECT_EQ(json["lost_classes"], Json::array());
   EXPECT_EQ(json["class_critical_lambda_product_log10"].size(), 5U);
   EXPECT_TRUE(json["class_critical_lambda_product_log10"][0].is_null());  // the largest class is never lost

@@ -206,9 +206,18 @@ TEST_F(Plot, WhatAnalyzeAndSimulateWriteCanBeDrawn) {
   const Json end = Json::parse(log.substr(log.rfind('\n', log.size() - 2)));
   EXPECT_EQ(end["block_cos_w"]["sizes"], Json({5, 3, 2}));
   const Table run_cosines(out("cosines.dat"));
-  ASSERT_EQ(run_cosines.lines.size(), 2U * 3 * 3);
+  ASSERT_EQ(run_cosines.lines.size(), 4U * 3 * 3);  // measured and predicted
   EXPECT_EQ(std::stod(run_cosines.at(1, "cosine")), end["block_cos_h"]["cosines"][0][1].get<double>());
-  EXPECT_EQ(std::stod(run_cosines.at(9, "cosine")), end["block_cos_w"]["cosines"][0][0].get<double>());
+  EXPECT_EQ(run_cosines.at(9, "of"), "block_cos_h_predicted");
+  EXPECT_EQ(std::stod(run_cosines.at(10, "cosine")), end["block_cos_h"]["predicted"][0][1].get<double>());
+  EXPECT_EQ(std::stod(run_cosines.at(18, "cosine")), end["block_cos_w"]["cosines"][0][0].get<double>());
+  EXPECT_EQ(std::stod(run_cosines.at(27, "cosine")), end["block_cos_w"]["predicted"][0][0].get<double>());
+  for (const auto* key : {"block_cos_h", "block_cos_w"})  // the run has converged
+    for (std::size_t i = 0; i < 3; ++i)
+      for (std::size_t j = 0; j < 3; ++j)
+        if (i != j || i == 0) {
+          EXPECT_NEAR(end[key]["cosines"][i][j].get<double>(), end[key]["predicted"][i][j].get<double>(), 1e-4) << key;
+        }
   EXPECT_EQ(words_in(read_file(out("cosines.gp")), {"'L = 2, with bias, d = 6'", "'n_k = 5 x 2, 3, 2'",
                                                     "'lambda_W = 0.002, lambda_H = 0.001, run.jsonl, iteration "}),
             "");
@@ -360,6 +369,7 @@ TEST_F(Plot, ABrokenLineIsAnError) {
   broken(R"({"type": "end", "per_class": {"counts": [1, 2], "nc1_per_class": [1]}})", {"nc1_per_class", "1", "2"});
   broken(R"({"type": "end", "block_cos_h": {"sizes": [1], "cosines": [[1, 2]]}})", {"block_cos_h", "2", "1"});
   broken(R"({"type": "end", "block_cos_h": {"sizes": [2, 1], "cosines": [[1, 2, 3, 4], []]}})", {"block_cos_h", "4"});
+  broken(R"({"type": "end", "block_cos_h": {"sizes": [2, 1], "predicted": [[1, 2], [3]]}})", {"block_cos_h", "1", "2"});
   broken(R"({"type": "end", "block_cos_h": {"sizes": [18446744073709551615], "cosines": [[1]]}})", {"not whole"});
 
   std::string report = a_report().dump(2);
@@ -457,7 +467,7 @@ TEST_F(Plot, CosinesOfClassesThatAllDifferInSize) {
             0);
   write_only({run});
   const Table cosines(out("cosines.dat"));
-  ASSERT_EQ(cosines.lines.size(), 2U * 3 * 3);
+  ASSERT_EQ(cosines.lines.size(), 4U * 3 * 3);
   EXPECT_EQ(cosines.at(1, "size_row") + " " + cosines.at(1, "size_column"), "9 5");
   EXPECT_LE(std::stod(cosines.at(1, "cosine")), 0);  // with a bias any two means of a collapsed network part
   EXPECT_EQ(cosines.at(4, "cosine"), "NaN");

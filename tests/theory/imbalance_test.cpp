@@ -575,6 +575,7 @@ TEST_P(Imbalance, BlocksOfEqualSizes) {
   EXPECT_TRUE(std::isnan(blocks.cosines[8]));
   EXPECT_NEAR(report.find("block_err_w").value(), std::sqrt(4 * 0.01 / 10), 1e-12);
   EXPECT_EQ(report.block_cos_h.sizes, blocks.sizes);
+  EXPECT_TRUE(blocks.predicted.empty());  // three dimensions leave room for half of the 4s: undetermined
   const auto json = nlohmann::json::parse(to_json(report));
   EXPECT_NEAR(json["block_cos_w"]["cosines"][1][0].get<double>(), 0.7, 1e-14);
   EXPECT_TRUE(json["block_cos_w"]["cosines"][2][2].is_null());
@@ -585,6 +586,22 @@ TEST_P(Imbalance, BlocksOfEqualSizes) {
   EXPECT_NEAR(all_different.block_cos_w.cosines[2], 0.6, 1e-14);    // of the classes of 9 and 4
   EXPECT_NEAR(all_different.block_cos_w.cosines[13], 0.96, 1e-14);  // of those of 4 and 3
   EXPECT_TRUE(std::isnan(all_different.block_cos_w.cosines[0]));    // a group of one has no pair
+  const PredictedCosines predicted = predicted_cosines({{9, 8, 4, 3, 1}, {1e-4}, 1e-4, false, 3});
+  EXPECT_NEAR(predicted.w[1], 0, 1e-15);
+  EXPECT_TRUE(std::isnan(predicted.w[3]));  // no room for the class of 3
+  const auto listed = nlohmann::json::parse(to_json(all_different));
+  for (const auto& [key, found, wanted] :
+       {std::tuple{"block_cos_h", &all_different.block_cos_h.predicted, &predicted.h},
+        {"block_cos_w", &all_different.block_cos_w.predicted, &predicted.w}}) {
+    ASSERT_EQ(found->size(), 25U) << key;
+    for (std::size_t i = 0; i < 25; ++i) {
+      const auto& number = listed[key]["predicted"][i / 5][i % 5];
+      EXPECT_EQ(std::isnan((*found)[i]), std::isnan((*wanted)[i])) << key << i;
+      EXPECT_EQ(number.is_null(), std::isnan((*wanted)[i])) << key << i;
+      if (number.is_null()) continue;
+      EXPECT_EQ(number.get<double>(), (*wanted)[i]) << key << i;
+    }
+  }
 }
 
 TEST_P(Imbalance, GeometryDistanceRefusesWrongShapes) {

@@ -382,6 +382,91 @@ TEST(Predict, AWidthThatCutsThroughAnEigenspace) {
   EXPECT_EQ(prediction.directions[0].surviving, 2);
   EXPECT_FALSE(prediction.lost_classes.has_value());
   EXPECT_THROW(predicted_logits(model), UsageError);
+  EXPECT_THROW(predicted_cosines(model), UsageError);
+}
+
+/// The vectors of the classes at the minimiser in coordinates of their own: columns diag(w) U^T, or diag(z) V^T D^-1.
+Dense vectors_at_minimum(const UfmOptions& model, bool left) {
+  const LabelSpectrum spectrum(model.counts, model.label_model());
+  Dense vectors = basis(spectrum, left);
+  Index i = 0;
+  for (const auto& direction : predict(model).directions)
+    for (Index copy = 0; copy < direction.multiplicity; ++copy, ++i)
+      for (Index k = 0; k < vectors.cols; ++k)
+        vectors(i, k) *= left ? direction.w
+                              : direction.z / std::sqrt(static_cast<double>(model.counts[static_cast<std::size_t>(k)]));
+  return vectors;
+}
+
+TEST(Predict, CosinesBySize) {
+  for (const std::vector<Index>& counts :
+       {std::vector<Index>{12, 20, 5, 12, 3}, {7, 7, 7}, {1000000, 999999, 3, 3, 1}, {9, 8, 7, 6, 5, 5, 5, 5, 2}})
+    for (const Index layers : {1, 2, 4})
+      for (const bool bias : {true, false})
+        for (const MeanCentre centre : {MeanCentre::samples, MeanCentre::classes}) {
+          const UfmOptions model = ufm(counts, layers, layers == 1 ? 1e-4 : 2e-3, layers == 1 ? 1e-4 : 2e-3, bias);
+          const PredictedCosines found = predicted_cosines(model, centre);
+          const auto m = static_cast<Index>(found.sizes.size());
+          EXPECT_TRUE(std::is_sorted(found.sizes.rbegin(), found.sizes.rend()));
+          double samples = 0;
+          for (const Index count : counts) samples += static_cast<double>(count);
+          for (const bool left : {true, false}) {
+            Dense vectors = vectors_at_minimum(model, left);
+            for (Index i = 0; !left && i < vectors.rows; ++i) {
+              double mean = 0;
+              for (Index k = 0; k < vectors.cols; ++k)
+                mean += vectors(i, k) * (centre == MeanCentre::classes
+                                             ? 1 / static_cast<double>(vectors.cols)
+                                             : static_cast<double>(counts[static_cast<std::size_t>(k)]) / samples);
+              for (Index k = 0; k < vectors.cols; ++k) vectors(i, k) -= mean;
+            }
+            const Dense gram = times(transposed(vectors), vectors);
+            const Vector& cosines = left ? found.w : found.h;
+            ASSERT_EQ(cosines.size(), static_cast<std::size_t>(m * m));
+            Vector compared(cosines.size());
+            for (Index j = 0; j < gram.rows; ++j)
+              for (Index k = 0; k < gram.cols; ++k) {
+                const auto place = [&](Index of) {
+                  return std::find(found.sizes.begin(), found.sizes.end(), counts[static_cast<std::size_t>(of)]) -
+                         found.sizes.begin();
+                };
+                const auto at = static_cast<std::size_t>(place(j) * m + place(k));
+                if (j == k) continue;
+                compared[at] += 1;
+                if (gram(j, j) > 0 && gram(k, k) > 0) {
+                  EXPECT_NEAR(cosines[at], gram(j, k) / std::sqrt(gram(j, j) * gram(k, k)), 1e-12)
+                      << layers << bias << left << " classes " << j << ", " << k;
+                } else {
+                  EXPECT_TRUE(std::isnan(cosines[at])) << layers << bias << left << " classes " << j << ", " << k;
+                }
+              }
+            for (std::size_t at = 0; at < cosines.size(); ++at)
+              EXPECT_EQ(compared[at] == 0 || std::isnan(cosines[at]), std::isnan(cosines[at])) << at;
+          }
+        }
+}
+
+TEST(Predict, CosinesOfBalancedAndOfLostClasses) {
+  // The simplex: with a bias the classifiers', without one that of the means less their own mean. Without bias the
+  // classifiers are orthogonal.
+  for (const bool bias : {true, false}) {
+    const PredictedCosines cosines = predicted_cosines(ufm({10, 10, 10, 10}, 2, 1e-4, 1e-4, bias));
+    EXPECT_EQ(cosines.sizes, (std::vector<Index>{10}));
+    EXPECT_NEAR(cosines.h.at(0), -1.0 / 3, 1e-14);
+    EXPECT_NEAR(cosines.w.at(0), bias ? -1.0 / 3 : 0, 1e-14);
+  }
+  // Two classes with a bias: one direction, on both sides of 0.
+  const PredictedCosines two = predicted_cosines(ufm({90, 10}, 1, 1e-4, 1e-4, true));
+  EXPECT_NEAR(two.h.at(1), -1, 1e-14);
+  EXPECT_NEAR(two.w.at(2), -1, 1e-14);
+  EXPECT_TRUE(std::isnan(two.h.at(0)));  // a class of a size of its own has no other of it
+  // Without bias and above N lambda = sqrt(n_k) class k vanishes (L = 1): its mean is 0, which the centre is not.
+  const PredictedCosines lost = predicted_cosines(ufm({400, 1}, 1, 5.0 / 401, 5.0 / 401, false));
+  EXPECT_TRUE(std::isnan(lost.w.at(1)));
+  EXPECT_NEAR(lost.h.at(1), -1, 1e-12);
+  // Where nothing survives there is no direction, and with one class no difference.
+  for (const double cosine : predicted_cosines(ufm({4, 4, 2}, 1, 1, 1, true)).h) EXPECT_TRUE(std::isnan(cosine));
+  EXPECT_TRUE(std::isnan(predicted_cosines(ufm({5}, 1, 1e-3, 1e-3, true)).h.at(0)));
 }
 
 TEST(Predict, WrongInput) {
