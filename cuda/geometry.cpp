@@ -314,12 +314,7 @@ PairSums CudaBackend::pair_sums(const Matrix& A, const PairQuery& query) {
   sums.cdnv_sum = total[kCdnvSum];
   sums.coincident_means = static_cast<Index>(total[kCoincidentMeans]);
   sums.nearest_squared.assign(total.begin() + nearest_at, total.begin() + sum_at);
-  if (query.fast) {
-    double trace = 0, sum = 0;
-    for (const double norm : query.norms) trace += norm * norm;
-    for (Index j = 0; j < d; ++j) sum += total[sum_at + j] * total[sum_at + j];
-    take(residuals_of(count, trace, sum, gram_query(query)), sums);
-  }
+  if (query.fast) take_residuals(query, {total.begin() + sum_at, total.end()}, sums);
   return sums;
 }
 

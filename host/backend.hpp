@@ -106,7 +106,7 @@ struct PairSums {
   /// E, where the products were narrow (PairQuery::fast); else 0. No cosine is off by more than E. A pair whose squared
   /// distance is below 64 E (at least 1e-4) of the sum of both squared norms is evaluated directly, in double, so that
   /// coincident pairs are found as such; all other squared distances, of rows and of unit rows, are off by at most E
-  /// times that sum, 1/64 of themselves. The residuals come from Backend::product_residuals then.
+  /// times that sum, 1/64 of themselves. The residuals come from Backend::take_residuals then.
   double cosine_error = 0;
 };
 inline constexpr double kPairMargin = 64;  ///< the factor of E above
@@ -273,7 +273,7 @@ class Backend {
     const std::vector<double> ones(static_cast<std::size_t>(A.rows), 1.0);
     double trace = 0, sum = 0;
     for (const double dot : row_dots(A, B)) trace += dot;
-    const auto of_a = weighted_row_sum(A, ones), of_b = A.data() == B.data() ? of_a : weighted_row_sum(B, ones);
+    const auto of_a = weighted_row_sum(A, ones), of_b = weighted_row_sum(B, ones);
     for (std::size_t j = 0; j < of_a.size(); ++j) sum += of_a[j] * of_b[j];
     return residuals_of(A.rows, trace, sum, query);
   }
@@ -291,13 +291,14 @@ class Backend {
     if (query.frame_norm > 0) sums.frame_residual = residual((trace + offsets) / std::sqrt(r), query.frame_norm);
     return sums;
   }
-  /// For A A^T, whose uncentred form has offsets on both sides.
-  static ProductQuery gram_query(const PairQuery& query) {
+  /// The residuals of PairSums in the same way, from the sum of the rows of A [cols]; the query's norms are the trace.
+  static void take_residuals(const PairQuery& query, const std::vector<double>& row_sum, PairSums& sums) {
+    double trace = 0, sum = 0;
+    for (const double norm : query.norms) trace += norm * norm;
+    for (const double value : row_sum) sum += value * value;
     ProductQuery product{query.gram_norm, query.offsets, query.frame_norm};
-    for (double& offset : product.row_offsets) offset *= 2;
-    return product;
-  }
-  static void take(const ProductSums& found, PairSums& sums) {
+    for (double& offset : product.row_offsets) offset *= 2;  // on both sides
+    const ProductSums found = residuals_of(static_cast<Index>(query.norms.size()), trace, sum, product);
     sums.etf_residual = found.etf_residual;
     sums.frame_residual = found.frame_residual;
   }

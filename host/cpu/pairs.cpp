@@ -399,7 +399,8 @@ PairSums CpuBackend::pair_sums(const Matrix& A, const PairQuery& query) {
     reducer.merge_nearest(at, total.nearest_squared);
   }
   for (const PairSums& part : parts) add(total, part);
-  if (query.fast) take(product_residuals(A, A, gram_query(query)), total);
+  if (query.fast)
+    take_residuals(query, weighted_row_sum(A, std::vector<double>(static_cast<std::size_t>(count), 1.0)), total);
   return total;
 }
 
