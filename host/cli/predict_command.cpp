@@ -18,6 +18,7 @@
 #include "host/io/report_json.hpp"
 #include "ncollapse/decomposition.hpp"
 #include "ncollapse/error.hpp"
+#include "ncollapse/metrics.hpp"
 #include "ncollapse/theory.hpp"
 #include "ncollapse/version.hpp"
 
@@ -28,8 +29,8 @@ namespace {
 constexpr Index kMaxLogitClasses = 1000;  // K x K numbers above that help nobody
 constexpr std::size_t kMaxTableRows = 40;
 constexpr std::size_t kMaxLayerColumns = 3;
-constexpr std::size_t kMaxCriticalSizes = 100;  // of classes; the cube of their number is the time that it takes
-constexpr std::size_t kMaxCosineSizes = 64, kMaxTableCosines = 8;
+constexpr Index kMaxCriticalSizes = 100;  // of classes; the cube of their number is the time that it takes
+constexpr Index kMaxTableCosines = 8;
 constexpr double kDenseTolerance = 1e-9;
 
 struct PredictOptions {
@@ -80,8 +81,8 @@ DenseComparison compare_with_dense(const UfmOptions& model, const PredictOptions
   return result;
 }
 
-std::size_t distinct_sizes(const UfmOptions& model) {
-  return std::set<Index>(model.counts.begin(), model.counts.end()).size();
+Index distinct_sizes(const UfmOptions& model) {
+  return static_cast<Index>(std::set<Index>(model.counts.begin(), model.counts.end()).size());
 }
 
 /// Logarithms of the products from which classes are lost, [K]; empty where that is left out.
@@ -150,13 +151,13 @@ Json to_json(const UfmOptions& model, const UfmPrediction& prediction, const std
       json["status"][key] = "the width cuts through an eigenspace, so the minimiser does not determine it";
     return json;
   }
-  if (distinct_sizes(model) <= kMaxCosineSizes) {
+  if (distinct_sizes(model) <= BlockCosines::kMostSizes) {
     const PredictedCosines cosines = predicted_cosines(model);
     json["cosines"] = {{"sizes", cosines.sizes},
                        {"h", square_json(cosines.h, cosines.sizes.size())},
                        {"w", square_json(cosines.w, cosines.sizes.size())}};
   } else {
-    json["status"]["cosines"] = fmt::format("left out above {} distinct class sizes", kMaxCosineSizes);
+    json["status"]["cosines"] = fmt::format("left out above {} distinct class sizes", BlockCosines::kMostSizes);
   }
   if (prediction.classes <= kMaxLogitClasses)
     json["class_mean_logits"] = square_json(predicted_logits(model), static_cast<std::size_t>(prediction.classes));
@@ -204,17 +205,22 @@ std::string logits_table(const UfmOptions& model, const UfmPrediction& predictio
 
 std::string cosines_table(const UfmOptions& model) {
   const PredictedCosines cosines = predicted_cosines(model);
+  const std::size_t groups = cosines.sizes.size();
+  const std::size_t width = std::max<std::size_t>(9, std::to_string(cosines.sizes.front()).size());
+  const auto text_of = [](double cosine) {
+    return std::isnan(cosine) ? "-" : fmt::format("{:.4f}", std::round(cosine * 1e4) / 1e4 + 0.0);  // no -0.0000
+  };
   std::string text;
   for (const auto& [title, values] : {std::pair{"of class means", &cosines.h}, {"of classifiers", &cosines.w}}) {
     text += fmt::format("\n{:>14}", title);
-    for (const Index size : cosines.sizes) text += fmt::format(" {:>9}", size);
+    for (const Index size : cosines.sizes) text += fmt::format(" {:>{}}", size, width);
     for (std::size_t i = 0; i < values->size(); ++i) {
-      if (i % cosines.sizes.size() == 0) text += fmt::format("\n{:>14}", cosines.sizes[i / cosines.sizes.size()]);
-      text += std::isnan((*values)[i]) ? fmt::format(" {:>9}", "-") : fmt::format(" {:>9.4f}", (*values)[i]);
+      if (i % groups == 0) text += fmt::format("\n{:>14}", cosines.sizes[i / groups]);
+      text += fmt::format(" {:>{}}", text_of((*values)[i]), width);
     }
     text += "\n";
   }
-  return text + "cosines of two classes of these sizes; class means are centred\n";
+  return text + "cosines of two classes of these sizes; class means less the mean of all samples\n";
 }
 
 std::string to_table(const UfmOptions& model, const UfmPrediction& prediction,

@@ -114,15 +114,16 @@ BlockCosines read_blocks(const Json& report, const std::string& key, const Place
   result.sizes = sample_counts(blocks, "sizes", place);
   const auto read_square = [&](const std::string& name, std::vector<double>& square) {
     for (const Json& row : part(blocks, name, Json::value_t::array, place)) {
-      if (!row.is_array()) fail(place, fmt::format("a row of \"{}\" is not an array", key));
+      if (!row.is_array()) fail(place, fmt::format("a row of \"{}\" of \"{}\" is not an array", name, key));
       if (row.size() != result.sizes.size())
-        fail(place,
-             fmt::format("\"{}\" has a row of {} cosines for {} class sizes", key, row.size(), result.sizes.size()));
+        fail(place, fmt::format("\"{}\" of \"{}\" has a row of {} numbers for {} class sizes", name, key, row.size(),
+                                result.sizes.size()));
       const std::vector<double> cosines = numbers(row, key, place);
       square.insert(square.end(), cosines.begin(), cosines.end());
     }
     if (!square.empty() && square.size() != result.sizes.size() * result.sizes.size())
-      fail(place, fmt::format("\"{}\" has {} cosines for {} class sizes", key, square.size(), result.sizes.size()));
+      fail(place, fmt::format("\"{}\" of \"{}\" has {} numbers for {} class sizes", name, key, square.size(),
+                              result.sizes.size()));
   };
   read_square("cosines", result.cosines);
   read_square("predicted", result.predicted);

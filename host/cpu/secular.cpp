@@ -6,6 +6,7 @@
 #include <lapacke.h>
 
 #include <cmath>
+#include <limits>
 
 #include "host/theory/structure.hpp"
 #include "ncollapse/error.hpp"
@@ -17,9 +18,12 @@ namespace ncollapse {
 
 namespace {
 
-// sum_i g_i/(s_i - x) increases from pole to pole; from dlaed4's root two steps reach working precision.
+// sum_i g_i/(s_i - x) increases from pole to pole; from dlaed4's root one or two steps reach working precision, a few
+// more where sizes are 1e13 times each other.
 void polish(SecularRoot& root, const std::vector<Index>& sizes, const std::vector<double>& weights) {
-  for (int step = 0; step < 2; ++step) {
+  constexpr double kSettled = 8 * std::numeric_limits<double>::epsilon();
+  double change = 1;
+  for (int step = 0; step < 8 && change > kSettled; ++step) {
     double value = 0, slope = 0;
     for (std::size_t i = 0; i < sizes.size(); ++i) {
       const double gap = static_cast<double>(sizes[i] - sizes[root.pole]) - root.offset, term = weights[i] / gap;
@@ -28,6 +32,7 @@ void polish(SecularRoot& root, const std::vector<Index>& sizes, const std::vecto
     }
     const double next = root.offset - value / slope;
     if (!(next * root.offset > 0)) return;  // never across the pole
+    change = std::abs(next / root.offset - 1);
     root.offset = next;
   }
 }

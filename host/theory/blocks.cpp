@@ -26,7 +26,7 @@ BlockStatistics block_cosines(Backend& backend, const std::vector<Index>& counts
   BlockStatistics blocks;
   blocks.mean.sizes = s.sizes;
   const bool alone = m == A.rows;
-  if (alone && m > kMaxListedGroups) return blocks;
+  if (alone && m > BlockCosines::kMostSizes) return blocks;
   std::vector<double> inverse;
   for (const double norm : norms) inverse.push_back(1 / norm);
   const Matrix directions = group_sums(backend, s, A, inverse);
@@ -45,7 +45,7 @@ BlockStatistics block_cosines(Backend& backend, const std::vector<Index>& counts
         const double pairs = g == h ? own * (own - 1) : own * others;  // ordered
         const double mean = pairs > 0 ? (g == h ? dot - own : dot) / pairs : std::numeric_limits<double>::quiet_NaN();
         if (pairs > 0) between += pairs * (mean - simplex) * (mean - simplex) / 2;
-        if (m <= kMaxListedGroups) blocks.mean.cosines.push_back(mean);
+        if (m <= BlockCosines::kMostSizes) blocks.mean.cosines.push_back(mean);
       }
     }
   }

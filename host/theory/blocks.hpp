@@ -9,9 +9,6 @@
 
 namespace ncollapse {
 
-/// Of so many groups a matrix of cosines is listed.
-inline constexpr Index kMaxListedGroups = 64;
-
 struct BlockStatistics {
   BlockCosines mean;
   /// Root mean square of cos_jk - mean of its block over all pairs; resolves down to about 1e-8. Empty when no two

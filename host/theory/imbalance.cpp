@@ -12,7 +12,6 @@
 #include "host/decomposition.hpp"
 #include "host/moments.hpp"
 #include "host/numbers.hpp"
-#include "host/theory/blocks.hpp"
 #include "host/theory/decays.hpp"
 #include "host/theory/distance.hpp"
 #include "host/theory/geometry.hpp"
@@ -308,7 +307,7 @@ void Imbalance::minimiser(const GroupedPair& contrasts) {
   out_.spectrum = distance.spectrum;
   const std::string family = ufm.bias ? "ufmb_" : "gof_";
   set(family + "rank_pred", static_cast<double>(prediction.rank()));
-  if (prediction.lost_classes && spectrum.structure().groups() <= kMaxListedGroups)
+  if (prediction.lost_classes && spectrum.structure().groups() <= BlockCosines::kMostSizes)
     out_.cosines = predicted_cosines(ufm, in_.centre);
   const auto report = [&](const std::string& name, double value) {
     const auto why = distance.undefined.find(name);

@@ -34,7 +34,7 @@ struct ImbalanceMeasures {
   std::map<std::string, std::string> undefined;              ///< key -> why
   std::vector<SpectrumRow> spectrum;                         ///< only with weight decays
   std::vector<double> singular_values_w, singular_values_z;  ///< of W and of Z = M D; only with weight decays
-  PredictedCosines cosines;  ///< only with weight decays, of at most kMaxListedGroups groups, if determined
+  PredictedCosines cosines;  ///< only with weight decays, of at most BlockCosines::kMostSizes sizes, if determined
 };
 
 /// Throws UsageError for the weight decays of the layers without those of the features or the other way round, for

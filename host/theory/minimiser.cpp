@@ -103,6 +103,18 @@ std::vector<DirectionPrediction> directions_of(const LabelSpectrum& spectrum, co
   return directions;
 }
 
+/// Those of the model's decays, all within the range of double.
+std::vector<DirectionPrediction> directions_of(const LabelSpectrum& spectrum, const UfmOptions& options) {
+  auto directions = directions_of(spectrum, options, Model(spectrum.samples(), options));
+  for (const auto& direction : directions) {
+    const bool positive = direction.w > 0 && direction.z > 0;
+    if (direction.surviving > 0 && !(positive && std::isfinite(direction.w * direction.z)))
+      throw UsageError("with these weight decays a singular value of the minimiser leaves the range of double",
+                       "take weight decays above 1e-300");
+  }
+  return directions;
+}
+
 bool cuts_through(const std::vector<DirectionPrediction>& directions) {
   return std::any_of(directions.begin(), directions.end(),
                      [](const auto& d) { return d.surviving > 0 && d.surviving < d.multiplicity; });
@@ -249,16 +261,18 @@ struct GroupColumns {
       for (Index r = 0; r < m; ++r) shared[i * m + r] *= factors[i];
     }
   }
-  /// Less their mean, in which group i has the weight weights[i]: contrasts have no part in it.
+  /// Less their mean, in which group i has the weight weights[i]: contrasts have no part in it. Differences are taken
+  /// first, or nothing would be left of a group with nearly all of the weight.
   void centre(const std::vector<double>& weights) {
     const auto m = static_cast<Index>(own.size());
-    for (Index r = 0; r < m; ++r) {
-      double mean = 0;
-      for (Index i = 0; i < m; ++i) mean += weights[i] * shared[i * m + r];
-      for (Index i = 0; i < m; ++i) shared[i * m + r] -= mean;
-    }
+    const std::vector<double> from = shared;
+    for (Index i = 0; i < m; ++i)
+      for (Index r = 0; r < m; ++r) {
+        shared[i * m + r] = 0;
+        for (Index j = 0; j < m; ++j) shared[i * m + r] += weights[j] * (from[i * m + r] - from[j * m + r]);
+      }
   }
-  /// Of two classes, by group. Norms that rounding alone may be are 0.
+  /// Of two classes, by group.
   std::vector<double> cosines(const LabelSpectrum::Structure& s) const {
     const auto m = static_cast<Index>(own.size());
     const auto dot = [&](Index i, Index j) {
@@ -269,12 +283,11 @@ struct GroupColumns {
       const auto classes = static_cast<double>(s.members(i));
       norms.push_back(std::sqrt(dot(i, i) + own[i] * own[i] * (1 - 1 / classes)));
     }
-    const double zero = 64 * kEps * *std::max_element(norms.begin(), norms.end());
     std::vector<double> all;
     for (Index i = 0; i < m; ++i)
       for (Index j = 0; j < m; ++j) {
         const double inside = i == j ? own[i] * own[i] / static_cast<double>(s.members(i)) : 0.0;
-        const bool defined = (i != j || s.members(i) > 1) && norms[i] > zero && norms[j] > zero;
+        const bool defined = (i != j || s.members(i) > 1) && norms[i] > 0 && norms[j] > 0;
         all.push_back(defined ? std::clamp((dot(i, j) - inside) / (norms[i] * norms[j]), -1.0, 1.0)
                               : std::numeric_limits<double>::quiet_NaN());
       }
@@ -348,7 +361,7 @@ UfmPrediction predict(const UfmOptions& options) {
   prediction.classes = spectrum.classes();
   prediction.samples = spectrum.samples();
   const Model model(spectrum.samples(), options);
-  prediction.directions = directions_of(spectrum, options, model);
+  prediction.directions = directions_of(spectrum, options);
   for (const auto& direction : prediction.directions) {
     if (direction.sigma == 0) continue;
     const double share = direction.sigma * direction.sigma / (2 * model.samples);
@@ -356,12 +369,6 @@ UfmPrediction predict(const UfmOptions& options) {
     prediction.minimum += share * (static_cast<double>(direction.multiplicity) - alive);
     if (alive > 0)
       prediction.minimum += share * alive * value_at(model.layers, model.log_alpha(direction.sigma), direction.x);
-  }
-  for (const auto& direction : prediction.directions) {
-    const bool positive = direction.w > 0 && direction.z > 0;
-    if (direction.surviving > 0 && !(positive && std::isfinite(direction.w * direction.z)))
-      throw UsageError("with these weight decays a singular value of the minimiser leaves the range of double",
-                       "take weight decays above 1e-300");
   }
   if (!std::isfinite(prediction.minimum)) throw UsageError("with these weight decays the minimum is not a number");
   if (options.bias)
@@ -394,7 +401,7 @@ std::vector<double> class_critical_lambda_products_log10(const UfmOptions& optio
 std::vector<double> predicted_logits(const UfmOptions& options) {
   check(options);
   const LabelSpectrum spectrum(options.counts, options.label_model());
-  const auto directions = directions_of(spectrum, options, Model(spectrum.samples(), options));
+  const auto directions = directions_of(spectrum, options);
   if (cuts_through(directions))
     throw UsageError("the width " + std::to_string(options.width) +
                      " cuts through an eigenspace, so the minimiser does not determine the logits");
@@ -415,7 +422,7 @@ std::vector<double> predicted_logits(const UfmOptions& options) {
 PredictedCosines predicted_cosines(const UfmOptions& options, MeanCentre centre) {
   check(options);
   const LabelSpectrum spectrum(options.counts, options.label_model());
-  const auto directions = directions_of(spectrum, options, Model(spectrum.samples(), options));
+  const auto directions = directions_of(spectrum, options);
   if (cuts_through(directions))
     throw UsageError("the width " + std::to_string(options.width) +
                      " cuts through an eigenspace, so the minimiser does not determine the cosines");

@@ -64,8 +64,10 @@ struct PerClassMetric {
 
 /// Mean cosines between groups of classes of equal size (Hong & Ling 2023).
 struct BlockCosines {
-  std::vector<Index> sizes;     ///< n of each group, descending, [m]
-  std::vector<double> cosines;  ///< [m x m]; inside a group over its pairs: NaN for a group of one. Empty when m > 64
+  static constexpr Index kMostSizes = 64;  ///< of so many a matrix is listed
+  std::vector<Index> sizes;                ///< n of each group, descending, [m]
+  std::vector<double>
+      cosines;  ///< [m x m]; inside a group over its pairs: NaN for a group of one. Empty above kMostSizes
   /// The same at the global minimiser (PredictedCosines). Empty without weight decays, where not all classes have
   /// samples, where the width cuts through an eigenspace, and where `cosines` is.
   std::vector<double> predicted;

@@ -135,8 +135,8 @@ struct PredictedCosines {
 };
 
 /// W W^T = U diag(w^2) U^T and M M^T = D^-1 V diag(z^2) V^T D^-1, of which the rows are normalised (Liu 2024, Dang et
-/// al. 2023). With a bias the mean of all samples is 0 at the minimiser. O(m^3) time, O(m^2) memory. Deterministic.
-/// Throws UsageError as predict and when the width cuts through an eigenspace.
+/// al. 2023). With a bias the mean of all samples is 0 at the minimiser. O(K log K + m^3) time, O(K + m^2) memory.
+/// Deterministic. Throws UsageError as predict and when the width cuts through an eigenspace.
 NCOLLAPSE_EXPORT PredictedCosines predicted_cosines(const UfmOptions& options, MeanCentre centre = MeanCentre::samples);
 
 /// One eigenspace of the label matrix, predicted beside measured. Measured values are

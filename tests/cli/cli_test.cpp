@@ -668,9 +668,16 @@ TEST_F(Command, PredictsTheMinimiser) {
   EXPECT_EQ(json["class_mean_logits"].size(), 5U);
   EXPECT_EQ(json["cosines"]["sizes"], Json({20, 12, 5, 3}));
   EXPECT_TRUE(json["cosines"]["w"][0][0].is_null());  // there is no other class of 20
-  EXPECT_LT(json["cosines"]["h"][1][1].get<double>(), -0.2);
-  EXPECT_EQ(json["cosines"]["w"][0][3], json["cosines"]["w"][3][0]);
-  EXPECT_EQ(words_in(table.out, {"of class means", "of classifiers", "centred"}), "");
+  const PredictedCosines cosines = predicted_cosines({{20, 12, 12, 5, 3}, {2e-3, 2e-3}, 1e-3, true, 0});
+  EXPECT_EQ(json["cosines"]["h"][1][2].get<double>(), cosines.h[4 + 2]);
+  EXPECT_EQ(json["cosines"]["w"][3][0].get<double>(), cosines.w[3 * 4]);
+  EXPECT_EQ(words_in(table.out, {"of class means", "of classifiers", "mean of all samples"}), "");
+  std::string sizes = "1";
+  for (int size = 2; size <= 65; ++size) sizes += "," + std::to_string(size);
+  const Json many = Json::parse(
+      run_command({"predict", "--counts", sizes, "--lambda-w", "1e-5", "--lambda-h", "1e-5", "--json", "-"}).out);
+  EXPECT_TRUE(many["cosines"].is_null());
+  EXPECT_EQ(words_in(many["status"]["cosines"].get<std::string>(), {"64"}), "");
   EXPECT_EQ(json["lost_classes"], Json::array());
   EXPECT_EQ(json["class_critical_lambda_product_log10"].size(), 5U);
   EXPECT_TRUE(json["class_critical_lambda_product_log10"][0].is_null());  // the largest class is never lost

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
@@ -218,6 +219,27 @@ TEST_F(Plot, WhatAnalyzeAndSimulateWriteCanBeDrawn) {
         if (i != j || i == 0) {
           EXPECT_NEAR(end[key]["cosines"][i][j].get<double>(), end[key]["predicted"][i][j].get<double>(), 1e-4) << key;
         }
+  // Predicted below measured, means beside classifiers, one scale.
+  std::map<std::string, std::array<double, 2>> places;  // left and top of a map, as shares from the left and the bottom
+  const std::string cosines_script = read_file(out("cosines.gp"));
+  for (const auto* title :
+       {"class means, block_cos_h", "class means, predicted", "classifiers, block_cos_w", "classifiers, predicted"}) {
+    const auto begin = cosines_script.find("# " + std::string(title) + "\n");
+    ASSERT_NE(begin, std::string::npos) << title;
+    const auto number_after = [&](const std::string& words) {
+      return std::stod(cosines_script.substr(cosines_script.find(words, begin) + words.size()));
+    };
+    places[title] = {number_after("set lmargin at screen "), number_after("set tmargin at screen ")};
+  }
+  for (const std::string of : {"class means", "classifiers"}) {
+    const auto& [left, top] = places[of + (of == "classifiers" ? ", block_cos_w" : ", block_cos_h")];
+    EXPECT_EQ((places[of + ", predicted"][0]), left) << of;
+    EXPECT_LT((places[of + ", predicted"][1]), top) << of;
+  }
+  EXPECT_LT(places["class means, predicted"][0], places["classifiers, predicted"][0]);
+  const auto scale = cosines_script.find("\nset colorbox");
+  EXPECT_GT(scale, cosines_script.find("# classifiers, predicted"));
+  EXPECT_EQ(cosines_script.find("\nset colorbox", scale + 1), std::string::npos);
   EXPECT_EQ(words_in(read_file(out("cosines.gp")), {"'L = 2, with bias, d = 6'", "'n_k = 5 x 2, 3, 2'",
                                                     "'lambda_W = 0.002, lambda_H = 0.001, run.jsonl, iteration "}),
             "");
@@ -369,7 +391,8 @@ TEST_F(Plot, ABrokenLineIsAnError) {
   broken(R"({"type": "end", "per_class": {"counts": [1, 2], "nc1_per_class": [1]}})", {"nc1_per_class", "1", "2"});
   broken(R"({"type": "end", "block_cos_h": {"sizes": [1], "cosines": [[1, 2]]}})", {"block_cos_h", "2", "1"});
   broken(R"({"type": "end", "block_cos_h": {"sizes": [2, 1], "cosines": [[1, 2, 3, 4], []]}})", {"block_cos_h", "4"});
-  broken(R"({"type": "end", "block_cos_h": {"sizes": [2, 1], "predicted": [[1, 2], [3]]}})", {"block_cos_h", "1", "2"});
+  broken(R"({"type": "end", "block_cos_h": {"sizes": [2, 1], "predicted": [[1, 2], [3]]}})",
+         {"\"predicted\" of \"block_cos_h\"", "row of 1"});
   broken(R"({"type": "end", "block_cos_h": {"sizes": [18446744073709551615], "cosines": [[1]]}})", {"not whole"});
 
   std::string report = a_report().dump(2);
@@ -469,7 +492,7 @@ TEST_F(Plot, CosinesOfClassesThatAllDifferInSize) {
   const Table cosines(out("cosines.dat"));
   ASSERT_EQ(cosines.lines.size(), 4U * 3 * 3);
   EXPECT_EQ(cosines.at(1, "size_row") + " " + cosines.at(1, "size_column"), "9 5");
-  EXPECT_LE(std::stod(cosines.at(1, "cosine")), 0);  // with a bias any two means of a collapsed network part
+  EXPECT_LE(std::stod(cosines.at(1, "cosine")), 0);  // of these sizes
   EXPECT_EQ(cosines.at(4, "cosine"), "NaN");
 }
 

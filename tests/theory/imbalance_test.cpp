@@ -604,6 +604,36 @@ TEST_P(Imbalance, BlocksOfEqualSizes) {
   }
 }
 
+TEST_P(Imbalance, CosinesAtTheMinimiser) {
+  for (const auto& counts : kImbalances)
+    for (const bool bias : {true, false}) {
+      const UfmOptions model{counts, {2e-3}, 1e-3, bias, 0};
+      const Minimiser point = minimiser(model);
+      Classifier head;
+      for (const Dense& layer : point.layers) head.layers.push_back(view(layer.values.data(), layer.rows, layer.cols));
+      const Vector biases = predict(model).bias;
+      if (bias) head.bias = view(biases.data(), 1, static_cast<Index>(biases.size()));
+      for (const Convention convention : {Convention::zhu, Convention::papyan}) {
+        const Report report =
+            measure(moments_of(counts, point.features),
+                    {.classifier = &head, .lambda_w = model.lambda_w, .lambda_h = model.lambda_h}, convention);
+        const PredictedCosines expected =
+            predicted_cosines(model, convention == Convention::zhu ? MeanCentre::samples : MeanCentre::classes);
+        for (const auto& [blocks, predicted] :
+             {std::pair{&report.block_cos_h, &expected.h}, {&report.block_cos_w, &expected.w}}) {
+          EXPECT_EQ(blocks->sizes, expected.sizes);
+          ASSERT_EQ(blocks->cosines.size(), predicted->size());
+          ASSERT_EQ(blocks->predicted.size(), predicted->size());
+          for (std::size_t i = 0; i < predicted->size(); ++i) {
+            if (std::isnan((*predicted)[i])) continue;
+            EXPECT_EQ(blocks->predicted[i], (*predicted)[i]);
+            EXPECT_NEAR(blocks->cosines[i], (*predicted)[i], 1e-12) << bias << counts.size() << " " << i;
+          }
+        }
+      }
+    }
+}
+
 TEST_P(Imbalance, GeometryDistanceRefusesWrongShapes) {
   const Dense three(3, 2), four(4, 2), wide(3, 3);
   const UfmOptions model{{5, 3, 2}, {1e-3}, 1e-3, true, 0};

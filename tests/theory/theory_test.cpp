@@ -81,6 +81,22 @@ TEST(LabelSpectrum, InterlacesWithTheClassSizes) {
   }
 }
 
+TEST(LabelSpectrum, SizesFarApart) {
+  const std::vector<Index> counts{1'000'000'000'000'000, 500'000'000'000'000, 3, 1};
+  const std::vector<double> sigma = LabelSpectrum(counts, LabelModel::with_bias).sigma();
+  for (std::size_t r = 0; r < 3; ++r) {
+    long double low = static_cast<long double>(counts[r + 1]), high = static_cast<long double>(counts[r]);
+    for (int halving = 0; halving < 200; ++halving) {
+      const long double middle = low + (high - low) / 2;
+      long double sum = 0;
+      for (const Index count : counts)
+        sum += static_cast<long double>(count) / (static_cast<long double>(count) - middle);
+      (sum < 0 ? low : high) = middle;
+    }
+    EXPECT_NEAR(sigma[r] * sigma[r] / static_cast<double>(low), 1, 1e-14) << r;
+  }
+}
+
 TEST(LabelSpectrum, ManyEqualClassesShareTheirValue) {
   const LabelSpectrum spectrum(std::vector<Index>(100000, 7), LabelModel::with_bias);
   ASSERT_EQ(spectrum.eigenspaces().size(), 2U);
@@ -366,7 +382,11 @@ TEST(Predict, ExtremeDecaysAndOneClass) {
   // Far below where lambda products underflow every number is still right: s^2 lambda_l = z^2 lambda_h.
   const UfmPrediction tiny = predict(ufm({50, 30}, 1, 1e-300, 1e-300, true));
   EXPECT_NEAR(tiny.directions[0].layer_singular_values[0] / tiny.directions[0].z, 1, 1e-12);
-  EXPECT_THROW(predict(ufm({50, 30}, 1, 1e-310, 1e-310, true)), UsageError);
+  for (const UfmOptions& beyond : {ufm({50, 30}, 1, 1e-310, 1e-310, true), ufm({3, 2, 2}, 4, 1e-300, 1e300, true)}) {
+    EXPECT_THROW(predict(beyond), UsageError);
+    EXPECT_THROW(predicted_logits(beyond), UsageError);
+    EXPECT_THROW(predicted_cosines(beyond), UsageError);
+  }
   // 120 layers: the critical product underflows, its logarithm does not.
   const UfmPrediction deep = predict(ufm({100, 50, 10}, 120, 1e-4, 1e-3, true));
   EXPECT_GT(deep.directions[1].surviving, 0);
@@ -404,7 +424,8 @@ TEST(Predict, CosinesBySize) {
     for (const Index layers : {1, 2, 4})
       for (const bool bias : {true, false})
         for (const MeanCentre centre : {MeanCentre::samples, MeanCentre::classes}) {
-          const UfmOptions model = ufm(counts, layers, layers == 1 ? 1e-4 : 2e-3, layers == 1 ? 1e-4 : 2e-3, bias);
+          const double lambda = layers == 1 ? 1e-4 : layers == 2 ? 1e-3 : 2e-3;  // something survives, not everything
+          const UfmOptions model = ufm(counts, layers, lambda, lambda, bias);
           const PredictedCosines found = predicted_cosines(model, centre);
           const auto m = static_cast<Index>(found.sizes.size());
           EXPECT_TRUE(std::is_sorted(found.sizes.rbegin(), found.sizes.rend()));
@@ -464,6 +485,28 @@ TEST(Predict, CosinesOfBalancedAndOfLostClasses) {
   const PredictedCosines lost = predicted_cosines(ufm({400, 1}, 1, 5.0 / 401, 5.0 / 401, false));
   EXPECT_TRUE(std::isnan(lost.w.at(1)));
   EXPECT_NEAR(lost.h.at(1), -1, 1e-12);
+  // Small rows are exact: those of 3 and 2 are some 1e-9 of the others.
+  const PredictedCosines small =
+      predicted_cosines(ufm({1000000000, 999999999, 999999998, 3, 2}, 1, 1e2 / 3e9, 1e2 / 3e9, true));
+  EXPECT_NEAR(small.w.at(3 * 5 + 4), 1, 1e-12);
+  EXPECT_NEAR(std::abs(small.w.at(3)), std::sqrt(0.75), 1e-8);
+  // And means beside the centre of a class with nearly all samples, without bias: a_i e_i less sum_k n_k/N a_k e_k.
+  const UfmOptions model = ufm({1'000'000'000'000, 2, 1}, 1, 1e-14, 1e-14, false);
+  long double a[3], share[3];
+  for (std::size_t i = 0; i < 3; ++i) {
+    a[i] = predict(model).directions[i].z / std::sqrt(static_cast<long double>(model.counts[i]));
+    share[i] = static_cast<long double>(model.counts[i]) / (1e12L + 3);
+  }
+  const long double rest = share[1] + share[2];
+  const long double first[3] = {rest * a[0], -share[1] * a[1], -share[2] * a[2]},
+                    second[3] = {-share[0] * a[0], (share[0] + share[2]) * a[1], -share[2] * a[2]};
+  long double dot = 0, one = 0, other = 0;
+  for (std::size_t i = 0; i < 3; ++i) {
+    dot += first[i] * second[i];
+    one += first[i] * first[i];
+    other += second[i] * second[i];
+  }
+  EXPECT_NEAR(predicted_cosines(model).h.at(1), static_cast<double>(dot / std::sqrt(one * other)), 1e-14);
   // Where nothing survives there is no direction, and with one class no difference.
   for (const double cosine : predicted_cosines(ufm({4, 4, 2}, 1, 1, 1, true)).h) EXPECT_TRUE(std::isnan(cosine));
   EXPECT_TRUE(std::isnan(predicted_cosines(ufm({5}, 1, 1e-3, 1e-3, true)).h.at(0)));
