@@ -676,8 +676,7 @@ constexpr std::string_view kSpectrumCaption =
 constexpr std::string_view kCosinesCaption =
     "Mean cosines between classes, grouped by their number of samples, largest first; on the diagonal between "
     "different classes of one group. Below, with weight decays, those of the predicted global minimiser. Blue: "
-    "negative, "
-    "white: orthogonal, orange: positive.";
+    "negative, white: orthogonal, orange: positive.";
 
 // Models, data and weight decays; what runs have in common once.
 std::string described(const std::vector<const Recording*>& recordings) {
