@@ -120,6 +120,15 @@ bool cuts_through(const std::vector<DirectionPrediction>& directions) {
                      [](const auto& d) { return d.surviving > 0 && d.surviving < d.multiplicity; });
 }
 
+std::vector<DirectionPrediction> determined_directions(const LabelSpectrum& spectrum, const UfmOptions& options,
+                                                       const std::string& wanted) {
+  auto directions = directions_of(spectrum, options);
+  if (cuts_through(directions))
+    throw UsageError("the width " + std::to_string(options.width) +
+                     " cuts through an eigenspace, so the minimiser does not determine the " + wanted);
+  return directions;
+}
+
 // Predicted logits W M + b 1^T = U diag(w z) V^T D^-1 + (n/N) 1^T; classes of equal size share theirs. Contrasts of
 // group i add (w z)_i (I - 11^T/l_i)/sqrt(s_i). Between groups, with a_i/(s_i - x_r) and b_j/(s_j - x_r) the components
 // of the normalised vectors of root r (structure.hpp) and c_r = (w z)_r, partial fractions give
@@ -401,10 +410,7 @@ std::vector<double> class_critical_lambda_products_log10(const UfmOptions& optio
 std::vector<double> predicted_logits(const UfmOptions& options) {
   check(options);
   const LabelSpectrum spectrum(options.counts, options.label_model());
-  const auto directions = directions_of(spectrum, options);
-  if (cuts_through(directions))
-    throw UsageError("the width " + std::to_string(options.width) +
-                     " cuts through an eigenspace, so the minimiser does not determine the logits");
+  const auto directions = determined_directions(spectrum, options, "logits");
   const auto& s = spectrum.structure();
   const GroupLogits logits(s, directions, options.bias);
   const Index classes = spectrum.classes(), m = s.groups();
@@ -422,10 +428,7 @@ std::vector<double> predicted_logits(const UfmOptions& options) {
 PredictedCosines predicted_cosines(const UfmOptions& options, MeanCentre centre) {
   check(options);
   const LabelSpectrum spectrum(options.counts, options.label_model());
-  const auto directions = directions_of(spectrum, options);
-  if (cuts_through(directions))
-    throw UsageError("the width " + std::to_string(options.width) +
-                     " cuts through an eigenspace, so the minimiser does not determine the cosines");
+  const auto directions = determined_directions(spectrum, options, "cosines");
   const auto& s = spectrum.structure();
   GroupColumns means(s, directions, false, &DirectionPrediction::z);
   std::vector<double> inverse_roots, weights;

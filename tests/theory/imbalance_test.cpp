@@ -634,6 +634,17 @@ TEST_P(Imbalance, CosinesAtTheMinimiser) {
     }
 }
 
+TEST_P(Imbalance, NoCosinesArePredictedWhereAClassHasNoSamples) {
+  Dense features(3, 3);
+  features.values = {2, 0, 0, 0.5, 1, 0, 0, 0, 1};
+  const Report all = measured({4, 2, 1}, features, {features}, {}, 1e-3, 1e-3),
+               absent = measured({4, 2, 0}, features, {features}, {}, 1e-3, 1e-3);
+  EXPECT_EQ(all.block_cos_w.predicted.size(), 9U);
+  EXPECT_EQ(absent.block_cos_w.cosines.size(), 4U);
+  EXPECT_TRUE(absent.block_cos_w.predicted.empty());
+  EXPECT_FALSE(nlohmann::json::parse(to_json(absent))["block_cos_h"].contains("predicted"));
+}
+
 TEST_P(Imbalance, GeometryDistanceRefusesWrongShapes) {
   const Dense three(3, 2), four(4, 2), wide(3, 3);
   const UfmOptions model{{5, 3, 2}, {1e-3}, 1e-3, true, 0};
